@@ -1,0 +1,2 @@
+//! The operator command line.
+fn main() {}
