@@ -1,0 +1,167 @@
+//! The coherent picture of one session, written by its worker alone and read by anyone.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::ids::{Failure, Role, SessionId, SessionState, Version};
+use crate::text::Text;
+
+/// Sessions a data plane holds at once, ended ones not yet forgotten included.
+pub const SESSIONS_MAX: usize = 64;
+
+/// One consistent snapshot. Byte figures are totals since the session began; "forward" is the way
+/// from the sending hypervisor to the receiving one. All words are 64 bits so that a two-cell seqlock
+/// can carry them.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SessionSnapshot {
+    /// Which session; all zeros in a free slot.
+    pub id: SessionId,
+    /// [`Role`] as a number.
+    pub role: u64,
+    /// [`SessionState`] as a number.
+    pub state: u64,
+    /// [`Failure`] as a number.
+    pub failure: u64,
+    /// Highest version that was negotiated, 1 or 3.
+    pub negotiated_version: u64,
+    /// Version of the last batch sent (source) or released (destination); 0: none yet.
+    pub batch_version: u64,
+    /// When the session was opened, `CLOCK_MONOTONIC` nanoseconds.
+    pub opened_ns: u64,
+    /// When it ended; 0: it has not.
+    pub ended_ns: u64,
+    /// Hypervisor connections carried.
+    pub channels: u64,
+    /// Lanes that are up.
+    pub lanes_up: u64,
+    /// Lanes that should be up.
+    pub lanes_wanted: u64,
+    /// Lanes dialled again after a loss.
+    pub lanes_replaced: u64,
+    /// Bytes taken from the hypervisor here.
+    pub hypervisor_bytes_in: u64,
+    /// Bytes delivered to the hypervisor here.
+    pub hypervisor_bytes_out: u64,
+    /// Bytes handed to the lanes, headers included.
+    pub wire_bytes_sent: u64,
+    /// Bytes that came from the lanes, headers included.
+    pub wire_bytes_received: u64,
+    /// Bytes taken from the hypervisor here and not yet delivered at the other end.
+    pub held_bytes: u64,
+    /// The most that `held_bytes` ever was.
+    pub held_bytes_max: u64,
+    /// What `held_bytes` never passes.
+    pub held_bytes_limit: u64,
+    /// The window in force.
+    pub window_bytes: u64,
+    /// Round-trip time, microseconds, smoothed.
+    pub rtt_us: u64,
+    /// Hypervisor bytes a second that the far end takes, filtered.
+    pub delivery_bytes_per_s: u64,
+    /// Batches sent in v1.
+    pub batches_v1: u64,
+    /// Batches sent in v3.
+    pub batches_v3: u64,
+    /// Batches sent a second time because a lane was lost or stalled.
+    pub batches_resent: u64,
+    /// Pages seen.
+    pub pages: u64,
+    /// Pages that were all zero.
+    pub pages_zero: u64,
+    /// Pages sent as a reference to a stored page.
+    pub pages_duplicate: u64,
+    /// Pages sent as a delta.
+    pub pages_delta: u64,
+    /// Passes over RAM that the stream showed.
+    pub rounds: u64,
+    /// 1 once the end of RAM was read from the hypervisor (source) or released to it (destination).
+    pub ram_end: u64,
+    /// Nanoseconds spent encoding (source) or decoding (destination).
+    pub codec_ns: u64,
+    /// Changes of the kill switch that this session's batches have seen.
+    pub switches_seen: u64,
+    /// When the first v1 batch after the last switch to v1 was handed to a lane; 0: none.
+    pub first_v1_batch_ns: u64,
+    /// When the last v3 batch was handed to a lane; 0: none.
+    pub last_v3_batch_ns: u64,
+    /// When the kill switch was thrown, as its writer stamped it; 0: never.
+    pub switch_thrown_ns: u64,
+    /// The peer, `address:port`.
+    pub peer: Text<64>,
+    /// Why it failed and what to do.
+    pub detail: Text<200>,
+}
+
+impl SessionSnapshot {
+    /// A free slot.
+    pub const FREE: Self = Self {
+        id: SessionId([0; 16]),
+        role: 0,
+        state: 0,
+        failure: 0,
+        negotiated_version: 0,
+        batch_version: 0,
+        opened_ns: 0,
+        ended_ns: 0,
+        channels: 0,
+        lanes_up: 0,
+        lanes_wanted: 0,
+        lanes_replaced: 0,
+        hypervisor_bytes_in: 0,
+        hypervisor_bytes_out: 0,
+        wire_bytes_sent: 0,
+        wire_bytes_received: 0,
+        held_bytes: 0,
+        held_bytes_max: 0,
+        held_bytes_limit: 0,
+        window_bytes: 0,
+        rtt_us: 0,
+        delivery_bytes_per_s: 0,
+        batches_v1: 0,
+        batches_v3: 0,
+        batches_resent: 0,
+        pages: 0,
+        pages_zero: 0,
+        pages_duplicate: 0,
+        pages_delta: 0,
+        rounds: 0,
+        ram_end: 0,
+        codec_ns: 0,
+        switches_seen: 0,
+        first_v1_batch_ns: 0,
+        last_v3_batch_ns: 0,
+        switch_thrown_ns: 0,
+        peer: Text::EMPTY,
+        detail: Text::EMPTY,
+    };
+
+    /// Is nobody in this slot?
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.id == SessionId([0; 16])
+    }
+
+    /// The end of the session that this host serves.
+    #[must_use]
+    pub fn role(&self) -> Option<Role> {
+        Role::from_code(u32::try_from(self.role).ok()?)
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> Option<SessionState> {
+        SessionState::from_code(u32::try_from(self.state).ok()?)
+    }
+
+    /// Why it failed.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        u32::try_from(self.failure).ok().and_then(Failure::from_code).unwrap_or(Failure::Protocol)
+    }
+
+    /// Version of the last batch.
+    #[must_use]
+    pub fn batch_version(&self) -> Option<Version> {
+        Version::from_code(u32::try_from(self.batch_version).ok()?)
+    }
+}
