@@ -1,0 +1,337 @@
+//! What must outlive the process: one redb file, JSON rows in named tables.
+//!
+//! In: a table's name, a key, a value that serialises. Out: the same value, also after a crash.
+//! Promise: when a write returns, it is on disk (one fsync'ed transaction each); a second control
+//! plane on the same file is refused; the file is readable by its owner alone, since jobs may hold a
+//! peer's token.
+//!
+//! Every call blocks for one disk access. Callers on the async runtime use `spawn_blocking` where an
+//! fsync of some milliseconds would be in the way.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Longest value, as JSON text.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// Memory that redb may use as a cache: the rows are few and small.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// Handle to the store; a clone is the same store.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    path: PathBuf,
+}
+
+/// What went wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds it.
+    #[error(
+        "{0} is held by another control plane: stop that one, or give this one its own state_dir"
+    )]
+    Held(PathBuf),
+    /// The file or its folder cannot be used.
+    #[error(
+        "cannot open {path}: {reason}; check that the folder exists and that this user may write there"
+    )]
+    Open {
+        /// File meant.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// A read or a write failed.
+    #[error("cannot {action} table {table} of {path}: {reason}; check the disk's space and health")]
+    Io {
+        /// "read" or "write".
+        action: &'static str,
+        /// Table meant.
+        table: String,
+        /// File meant.
+        path: PathBuf,
+        /// What redb said.
+        reason: String,
+    },
+    /// A row is not what its reader expects.
+    #[error(
+        "row {key} of table {table} cannot be read ({reason}): it was written by another version; go back to that version or delete the row"
+    )]
+    Decode {
+        /// Table meant.
+        table: String,
+        /// Key of the row.
+        key: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A value does not become JSON, or is too long.
+    #[error("value of {key} for table {table} cannot be stored: {reason}")]
+    Encode {
+        /// Table meant.
+        table: String,
+        /// Key of the row.
+        key: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+type Rows<'a> = TableDefinition<'a, &'static str, &'static [u8]>;
+
+impl Store {
+    /// Opens the file, or creates it with mode 0600.
+    ///
+    /// # Errors
+    /// [`StoreError::Held`] or [`StoreError::Open`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let refused = |reason: String| StoreError::Open {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| refused(error.to_string()))?;
+        let mode = file
+            .metadata()
+            .map_err(|error| refused(error.to_string()))?
+            .permissions()
+            .mode();
+        if mode & 0o077 != 0 {
+            return Err(refused(format!(
+                "mode {:o} lets others read it: chmod 600 it",
+                mode & 0o777
+            )));
+        }
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create_file(file)
+            .map_err(|error| match error {
+                DatabaseError::DatabaseAlreadyOpen => StoreError::Held(path.to_path_buf()),
+                other => refused(other.to_string()),
+            })?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                database,
+                path: path.to_path_buf(),
+            }),
+        })
+    }
+
+    /// Writes one row; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Encode`] or [`StoreError::Io`].
+    pub fn put_json(
+        &self,
+        table: &str,
+        key: &str,
+        value: &impl Serialize,
+    ) -> Result<(), StoreError> {
+        let bad = |reason: String| StoreError::Encode {
+            table: table.to_owned(),
+            key: key.to_owned(),
+            reason,
+        };
+        let json = serde_json::to_vec(value).map_err(|error| bad(error.to_string()))?;
+        if json.len() > VALUE_BYTES_MAX {
+            return Err(bad(format!(
+                "{} bytes, at most {VALUE_BYTES_MAX} are kept",
+                json.len()
+            )));
+        }
+        let io = |error: redb::Error| self.io("write", table, &error);
+        let write = self
+            .inner
+            .database
+            .begin_write()
+            .map_err(|e| io(e.into()))?;
+        {
+            let mut rows = write
+                .open_table(Rows::new(table))
+                .map_err(|e| io(e.into()))?;
+            rows.insert(key, json.as_slice())
+                .map_err(|e| io(e.into()))?;
+        }
+        write.commit().map_err(|e| io(e.into()))
+    }
+
+    /// Reads one row.
+    ///
+    /// # Errors
+    /// [`StoreError::Decode`] or [`StoreError::Io`].
+    pub fn get_json<T: DeserializeOwned>(
+        &self,
+        table: &str,
+        key: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let io = |error: redb::Error| self.io("read", table, &error);
+        let read = self.inner.database.begin_read().map_err(|e| io(e.into()))?;
+        let rows = match read.open_table(Rows::new(table)) {
+            Ok(rows) => rows,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(io(error.into())),
+        };
+        match rows.get(key).map_err(|e| io(e.into()))? {
+            None => Ok(None),
+            Some(json) => decode(table, key, json.value()).map(Some),
+        }
+    }
+
+    /// Reads a whole table, in the order of its keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Decode`] or [`StoreError::Io`].
+    pub fn list_json<T: DeserializeOwned>(
+        &self,
+        table: &str,
+    ) -> Result<Vec<(String, T)>, StoreError> {
+        let io = |error: redb::Error| self.io("read", table, &error);
+        let read = self.inner.database.begin_read().map_err(|e| io(e.into()))?;
+        let rows = match read.open_table(Rows::new(table)) {
+            Ok(rows) => rows,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(io(error.into())),
+        };
+        let mut found = Vec::new();
+        for row in rows.iter().map_err(|e| io(e.into()))? {
+            let (key, json) = row.map_err(|e| io(e.into()))?;
+            found.push((
+                key.value().to_owned(),
+                decode(table, key.value(), json.value())?,
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Deletes one row and says whether it was there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn delete(&self, table: &str, key: &str) -> Result<bool, StoreError> {
+        let io = |error: redb::Error| self.io("write", table, &error);
+        let write = self
+            .inner
+            .database
+            .begin_write()
+            .map_err(|e| io(e.into()))?;
+        let found = {
+            let mut rows = write
+                .open_table(Rows::new(table))
+                .map_err(|e| io(e.into()))?;
+            rows.remove(key).map_err(|e| io(e.into()))?.is_some()
+        };
+        write.commit().map_err(|e| io(e.into()))?;
+        Ok(found)
+    }
+
+    fn io(&self, action: &'static str, table: &str, error: &redb::Error) -> StoreError {
+        StoreError::Io {
+            action,
+            table: table.to_owned(),
+            path: self.inner.path.clone(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(table: &str, key: &str, json: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(json).map_err(|error| StoreError::Decode {
+        table: table.to_owned(),
+        key: key.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Row {
+        n: u32,
+    }
+
+    #[test]
+    fn rows_outlive_the_handle() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        {
+            let store = Store::open(&path).unwrap();
+            store.put_json("jobs", "b", &Row { n: 2 }).unwrap();
+            store.put_json("jobs", "a", &Row { n: 1 }).unwrap();
+            store.put_json("jobs", "a", &Row { n: 3 }).unwrap();
+            assert!(store.delete("jobs", "b").unwrap());
+            assert!(!store.delete("jobs", "b").unwrap());
+        }
+        let store = Store::open(&path).unwrap();
+        assert_eq!(
+            store.get_json::<Row>("jobs", "a").unwrap(),
+            Some(Row { n: 3 })
+        );
+        assert_eq!(store.get_json::<Row>("jobs", "b").unwrap(), None);
+        assert_eq!(store.get_json::<Row>("other", "a").unwrap(), None);
+        assert_eq!(
+            store.list_json::<Row>("jobs").unwrap(),
+            [("a".to_owned(), Row { n: 3 })]
+        );
+        assert_eq!(store.list_json::<Row>("other").unwrap(), []);
+    }
+
+    #[test]
+    fn a_second_owner_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let _first = Store::open(&path).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Held(_))));
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        drop(Store::open(&path).unwrap());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
+    }
+
+    #[test]
+    fn a_row_of_another_shape_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.redb")).unwrap();
+        store.put_json("jobs", "a", &"text").unwrap();
+        let error = store.get_json::<Row>("jobs", "a").unwrap_err();
+        assert!(error.to_string().contains("row a of table jobs"), "{error}");
+        let long = "x".repeat(VALUE_BYTES_MAX);
+        assert!(matches!(
+            store.put_json("jobs", "b", &long),
+            Err(StoreError::Encode { .. })
+        ));
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        std::fs::write(&path, vec![7u8; 8192]).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
+    }
+}
