@@ -49,8 +49,7 @@ impl Rng {
     /// A generator whose sequence depends on all three values.
     #[must_use]
     pub fn new(seed: u64, page: u64, salt: u64) -> Self {
-        let mut rng =
-            Self(seed ^ page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt.rotate_left(40));
+        let mut rng = Self(seed ^ page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt.rotate_left(40));
         rng.next_u64();
         rng
     }
@@ -81,7 +80,10 @@ impl Model {
     /// The model for one seed; two guests with the same seed hold the same pages.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed, words: word_table() }
+        Self {
+            seed,
+            words: word_table(),
+        }
     }
 
     /// The class of a page; it never changes.
@@ -139,7 +141,11 @@ impl Model {
     /// Templates do not depend on the seed: two guests of one image share them.
     fn template(&self, id: u64, out: &mut Page) {
         let mut rng = Rng::new(0x7e3a, id, 3);
-        if id.is_multiple_of(3) { records(&mut rng, out) } else { self.text(&mut rng, out) }
+        if id.is_multiple_of(3) {
+            records(&mut rng, out)
+        } else {
+            self.text(&mut rng, out)
+        }
     }
 
     /// A few words of eight bytes change, as counters, lengths and time stamps do.
@@ -148,13 +154,20 @@ impl Model {
         let text = self.class(page) == PageClass::Text;
         for _ in 0..1 + rng.next_u64() % 4 {
             let (at, value) = (rng.next_u64(), rng.next_u64());
-            let bytes = if text { digits(value) } else { (value & 0xff_ffff).to_le_bytes() };
+            let bytes = if text {
+                digits(value)
+            } else {
+                (value & 0xff_ffff).to_le_bytes()
+            };
             put(out, at, bytes);
         }
     }
 
     fn text(&self, rng: &mut Rng, out: &mut Page) {
-        let mut line = Line { bytes: [0; PAGE_BYTES + SLACK_BYTES], len: 0 };
+        let mut line = Line {
+            bytes: [0; PAGE_BYTES + SLACK_BYTES],
+            len: 0,
+        };
         let mut id = rng.next_u64() % 90_000_000;
         while line.len < PAGE_BYTES {
             let (a, b, c) = (rng.next_u64(), rng.next_u64(), rng.next_u64());
@@ -276,7 +289,10 @@ fn word_table() -> Vec<Word> {
     let mut rng = Rng::new(0x10c5, 0, 0);
     (0..WORDS)
         .map(|_| {
-            let mut word = Word { bytes: [b' '; 16], len: 0 };
+            let mut word = Word {
+                bytes: [b' '; 16],
+                len: 0,
+            };
             let draw = rng.next_u64();
             for part in 0..2 + draw % 3 {
                 let syllable = SYLLABLES[((draw >> (4 + part * 5)) & 31) as usize].as_bytes();
@@ -294,7 +310,9 @@ pub fn fold(sum: u64, page: &Page) -> u64 {
     page.chunks_exact(8).fold(sum, |sum, cell| {
         let mut word = [0; 8];
         word.copy_from_slice(cell);
-        (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        (sum ^ u64::from_le_bytes(word))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29)
     })
 }
 
@@ -320,7 +338,9 @@ mod tests {
     #[test]
     fn neighbouring_versions_seeds_and_pages_differ() {
         let model = Model::new(7);
-        let text = (0..).find(|page| model.class(*page) == PageClass::Text).unwrap();
+        let text = (0..)
+            .find(|page| model.class(*page) == PageClass::Text)
+            .unwrap();
         let (mut a, mut b) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
         for version in 0..20 {
             model.render(text, version, &mut a);
@@ -345,7 +365,10 @@ mod tests {
             (PageClass::Zero, 4),
         ] {
             let found = i64::try_from(share(class)).unwrap();
-            assert!((found - percent).abs() <= 2, "{class:?}: {found} % instead of {percent} %");
+            assert!(
+                (found - percent).abs() <= 2,
+                "{class:?}: {found} % instead of {percent} %"
+            );
         }
     }
 }

@@ -12,8 +12,13 @@ pub struct LabDir {
 impl LabDir {
     /// A new directory with a short path, because a UNIX socket's path holds 107 bytes only.
     pub fn new(name: &str) -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix(&format!("dwcp-{name}-")).tempdir_in("/tmp")?;
-        Ok(Self { path: dir.path().to_path_buf(), dir: Some(dir) })
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("dwcp-{name}-"))
+            .tempdir_in("/tmp")?;
+        Ok(Self {
+            path: dir.path().to_path_buf(),
+            dir: Some(dir),
+        })
     }
 
     /// The directory.

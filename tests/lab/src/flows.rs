@@ -40,7 +40,9 @@ pub(crate) struct FlowTable {
 impl FlowTable {
     /// Counts a packet; false when its flow is cut.
     pub(crate) fn pass(&mut self, packet: &[u8], wire_bytes: u64) -> bool {
-        let Some((flow, flags)) = parse(packet) else { return true };
+        let Some((flow, flags)) = parse(packet) else {
+            return true;
+        };
         if !self.cut.is_empty() && self.cut.contains(&flow) {
             return false;
         }
@@ -48,7 +50,12 @@ impl FlowTable {
         if order >= MAX_FLOWS && !self.flows.contains_key(&flow) {
             return true;
         }
-        let fresh = FlowState { flow, wire_bytes: 0, closed: false, order };
+        let fresh = FlowState {
+            flow,
+            wire_bytes: 0,
+            closed: false,
+            order,
+        };
         let state = self.flows.entry(flow).or_insert(fresh);
         state.wire_bytes += wire_bytes;
         state.closed |= flags & 0x05 != 0;
@@ -91,7 +98,13 @@ fn parse(packet: &[u8]) -> Option<(Flow, u8)> {
     let a = SocketAddrV4::new(address(12)?, port(header)?);
     let b = SocketAddrV4::new(address(16)?, port(header + 2)?);
     let flags = *packet.get(header + 13)?;
-    Some((Flow { low: a.min(b), high: a.max(b) }, flags))
+    Some((
+        Flow {
+            low: a.min(b),
+            high: a.max(b),
+        },
+        flags,
+    ))
 }
 
 /// Bytes on the wire of a packet that the kernel will cut into segments of `gso_bytes`: each gets

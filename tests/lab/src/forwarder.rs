@@ -126,17 +126,13 @@ impl Forwarder {
     }
 
     /// Reads a burst from one device into its queue; true when there may be more.
-    fn take(
-        &self,
-        index: usize,
-        direction: &mut Direction,
-        cut: bool,
-        scratch: &mut [u8],
-    ) -> bool {
+    fn take(&self, index: usize, direction: &mut Direction, cut: bool, scratch: &mut [u8]) -> bool {
         let counters = &self.shared.counters[index];
         let mut flows = None;
         for _ in 0..BURST_PACKETS {
-            let Ok(Some(length)) = self.tuns[index].read(scratch) else { return false };
+            let Ok(Some(length)) = self.tuns[index].read(scratch) else {
+                return false;
+            };
             if cut || length <= HEADER_BYTES {
                 continue;
             }
@@ -155,7 +151,9 @@ impl Forwarder {
                     counters.lost_packets.fetch_add(1, Ordering::Relaxed);
                 }
                 Fate::QueueFull => {
-                    counters.queue_dropped_packets.fetch_add(1, Ordering::Relaxed);
+                    counters
+                        .queue_dropped_packets
+                        .fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
             }
@@ -166,7 +164,11 @@ impl Forwarder {
     }
 
     fn sleep(&self, directions: &[Direction; 2]) {
-        let next = directions.iter().filter_map(|d| d.queue.front()).map(|w| w.due).min();
+        let next = directions
+            .iter()
+            .filter_map(|d| d.queue.front())
+            .map(|w| w.due)
+            .min();
         let limit = next.map(|due| due.saturating_duration_since(Instant::now()));
         let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let mut fds = [
@@ -226,6 +228,8 @@ fn wire_length(header: &[u8], packet: &[u8]) -> u64 {
         return packet.len() as u64;
     }
     let transport = field(6);
-    let tcp_header = packet.get(transport + 12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+    let tcp_header = packet
+        .get(transport + 12)
+        .map_or(0, |byte| usize::from(byte >> 4) * 4);
     wire_bytes(packet, transport + tcp_header, field(4))
 }

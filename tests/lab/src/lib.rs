@@ -1,13 +1,25 @@
 //! The lab that end-to-end tests, the demo and the benchmarks stand on: hosts in network
 //! namespaces, WAN links, QEMU guests whose memory checks itself. Linux, root, no KVM needed.
-#![allow(clippy::cast_precision_loss, clippy::missing_errors_doc)]
+//!
+//! - [`netns`], [`link`], [`flows`]: hosts, cables, lines with rate, delay and loss
+//! - [`guest`], [`qemu`], [`image`], [`qmp`], [`ticks`], [`content`]: guests and what they say
+//! - [`mitm`]: faults at exact bytes of TCP connections
+//! - [`direct`]: QEMU's own migration as the reference, and the measuring of any other
+//! - [`procs`], [`dir`], [`watchdog`]: nothing outlives a test, nothing hangs
 
 pub mod content;
 pub mod dir;
+pub mod direct;
 pub mod flows;
 mod forwarder;
+pub mod guest;
+pub mod image;
 pub mod link;
+pub mod mitm;
 pub mod netns;
 pub mod procs;
+pub mod qemu;
+pub mod qmp;
+pub mod ticks;
 mod tun;
 pub mod watchdog;

@@ -29,7 +29,9 @@ pub enum LinkError {
     #[error("cannot start the link's thread: {0}")]
     Start(#[from] io::Error),
     /// A shape that is not three or four numbers.
-    #[error("cannot read the link {0:?}; give RATE_MBIT DELAY_MS LOSS_PERCENT [QUEUE_MS], e.g. \"200 40 0\"")]
+    #[error(
+        "cannot read the link {0:?}; give RATE_MBIT DELAY_MS LOSS_PERCENT [QUEUE_MS], e.g. \"200 40 0\""
+    )]
     Shape(String),
 }
 
@@ -51,7 +53,18 @@ impl Shape {
     /// A line with the default queue.
     #[must_use]
     pub fn new(rate_mbit: f64, delay_ms: f64, loss_percent: f64) -> Self {
-        Self { rate_mbit, delay_ms, loss_percent, queue_ms: None }
+        Self {
+            rate_mbit,
+            delay_ms,
+            loss_percent,
+            queue_ms: None,
+        }
+    }
+
+    /// The bandwidth-delay product, both delays equal; 0 without a rate limit.
+    #[must_use]
+    pub fn round_trip_bytes(&self) -> u64 {
+        (self.rate_mbit * 1e6 / 8.0 * self.delay_ms * 2.0 / 1e3) as u64
     }
 
     /// The queue in force.
@@ -67,15 +80,21 @@ impl FromStr for Shape {
     /// Reads `RATE_MBIT DELAY_MS LOSS_PERCENT [QUEUE_MS]`.
     fn from_str(text: &str) -> Result<Self, LinkError> {
         let bad = || LinkError::Shape(text.to_owned());
-        let numbers: Vec<f64> =
-            text.split_whitespace().map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+        let numbers: Vec<f64> = text
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|_| bad())?;
         // A day of delay bounds the arithmetic with times.
-        let sane = numbers.iter().all(|n| n.is_finite() && *n >= 0.0 && *n <= 86_400_000.0);
+        let sane = numbers
+            .iter()
+            .all(|n| n.is_finite() && *n >= 0.0 && *n <= 86_400_000.0);
         match numbers[..] {
             [rate, delay, loss] if sane => Ok(Self::new(rate, delay, loss)),
-            [rate, delay, loss, queue] if sane => {
-                Ok(Self { queue_ms: Some(queue), ..Self::new(rate, delay, loss) })
-            }
+            [rate, delay, loss, queue] if sane => Ok(Self {
+                queue_ms: Some(queue),
+                ..Self::new(rate, delay, loss)
+            }),
             _ => Err(bad()),
         }
     }
@@ -98,7 +117,12 @@ impl LinkConfig {
     /// The same line both ways, MTU 1,500.
     #[must_use]
     pub fn symmetric(shape: Shape) -> Self {
-        Self { a_to_b: shape, b_to_a: shape, mtu_bytes: 1_500, number: 1 }
+        Self {
+            a_to_b: shape,
+            b_to_a: shape,
+            mtu_bytes: 1_500,
+            number: 1,
+        }
     }
 }
 
@@ -129,17 +153,19 @@ pub struct WanLink {
 impl WanLink {
     /// Makes the devices `wan<number>` and starts the line.
     pub fn start(a: &Host, b: &Host, config: LinkConfig) -> Result<Self, LinkError> {
-        let [address_a, address_b] =
-            [1, 2].map(|last| Ipv4Addr::new(10, 99, config.number, last));
+        let [address_a, address_b] = [1, 2].map(|last| Ipv4Addr::new(10, 99, config.number, last));
         let device = format!("wan{}", config.number);
         let tuns = [
             Tun::new(a, &device, address_a, config.mtu_bytes)?,
             Tun::new(b, &device, address_b, config.mtu_bytes)?,
         ];
-        let settings =
-            Settings { shapes: [config.a_to_b, config.b_to_a], cut: false, stop: false };
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(io::Error::from)?;
+        let settings = Settings {
+            shapes: [config.a_to_b, config.b_to_a],
+            cut: false,
+            stop: false,
+        };
+        let wake =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let shared = Arc::new(Shared {
             settings: Mutex::new(settings),
             changed: AtomicBool::new(false),
@@ -149,12 +175,20 @@ impl WanLink {
         });
         let forwarder = Forwarder::new(tuns, Arc::clone(&shared));
         let (tell, told) = channel();
-        let thread = std::thread::Builder::new().name("dwcp-link".into()).spawn(move || {
-            let _ = tell.send(rustix::thread::gettid().as_raw_nonzero().get());
-            forwarder.run();
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("dwcp-link".into())
+            .spawn(move || {
+                let _ = tell.send(rustix::thread::gettid().as_raw_nonzero().get());
+                forwarder.run();
+            })?;
         let thread_id = told.recv().unwrap_or(0);
-        Ok(Self { a: address_a, b: address_b, shared, thread: Some(thread), thread_id })
+        Ok(Self {
+            a: address_a,
+            b: address_b,
+            shared,
+            thread: Some(thread),
+            thread_id,
+        })
     }
 
     /// Changes both directions while traffic flows.
@@ -204,7 +238,10 @@ impl WanLink {
     /// IP bytes of both directions together.
     #[must_use]
     pub fn wire_bytes(&self) -> u64 {
-        self.traffic().iter().map(|traffic| traffic.wire_bytes).sum()
+        self.traffic()
+            .iter()
+            .map(|traffic| traffic.wire_bytes)
+            .sum()
     }
 
     /// Processor time the line's thread has used, in milliseconds.
@@ -235,10 +272,20 @@ mod tests {
 
     #[test]
     fn shapes_are_read_or_refused() {
-        assert_eq!("200 40 0".parse::<Shape>().unwrap(), Shape::new(200.0, 40.0, 0.0));
+        assert_eq!(
+            "200 40 0".parse::<Shape>().unwrap(),
+            Shape::new(200.0, 40.0, 0.0)
+        );
         assert_eq!("200 40 0 10".parse::<Shape>().unwrap().queue_ms(), 10.0);
         assert_eq!(Shape::new(200.0, 40.0, 0.0).queue_ms(), 130.0);
-        for bad in ["", "200 40", "200 40 x", "200 -1 0", "200 inf 0", "1 2 3 4 5"] {
+        for bad in [
+            "",
+            "200 40",
+            "200 40 x",
+            "200 -1 0",
+            "200 inf 0",
+            "1 2 3 4 5",
+        ] {
             assert!(bad.parse::<Shape>().is_err(), "{bad:?}");
         }
     }

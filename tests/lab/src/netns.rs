@@ -58,23 +58,21 @@ impl Host {
         let mut host = Self::open(&full)?;
         host.owned = true;
         ip(&["-n", &full, "link", "set", "lo", "up"])?;
-        // A host that is meant to use long fat links: the defaults stop at a few megabytes.
-        host.enter(|| {
-            for (key, value) in [("tcp_rmem", "4096 131072 67108864"), ("tcp_wmem", "4096 65536 67108864")]
-            {
-                fs::write(format!("/proc/sys/net/ipv4/{key}"), value)?;
-            }
-            io::Result::Ok(())
-        })?
-        .map_err(|source| NetnsError::Enter { name: full, source })?;
         Ok(host)
     }
 
     /// Opens a namespace that exists already; it is not removed at the end.
     pub fn open(name: &str) -> Result<Self, NetnsError> {
-        let netns = File::open(Path::new(NETNS_DIR).join(name))
-            .map_err(|source| NetnsError::Enter { name: name.to_owned(), source })?;
-        Ok(Self { name: name.to_owned(), netns: Arc::new(netns), owned: false })
+        let netns =
+            File::open(Path::new(NETNS_DIR).join(name)).map_err(|source| NetnsError::Enter {
+                name: name.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            name: name.to_owned(),
+            netns: Arc::new(netns),
+            owned: false,
+        })
     }
 
     /// The namespace's name, as `ip netns` knows it.
@@ -113,11 +111,30 @@ impl Host {
                 .join()
         });
         match result {
-            Ok(result) => {
-                result.map_err(|source| NetnsError::Enter { name: self.name.clone(), source })
-            }
+            Ok(result) => result.map_err(|source| NetnsError::Enter {
+                name: self.name.clone(),
+                source,
+            }),
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    /// Limits the socket buffers that TCP gives itself on this host. A new host takes over what the
+    /// machine has, so figures that depend on it must set it: too little stops a long fat link,
+    /// too much lets the hypervisor believe in a faster link and lengthens its downtime.
+    pub fn set_tcp_buffer_limit(&self, bytes: u64) -> Result<(), NetnsError> {
+        let write = || {
+            fs::write(
+                "/proc/sys/net/ipv4/tcp_rmem",
+                format!("4096 131072 {bytes}"),
+            )?;
+            fs::write("/proc/sys/net/ipv4/tcp_wmem", format!("4096 16384 {bytes}"))
+        };
+        let error = |source| NetnsError::Enter {
+            name: self.name.clone(),
+            source,
+        };
+        self.enter(write)?.map_err(error)
     }
 
     /// Runs `ip` on this host with these arguments.
@@ -162,7 +179,10 @@ impl Cable {
             b: Ipv4Addr::new(x, y, z, 2),
             device: device.to_owned(),
         };
-        a.ip(&format!("link add {device} type veth peer name {device} netns {}", b.name))?;
+        a.ip(&format!(
+            "link add {device} type veth peer name {device} netns {}",
+            b.name
+        ))?;
         for (host, address) in [(a, cable.a), (b, cable.b)] {
             host.ip(&format!("addr add {address}/24 dev {device}"))?;
             host.ip(&format!("link set {device} up"))?;
@@ -173,13 +193,19 @@ impl Cable {
     /// Bytes sent by `host` and received by it, as the device counts them (with Ethernet headers).
     pub fn bytes(&self, host: &Host) -> Result<(u64, u64), NetnsError> {
         let text = host.enter(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
-        let text =
-            text.map_err(|source| NetnsError::Enter { name: host.name.clone(), source })?;
+        let text = text.map_err(|source| NetnsError::Enter {
+            name: host.name.clone(),
+            source,
+        })?;
         // proc(5): "name: rx_bytes … (8 receive fields) tx_bytes …".
         let fields: Vec<u64> = text
             .lines()
             .find_map(|line| line.trim().strip_prefix(&self.device)?.strip_prefix(':'))
-            .map(|rest| rest.split_whitespace().filter_map(|f| f.parse().ok()).collect())
+            .map(|rest| {
+                rest.split_whitespace()
+                    .filter_map(|f| f.parse().ok())
+                    .collect()
+            })
             .unwrap_or_default();
         let field = |index: usize| fields.get(index).copied().unwrap_or(0);
         Ok((field(8), field(0)))
@@ -195,11 +221,18 @@ pub(crate) fn ip(arguments: &[&str]) -> Result<String, NetnsError> {
 /// Start time of a process in clock ticks since boot; tells a reused process id apart.
 fn start_time(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    text.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 fn remove_stale() {
-    let Ok(entries) = fs::read_dir(NETNS_DIR) else { return };
+    let Ok(entries) = fs::read_dir(NETNS_DIR) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let mut parts = name.split('-');

@@ -87,8 +87,15 @@ impl Proc {
     /// Starts `command` with both outputs in `log`.
     pub fn spawn(mut command: Command, log: &Path) -> Result<Self, ProcError> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let log_error = |source| ProcError::Log { path: log.to_path_buf(), source };
-        let file = File::options().create(true).append(true).open(log).map_err(log_error)?;
+        let log_error = |source| ProcError::Log {
+            path: log.to_path_buf(),
+            source,
+        };
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(log_error)?;
         let copy = file.try_clone().map_err(log_error)?;
         command.stdin(Stdio::null()).stdout(file).stderr(copy);
         // SAFETY: needed because only the child itself can ask for its parent-death signal;
@@ -97,11 +104,20 @@ impl Proc {
             command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
         let gone = || io::Error::other("the spawner thread ended");
-        let start = |source| ProcError::Start { program: program.clone(), source };
+        let start = |source| ProcError::Start {
+            program: program.clone(),
+            source,
+        };
         let (answer, child) = channel();
-        spawner().send((command, answer)).map_err(|_| start(gone()))?;
+        spawner()
+            .send((command, answer))
+            .map_err(|_| start(gone()))?;
         let child = child.recv().map_err(|_| start(gone()))?.map_err(start)?;
-        Ok(Self { program, child, log: log.to_path_buf() })
+        Ok(Self {
+            program,
+            child,
+            log: log.to_path_buf(),
+        })
     }
 
     /// The process id.
@@ -138,7 +154,9 @@ impl Proc {
 
     /// Sends a signal, for instance `Signal::STOP`.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("no such process"))?;
         Ok(rustix::process::kill_process(pid, signal)?)
     }
@@ -160,7 +178,12 @@ impl Drop for Proc {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("--- {} ({})\n{}", self.program, self.log.display(), tail(&self.log));
+            eprintln!(
+                "--- {} ({})\n{}",
+                self.program,
+                self.log.display(),
+                tail(&self.log)
+            );
         }
     }
 }
@@ -168,13 +191,18 @@ impl Drop for Proc {
 /// Runs a short command to its end and returns what it printed.
 pub fn run(mut command: Command) -> Result<String, ProcError> {
     let program = format!("{command:?}");
-    let output = command
-        .output()
-        .map_err(|source| ProcError::Start { program: program.clone(), source })?;
+    let output = command.output().map_err(|source| ProcError::Start {
+        program: program.clone(),
+        source,
+    })?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if !output.status.success() {
         let output_text = text(&output.stderr) + &text(&output.stdout);
-        return Err(ProcError::Failed { program, status: output.status, output: output_text });
+        return Err(ProcError::Failed {
+            program,
+            status: output.status,
+            output: output_text,
+        });
     }
     Ok(text(&output.stdout))
 }
@@ -183,14 +211,23 @@ pub fn run(mut command: Command) -> Result<String, ProcError> {
 pub(crate) fn cpu_ms(stat: &str) -> u64 {
     let text = fs::read_to_string(stat).unwrap_or_default();
     // Fields are counted from behind the command's name, which may hold spaces (proc(5)).
-    let fields: Vec<&str> =
-        text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
-    let field = |index: usize| fields.get(index).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect())
+        .unwrap_or_default();
+    let field = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|f| f.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     (field(11) + field(12)) * 1000 / rustix::param::clock_ticks_per_second().max(1)
 }
 
 fn tail(log: &Path) -> String {
-    let text = fs::read(log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+    let text = fs::read(log)
+        .map(|b| String::from_utf8_lossy(&b).into_owned())
+        .unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }

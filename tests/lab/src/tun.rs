@@ -29,21 +29,39 @@ impl Tun {
         address: Ipv4Addr,
         mtu_bytes: u32,
     ) -> Result<Self, NetnsError> {
-        let error = |source| NetnsError::Enter { name: host.name().to_owned(), source };
+        let error = |source| NetnsError::Enter {
+            name: host.name().to_owned(),
+            source,
+        };
         let fd = host.enter(|| open(device))?.map_err(error)?;
         host.ip(&format!("addr add {address}/24 dev {device}"))?;
-        host.ip(&format!("link set {device} mtu {mtu_bytes} txqueuelen 2000 up"))?;
+        host.ip(&format!(
+            "link set {device} mtu {mtu_bytes} txqueuelen 2000 up"
+        ))?;
         Ok(Self { fd })
     }
 
     /// Allows or forbids segments longer than the MTU.
     pub(crate) fn set_segmentation(&self, long: bool) -> io::Result<()> {
-        let flags = if long { libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 } else { 0 };
+        let flags = if long {
+            libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6
+        } else {
+            0
+        };
         // SAFETY: needed because rustix has no TUN ioctls; sound because TUNSETOFFLOAD takes its
         // argument by value and the descriptor is open.
-        let result =
-            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, flags as c_ulong) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let result = unsafe {
+            libc::ioctl(
+                self.fd.as_raw_fd(),
+                libc::TUNSETOFFLOAD as _,
+                flags as c_ulong,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads one packet with its header; `None` when there is none.
@@ -90,5 +108,9 @@ fn open(device: &str) -> io::Result<OwnedFd> {
     // one `struct ifreq`, whose size and layout `Request` has, and the reference is exclusive.
     let result: c_int =
         unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(fd)
+    }
 }

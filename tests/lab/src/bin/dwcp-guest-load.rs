@@ -47,7 +47,7 @@ impl Load {
             let mut bytes = [0; PAGE_BYTES];
             model.render(page as u64, 0, &mut bytes);
             memory.push(bytes);
-            if page % 16_384 == 0 {
+            if page.is_multiple_of(16_384) {
                 writeln!(serial, "FILL page={page} of={pages}")?;
             }
         }
@@ -64,11 +64,12 @@ impl Load {
     /// One edit of one page; the square of a draw makes a few pages much hotter than the rest.
     fn edit(&mut self) {
         let draw = self.rng.next_u64() >> 32;
-        let rank = ((draw * draw) >> 32) * self.hot_pages >> 32;
+        let rank = (((draw * draw) >> 32) * self.hot_pages) >> 32;
         let page = rank.wrapping_mul(2_654_435_761) % self.memory.len() as u64;
         let index = usize::try_from(page).unwrap_or(0);
         self.versions[index] += 1;
-        self.model.advance(page, self.versions[index], &mut self.memory[index]);
+        self.model
+            .advance(page, self.versions[index], &mut self.memory[index]);
         self.edits += 1;
     }
 
@@ -77,14 +78,15 @@ impl Load {
         let mut expected = [0; PAGE_BYTES];
         while check.next < self.memory.len() {
             let page = check.next;
-            self.model.render(page as u64, self.versions[page], &mut expected);
+            self.model
+                .render(page as u64, self.versions[page], &mut expected);
             if self.memory[page] != expected {
                 check.bad += 1;
                 check.first_bad.get_or_insert(page);
             }
             check.sum = fold(check.sum, &self.memory[page]);
             check.next += 1;
-            if page % 16 == 0 && Instant::now() >= until {
+            if page.is_multiple_of(16) && Instant::now() >= until {
                 return false;
             }
         }
@@ -128,7 +130,9 @@ fn commands(serial: File) -> Receiver<String> {
 }
 
 fn main() -> io::Result<()> {
-    let path = std::env::args().nth(1).unwrap_or_else(|| "/dev/ttyS1".into());
+    let path = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "/dev/ttyS1".into());
     let mut serial = OpenOptions::new().read(true).write(true).open(path)?;
     let commands = commands(serial.try_clone()?);
     let load_mb = usize::try_from(kernel_argument("dwcp.load_mb", 64)).unwrap_or(64);
@@ -158,7 +162,14 @@ fn main() -> io::Result<()> {
                 let (word, argument) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
                 let number: u64 = argument.parse().unwrap_or(0);
                 match word {
-                    "verify" => check = Some(Check { next: 0, sum: 0, bad: 0, first_bad: None }),
+                    "verify" => {
+                        check = Some(Check {
+                            next: 0,
+                            sum: 0,
+                            bad: 0,
+                            first_bad: None,
+                        })
+                    }
                     "rate" => rate = number,
                     "hot" => load.hot_pages = number.clamp(1, load.memory.len() as u64),
                     // Damages one bit outside the model, so that a test sees VERIFY BAD.

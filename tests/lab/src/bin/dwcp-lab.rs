@@ -1,2 +1,123 @@
-//! placeholder
-fn main() {}
+//! The lab from a shell: build the guest's image, migrate directly and print the figures.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use dwcp_lab::direct::{DirectConfig, run};
+use dwcp_lab::guest::{Arrival, Guest, GuestConfig};
+use dwcp_lab::image::Image;
+use dwcp_lab::link::{LinkConfig, Shape};
+use dwcp_lab::qemu::QemuVersion;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+#[derive(Parser)]
+#[command(about = "Hosts, links and guests for tests of live migration")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build what guests boot, and one saved guest of the default size.
+    Image,
+    /// Migrate a guest by QEMU alone over a shaped link and print what was measured.
+    Direct(Direct),
+}
+
+#[derive(clap::Args)]
+struct Direct {
+    /// The line: RATE_MBIT DELAY_MS LOSS_PERCENT [QUEUE_MS], one way.
+    #[arg(long, default_value = "200 40 0")]
+    link: Shape,
+    /// Memory of the guest in MiB.
+    #[arg(long, default_value_t = 512)]
+    guest_mb: u32,
+    /// Pages the guest changes per second.
+    #[arg(long, default_value_t = 500)]
+    dirty_pages: u32,
+    /// Multifd channels instead of one connection.
+    #[arg(long)]
+    multifd: Option<u8>,
+    /// QEMU's downtime limit in milliseconds.
+    #[arg(long, default_value_t = 300)]
+    downtime_ms: u32,
+    /// QEMU at the source.
+    #[arg(long, value_enum, default_value = "10.0")]
+    source_qemu: QemuVersion,
+    /// QEMU at the destination.
+    #[arg(long, value_enum, default_value = "10.0")]
+    destination_qemu: QemuVersion,
+    /// Keep the destination paused and compare both memories; the gap then means nothing.
+    #[arg(long)]
+    compare: bool,
+    /// Give up after this many seconds.
+    #[arg(long, default_value_t = 600)]
+    limit_s: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Task::Image => image(),
+        Task::Direct(direct) => migrate(&direct),
+    }
+}
+
+fn image() -> Result<()> {
+    let image = Image::ensure()?;
+    println!(
+        "kernel {}\ninitramfs {}",
+        image.kernel.display(),
+        image.initramfs.display()
+    );
+    let start = Instant::now();
+    let guest = Guest::saved(None, GuestConfig::default())?;
+    println!(
+        "a guest of {} MiB ticks after {:?}",
+        guest.config().memory_mb,
+        start.elapsed()
+    );
+    Ok(())
+}
+
+fn migrate(direct: &Direct) -> Result<()> {
+    let (figures, link_cpu_ms) = run(&DirectConfig {
+        guest: GuestConfig {
+            qemu: direct.source_qemu,
+            ..GuestConfig::sized(direct.guest_mb)
+        },
+        destination: direct.destination_qemu,
+        link: LinkConfig::symmetric(direct.link),
+        dirty_pages_per_s: direct.dirty_pages,
+        multifd: direct.multifd,
+        downtime_limit_ms: direct.downtime_ms,
+        arrival: if direct.compare {
+            Arrival::Pause
+        } else {
+            Arrival::Run
+        },
+        limit: Duration::from_secs(direct.limit_s),
+    })?;
+    if direct.json {
+        let mut output = serde_json::to_value(&figures)?;
+        output["link_cpu_ms"] = json!(link_cpu_ms);
+        println!("{output:#}");
+    } else {
+        println!(
+            "{}: {} ms in all, guest silent for {:.0} ms, {} MB on the line, memory {}",
+            figures.status,
+            figures.total_ms,
+            figures.guest_gap_ms,
+            figures.wire_bytes / 1_000_000,
+            if figures.guest_memory_ok {
+                "right"
+            } else {
+                "WRONG"
+            }
+        );
+    }
+    Ok(())
+}
