@@ -1,0 +1,365 @@
+//! One worker's TCP lanes: the poll loop over one ring.
+//!
+//! Comes in: sockets, frames, `poll`. Goes out: events. Promises what [`crate::lane`] promises; an
+//! idle `poll` makes no system call, a busy one makes one as a rule.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_hugepages::arena::{Arena, ArenaConfig};
+use io_uring::cqueue;
+use rustix::net::sockopt;
+
+use super::connection::{Connection, Next, QueueLimits, ZC_SLOTS};
+use super::inbox::{CHUNKS, INBOX_BYTES, Inbox, group_of};
+use super::port::{GroupToken, LanesError, RecvMode, SendMode, TcpOptions};
+use super::registry::Registry;
+use super::ring::{Ring, from_user_data};
+use super::socket;
+use crate::frame::{Frame, FramePools};
+use crate::lane::{
+    AddError, LaneClosed, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, RefusedReason,
+    WireBytes,
+};
+use crate::port::PortConfig;
+
+/// Bits of a [`LaneId`] that name the slot; the rest is the slot's generation.
+const SLOT_BITS: u32 = 10;
+/// Lanes of one group, at most.
+pub(super) const LANES_MAX: u16 = 1 << SLOT_BITS;
+/// Completions that one lane can have under way: chunks, the receive's end, a send and its
+/// notifications, a cancellation.
+const COMPLETIONS_PER_LANE: u32 = CHUNKS as u32 + ZC_SLOTS as u32 + 4;
+/// Completions taken at once.
+const REAP_MAX: usize = 256;
+/// How long dropping a group waits for the kernel to let go of its buffers.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) fn slot_of(lane: LaneId) -> usize {
+    (lane.0 & (u32::from(LANES_MAX) - 1)) as usize
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    lane: Option<Box<Connection>>,
+}
+
+/// One worker's lanes. It stays on the thread that made it: the ring accepts requests from no other.
+pub struct TcpLanes {
+    ring: Ring,
+    registry: Registry,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    /// Slots whose lane has something to do now.
+    listed: Vec<u16>,
+    /// The list that is being served.
+    serving: Vec<u16>,
+    /// Slots whose lane waits for a buffer.
+    starved: Vec<u16>,
+    completions: Vec<cqueue::Entry>,
+    /// The lanes' inboxes, one after the other.
+    memory: Arc<Arena>,
+    limits: QueueLimits,
+    multishot: bool,
+    send: SendMode,
+    /// Tells the port that this group exists.
+    _token: GroupToken,
+    _stays_on_its_thread: PhantomData<*const ()>,
+}
+
+impl TcpLanes {
+    pub(super) fn new(
+        config: &PortConfig,
+        options: &TcpOptions,
+        recv: RecvMode,
+        token: GroupToken,
+    ) -> Result<Self, LanesError> {
+        let lanes = usize::from(config.lanes_max);
+        let ring = Ring::new(u32::from(config.lanes_max), COMPLETIONS_PER_LANE)
+            .map_err(LanesError::Ring)?;
+        let memory = Arena::new(ArenaConfig {
+            name: "tcp-inbox",
+            bytes: lanes * INBOX_BYTES,
+            backing: options.backing,
+        })?;
+        let registry = Registry::new(&ring.submitter(), options.send != SendMode::Copy);
+        Ok(Self {
+            ring,
+            registry,
+            slots: (0..lanes).map(|_| Slot::default()).collect(),
+            free: (0..config.lanes_max).rev().collect(),
+            listed: Vec::with_capacity(lanes),
+            serving: Vec::with_capacity(lanes),
+            starved: Vec::with_capacity(lanes),
+            completions: Vec::with_capacity(REAP_MAX),
+            memory: Arc::new(memory),
+            limits: QueueLimits {
+                frames: usize::from(config.queue_frames_max),
+                bytes: config.queue_bytes_max,
+            },
+            multishot: recv == RecvMode::Multishot,
+            send: options.send,
+            _token: token,
+            _stays_on_its_thread: PhantomData,
+        })
+    }
+
+    fn lane(&self, lane: LaneId) -> Option<&Connection> {
+        let known = self.slots.get(slot_of(lane))?.lane.as_deref()?;
+        (known.id == lane).then_some(known)
+    }
+
+    fn lane_mut(&mut self, lane: LaneId) -> Option<&mut Connection> {
+        let known = self.slots.get_mut(slot_of(lane))?.lane.as_deref_mut()?;
+        (known.id == lane).then_some(known)
+    }
+
+    /// Puts a lane among those to be served.
+    fn list(&mut self, slot: usize) {
+        if let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut())
+            && !lane.listed
+        {
+            lane.listed = true;
+            self.listed.push(slot as u16);
+        }
+    }
+
+    /// Takes what completed. Returns how much.
+    fn reap(&mut self) -> u32 {
+        let mut count = 0;
+        loop {
+            self.ring.reap(&mut self.completions);
+            if self.completions.is_empty() {
+                return count;
+            }
+            let completions = std::mem::take(&mut self.completions);
+            for entry in &completions {
+                let Some((lane, op)) = from_user_data(entry.user_data()) else { continue };
+                if let Some(known) = self.lane_mut(lane) {
+                    known.completed(op, entry);
+                    self.list(slot_of(lane));
+                }
+            }
+            count += completions.len() as u32;
+            self.completions = completions;
+            self.completions.clear();
+        }
+    }
+
+    /// Lists the starved lanes whose pools got a buffer back.
+    fn list_relieved(&mut self) {
+        let mut at = 0;
+        while let Some(&slot) = self.starved.get(at) {
+            let slot = usize::from(slot);
+            let waits = self.slots.get(slot).and_then(|slot| slot.lane.as_deref()).is_some_and(
+                |lane| lane.starved.is_some_and(|since| !lane.pools.relieved(since)),
+            );
+            if waits {
+                at += 1;
+                continue;
+            }
+            self.starved.swap_remove(at);
+            if let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut()) {
+                lane.starved = None;
+            }
+            self.list(slot);
+        }
+    }
+
+    /// Serves every listed lane once. Returns how many events it pushed.
+    fn serve(&mut self, out: &mut Vec<LaneEvent>) -> u32 {
+        let before = out.len();
+        let mut room = out.capacity() - out.len();
+        std::mem::swap(&mut self.listed, &mut self.serving);
+        for at in 0..self.serving.len() {
+            let slot = usize::from(self.serving[at]);
+            let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut())
+            else {
+                continue;
+            };
+            lane.listed = false;
+            match lane.serve(&mut self.ring, &self.registry, &mut room, out) {
+                Next::Rest => {}
+                Next::Again => self.list(slot),
+                Next::Starved(since) => {
+                    if lane.starved.replace(since).is_none() {
+                        self.starved.push(slot as u16);
+                    }
+                }
+                Next::Gone(_) if room == 0 => self.list(slot),
+                Next::Gone(reason) => {
+                    room -= 1;
+                    let lane = lane.id;
+                    self.take_apart(slot);
+                    out.push(LaneEvent::Closed { lane, reason });
+                }
+            }
+        }
+        self.serving.clear();
+        (out.len() - before) as u32
+    }
+
+    /// Gives back all that a lane had. The kernel must hold nothing of it.
+    fn take_apart(&mut self, slot: usize) {
+        let Some(place) = self.slots.get_mut(slot) else { return };
+        let Some(lane) = place.lane.take() else { return };
+        self.starved.retain(|&starved| usize::from(starved) != slot);
+        if self.multishot
+            && let Err(cause) = self.ring.submitter().unregister_buf_ring(group_of(lane.id))
+        {
+            // The slot cannot be used again while the kernel may write into its memory.
+            tracing::error!(%cause, slot, "a buffer ring stays registered; its slot is lost");
+            return;
+        }
+        self.registry.leave(&self.ring.submitter(), &lane.pools);
+        // A generation that came round would let an old id name a new lane.
+        if place.generation < (u32::MAX >> SLOT_BITS) {
+            place.generation += 1;
+            self.free.push(slot as u16);
+        }
+    }
+}
+
+impl LaneGroup for TcpLanes {
+    type Endpoint = OwnedFd;
+
+    fn add(&mut self, endpoint: OwnedFd, pools: &FramePools) -> Result<LaneId, AddError> {
+        let kernel = |step| move |cause: rustix::io::Errno| AddError::Kernel {
+            step,
+            cause: cause.into(),
+        };
+        let is_tcp = sockopt::socket_protocol(&endpoint)
+            .is_ok_and(|protocol| protocol == Some(rustix::net::ipproto::TCP));
+        if !is_tcp {
+            return Err(AddError::WrongEndpoint("it is not a TCP socket"));
+        }
+        rustix::net::getpeername(&endpoint).map_err(kernel("getpeername: connect it first"))?;
+        let slot = *self.free.last().ok_or(AddError::GroupFull(self.slots.len()))?;
+        let generation = self.slots[usize::from(slot)].generation;
+        let id = LaneId((generation << SLOT_BITS) | u32::from(slot));
+        // SAFETY: needed to give each slot its part of the arena, which is `INBOX_BYTES` per slot.
+        let base = unsafe { self.memory.as_ptr().add(usize::from(slot) * INBOX_BYTES) };
+        let inbox = Inbox::new(base, self.multishot);
+        if self.multishot {
+            // SAFETY: the ring is the first page of the slot's memory, which lives as long as
+            // `self`, and the slot is free, so no other ring lies there. No flags.
+            unsafe {
+                self.ring.submitter().register_buf_ring_with_flags(
+                    base as u64,
+                    CHUNKS,
+                    group_of(id),
+                    0,
+                )
+            }
+            .map_err(|cause| AddError::Kernel { step: "register a buffer ring", cause })?;
+        }
+        self.free.pop();
+        self.registry.join(&self.ring.submitter(), pools);
+        pools.wake_on_relief(self.ring.waker());
+        let lane =
+            Connection::new(id, endpoint, pools.clone(), inbox, self.limits, self.send);
+        self.slots[usize::from(slot)].lane = Some(Box::new(lane));
+        self.list(usize::from(slot));
+        Ok(id)
+    }
+
+    fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
+        let Some(known) = self.lane_mut(lane) else {
+            return Err(Refused { frame, reason: RefusedReason::Unknown });
+        };
+        known.submit(frame).map_err(|(frame, reason)| Refused { frame, reason })?;
+        self.list(slot_of(lane));
+        Ok(())
+    }
+
+    fn poll(&mut self, out: &mut Vec<LaneEvent>) -> Polled {
+        self.ring.disarm();
+        let mut work = self.reap();
+        if !self.starved.is_empty() {
+            self.list_relieved();
+        }
+        work += self.serve(out);
+        if self.ring.has_reason_to_enter() {
+            self.ring.enter();
+            work += 1 + self.reap();
+            work += self.serve(out);
+        }
+        if !self.listed.is_empty() {
+            work += 1;
+        }
+        if work == 0 { Polled::Idle } else { Polled::Busy(work) }
+    }
+
+    fn backlog_bytes(&self, lane: LaneId) -> usize {
+        self.lane(lane).map_or(0, Connection::backlog_bytes)
+    }
+
+    fn wire_bytes(&self, lane: LaneId) -> WireBytes {
+        self.lane(lane).map(Connection::wire_bytes).unwrap_or_default()
+    }
+
+    fn stats(&self, lane: LaneId) -> Option<LaneStats> {
+        socket::stats(self.lane(lane)?.fd()?).ok()
+    }
+
+    fn close(&mut self, lane: LaneId) {
+        if let Some(known) = self.lane_mut(lane) {
+            known.abort(LaneClosed::Local);
+            self.list(slot_of(lane));
+        }
+    }
+
+    fn finish(&mut self, lane: LaneId) {
+        if let Some(known) = self.lane_mut(lane) {
+            known.finish();
+            self.list(slot_of(lane));
+        }
+    }
+
+    fn park_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.waker().as_fd())
+    }
+
+    fn prepare_park(&mut self) -> bool {
+        let quiet = self.ring.arm();
+        // After arming: a buffer that comes back from now on rings the waker.
+        if !self.starved.is_empty() {
+            self.list_relieved();
+        }
+        quiet && self.listed.is_empty()
+    }
+}
+
+impl Drop for TcpLanes {
+    fn drop(&mut self) {
+        for slot in 0..self.slots.len() {
+            if let Some(lane) = self.slots[slot].lane.as_deref_mut() {
+                lane.abort(LaneClosed::Local);
+                self.list(slot);
+            }
+        }
+        let start = Instant::now();
+        let mut events = Vec::with_capacity(self.slots.len());
+        while self.slots.iter().any(|slot| slot.lane.is_some()) {
+            events.clear();
+            self.poll(&mut events);
+            let left = DROP_PATIENCE.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            if self.slots.iter().any(|slot| slot.lane.is_some()) {
+                self.ring.enter_and_wait(left.min(Duration::from_millis(50)));
+            }
+        }
+        let stuck: Vec<_> = self.slots.iter_mut().filter_map(|slot| slot.lane.take()).collect();
+        if !stuck.is_empty() {
+            // Memory that the kernel may still write must never be used again.
+            tracing::error!(lanes = stuck.len(), "the kernel did not let go of lanes; leaked");
+            std::mem::forget(stuck);
+            std::mem::forget(Arc::clone(&self.memory));
+        }
+    }
+}

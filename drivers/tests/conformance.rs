@@ -1,0 +1,87 @@
+//! The conformance suite, for every back end and every way in which it can run.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+
+use dwcp_drivers::conformance::Harness;
+use dwcp_drivers::loopback::{LoopbackEndpoint, LoopbackLanes};
+use dwcp_drivers::port::{Port, PortConfig};
+use dwcp_drivers::tcp::{
+    RecvMode, SendMode, SocketTuning, TcpLanes, TcpOptions, TcpPort, tune,
+};
+use dwcp_hugepages::arena::BackingPolicy;
+
+struct Tcp {
+    recv: RecvMode,
+    send: SendMode,
+}
+
+fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let far = listener.accept().unwrap().0;
+    for end in [&near, &far] {
+        tune(end, &SocketTuning::default()).unwrap();
+    }
+    (near, far)
+}
+
+impl Harness for Tcp {
+    type Lanes = TcpLanes;
+
+    fn lanes(&self) -> TcpLanes {
+        let options =
+            TcpOptions { recv: self.recv, send: self.send, backing: BackingPolicy::Ordinary };
+        let mut port = TcpPort::new(options);
+        port.open(PortConfig::default()).unwrap();
+        if self.recv == RecvMode::Multishot && !port.capabilities().multishot_recv {
+            println!("single shot instead: {:?}", port.capabilities().missing);
+        }
+        port.start().unwrap();
+        port.lanes().unwrap()
+    }
+
+    fn pair(&self) -> (OwnedFd, OwnedFd) {
+        let (near, far) = connected();
+        (near.into(), far.into())
+    }
+
+    fn raw(&self) -> Option<(OwnedFd, Box<dyn Write + Send>)> {
+        let (near, far) = connected();
+        Some((near.into(), Box::new(far)))
+    }
+}
+
+struct Loopback;
+
+impl Harness for Loopback {
+    type Lanes = LoopbackLanes;
+
+    fn lanes(&self) -> LoopbackLanes {
+        LoopbackLanes::new().unwrap()
+    }
+
+    fn pair(&self) -> (LoopbackEndpoint, LoopbackEndpoint) {
+        LoopbackEndpoint::pair()
+    }
+
+    fn raw(&self) -> Option<(LoopbackEndpoint, Box<dyn Write + Send>)> {
+        None
+    }
+}
+
+dwcp_drivers::conformance_suite!(loopback, super::Loopback);
+dwcp_drivers::conformance_suite!(
+    tcp_single_shot,
+    super::Tcp { recv: super::RecvMode::SingleShot, send: super::SendMode::Copy }
+);
+dwcp_drivers::conformance_suite!(
+    tcp_multishot,
+    super::Tcp { recv: super::RecvMode::Multishot, send: super::SendMode::Auto }
+);
+dwcp_drivers::conformance_suite!(
+    tcp_zero_copy,
+    super::Tcp { recv: super::RecvMode::SingleShot, send: super::SendMode::ZeroCopy }
+);
