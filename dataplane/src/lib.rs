@@ -1,2 +1,3 @@
 //! placeholder
+pub mod codec;
 pub mod stream;

@@ -1,0 +1,97 @@
+//! The receiver's half: payloads in batch order become raw bytes again.
+//!
+//! In: version, method byte, history flag and payload of each batch, in batch order, all untrusted.
+//! Out: exactly the batch's raw bytes, in the caller's buffer. Promises: nothing is written outside
+//! that buffer and nothing of it is left over from before on success; memory and time are bounded by
+//! the batch; after one refused payload every later one is refused, because the history may have
+//! changed halfway.
+
+use super::rebuild::Rebuild;
+use super::sections;
+use super::simd::Simd;
+use super::zstd::Decompressor;
+use super::{
+    CodecConfig, CodecError, CodecVersion, DecodeError, Encoder, MAX_BATCH_RAW_BYTES, Method,
+    PageStore, v1, v3,
+};
+
+/// Decodes the batches of one direction of a session.
+pub struct Decoder {
+    store: PageStore,
+    simd: Simd,
+    zstd: Decompressor,
+    scratch: Box<[u8]>,
+    poisoned: bool,
+}
+
+impl Decoder {
+    /// A decoder for the sender's encoder of the same store size. `cfg.key` and the zstd levels are
+    /// the sender's affair.
+    ///
+    /// # Errors
+    /// [`CodecError`], when the memory is not there.
+    pub fn new(cfg: &CodecConfig) -> Result<Self, CodecError> {
+        Ok(Self {
+            store: PageStore::new(cfg.store())?,
+            simd: Simd::detect(),
+            zstd: Decompressor::new().ok_or(CodecError::Zstd)?,
+            scratch: vec![0; Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES)].into_boxed_slice(),
+            poisoned: false,
+        })
+    }
+
+    /// Decodes the next batch into `out`, whose length is the batch's raw length.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; the session must end, and what `out` holds must not be used.
+    pub fn decode(
+        &mut self,
+        version: CodecVersion,
+        method: u8,
+        history: bool,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        if self.poisoned {
+            return Err(DecodeError::Poisoned);
+        }
+        let decoded = self.decode_checked(version, method, history, payload, out);
+        self.poisoned = decoded.is_err();
+        decoded
+    }
+
+    fn decode_checked(
+        &mut self,
+        version: CodecVersion,
+        method: u8,
+        history: bool,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let raw_bytes = out.len();
+        if raw_bytes > MAX_BATCH_RAW_BYTES {
+            return Err(DecodeError::BatchTooLarge { raw_bytes });
+        }
+        let clear_max = Encoder::max_encoded_len(raw_bytes);
+        let scratch = &mut self.scratch;
+        let rebuild = Rebuild::new(out, &mut self.store, history, self.simd);
+        match Method::from_code(version, method)? {
+            Method::Passthrough => {
+                let mut rebuild = rebuild;
+                rebuild.bytes(payload)?;
+                rebuild.finish()
+            }
+            Method::V1Stored => v1::decode(v1::open(false, payload, clear_max, scratch)?, rebuild),
+            Method::V1Lz4 => v1::decode(v1::open(true, payload, clear_max, scratch)?, rebuild),
+            Method::Stored | Method::Lz4 | Method::Zstd => {
+                let opened = sections::open(payload, clear_max, &mut self.zstd, scratch)?;
+                v3::decode(opened, rebuild)
+            }
+        }
+    }
+
+    /// The receiver's page history.
+    pub const fn store(&self) -> &PageStore {
+        &self.store
+    }
+}

@@ -1,0 +1,5 @@
+//! The codec as a whole: synthetic guests on one side, hostile peers on the other.
+
+mod guest;
+mod hostile;
+mod round_trip;

@@ -1,0 +1,234 @@
+//! Version 3: runs of operations, with raw bytes, literal pages and what patches the history apart.
+//!
+//! In: a batch's items and the history with its content index. Out: the four [`Sections`]. A page is
+//! all zero, equal to the stored copy of its address, a small delta against it, equal to the page in
+//! another slot, a larger delta, or literal: the first that holds. Promises: a reference is sent only
+//! after its bytes were compared; the history changes as in version 1.
+
+use super::content_index::ContentIndex;
+use super::delta;
+use super::encoder::EncodeStats;
+use super::items::{Item, Items};
+use super::ops::{Class, Jump, Op};
+use super::rebuild::Rebuild;
+use super::sections::{Opened, Sections};
+use super::simd::Simd;
+use super::store::SlotId;
+use super::varint::{self, Reader};
+use super::{DecodeError, PAGE_BYTES, Page, PageStore};
+use crate::stream::PageAddr;
+
+/// A delta of no more words than this is sent without looking for a duplicate: it costs about as
+/// little as a reference, and hashing the page would cost more than finding it.
+const SMALL_DELTA_WORDS: u32 = 64;
+
+/// The sender's history.
+pub(super) struct History<'a> {
+    pub(super) store: &'a mut PageStore,
+    pub(super) contents: &'a mut ContentIndex,
+    pub(super) simd: Simd,
+}
+
+/// Gathers operations of one kind on successive pages into one.
+struct Runs<'a> {
+    ops: &'a mut Vec<u8>,
+    run: Option<Op>,
+}
+
+impl Runs<'_> {
+    fn push(&mut self, class: Class, header: bool, jump: Option<Jump>, count: u64) {
+        match &mut self.run {
+            Some(run) if run.class == class && run.header == header && jump.is_none() => {
+                run.count += count;
+            }
+            _ => {
+                self.flush();
+                self.run = Some(Op {
+                    class,
+                    header,
+                    jump,
+                    count,
+                });
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(run) = self.run.take() {
+            run.put(self.ops);
+        }
+    }
+}
+
+/// Fills the sections, which are empty, with a batch.
+pub(super) fn encode(
+    items: Items<'_>,
+    mut history: History<'_>,
+    sections: &mut Sections,
+    stats: &mut EncodeStats,
+) {
+    let Sections {
+        ops,
+        patches,
+        raw,
+        literals,
+    } = sections;
+    let mut runs = Runs { ops, run: None };
+    // References tend to follow each other: a copied file lies in successive slots.
+    let mut next_slot = 0;
+    for item in items {
+        match item {
+            Item::Raw(bytes) => {
+                runs.push(Class::Raw, false, None, bytes.len() as u64);
+                raw.extend_from_slice(bytes);
+                stats.raw_bytes += bytes.len() as u64;
+            }
+            Item::Zero { jump, .. } => {
+                runs.push(Class::Zero, false, jump, 1);
+                stats.zero += 1;
+            }
+            Item::Page {
+                addr,
+                jump,
+                header,
+                page,
+            } => {
+                let class = history.page(addr, page, patches, &mut next_slot);
+                runs.push(class, header, jump, 1);
+                stats.pages += 1;
+                match class {
+                    Class::ZeroPage => stats.zero += 1,
+                    Class::Same | Class::Copy => stats.dup += 1,
+                    Class::Delta => stats.delta += 1,
+                    Class::Raw | Class::Zero | Class::Literal => {
+                        literals.extend_from_slice(page);
+                        stats.literal += 1;
+                    }
+                }
+            }
+        }
+    }
+    runs.flush();
+}
+
+impl History<'_> {
+    /// Classes a page, appends what patches the history into it, and stores it.
+    fn page(
+        &mut self,
+        addr: PageAddr,
+        page: &Page,
+        patches: &mut Vec<u8>,
+        next_slot: &mut u32,
+    ) -> Class {
+        if self.simd.is_zero(page) {
+            return Class::ZeroPage;
+        }
+        let own = self.store.lookup(addr);
+        let old = own.and_then(|slot| self.store.page(slot)).map(|old| {
+            let bitmap = self.simd.differing_words(old, page);
+            (old, bitmap, delta::changed_words(&bitmap))
+        });
+        match old {
+            Some((_, _, 0)) => return Class::Same,
+            Some((old, bitmap, words)) if words <= SMALL_DELTA_WORDS => {
+                delta::put(patches, old, page, &bitmap);
+                self.store.insert_at(own, addr, page);
+                return Class::Delta;
+            }
+            _ => {}
+        }
+        let hash = self.contents.hash(page);
+        let class = if let Some(slot) = self.duplicate(hash, page) {
+            let distance = i64::from(slot.0) - i64::from(*next_slot);
+            varint::put(patches, varint::zigzag(distance));
+            *next_slot = slot.0 + 1;
+            Class::Copy
+        } else if let Some((old, bitmap, words)) = old
+            && words <= delta::CHANGED_WORDS_MAX
+        {
+            delta::put(patches, old, page, &bitmap);
+            Class::Delta
+        } else {
+            Class::Literal
+        };
+        let slot = self.store.insert_at(own, addr, page);
+        self.contents.note(hash, slot);
+        class
+    }
+
+    fn duplicate(&self, hash: super::content_index::ContentHash, page: &Page) -> Option<SlotId> {
+        self.contents
+            .candidates(hash)
+            .find(|&slot| self.store.page(slot) == Some(page))
+    }
+}
+
+/// Carries out untrusted operations.
+pub(super) fn decode(opened: Opened<'_>, mut to: Rebuild<'_>) -> Result<(), DecodeError> {
+    let Opened {
+        mut ops,
+        mut patches,
+        mut raw,
+        mut literals,
+    } = opened;
+    let mut next_slot = 0;
+    while !ops.is_empty() {
+        let op = Op::read(&mut ops).ok_or(to.malformed())?;
+        to.check_fits(&op)?;
+        if op.class == Class::Raw {
+            to.bytes(raw.bytes(op.count as usize).ok_or(to.malformed())?)?;
+            continue;
+        }
+        for nth in 0..op.count {
+            let addr = to.place(&op, nth)?;
+            let own = |store: &PageStore| store.lookup(addr);
+            match op.class {
+                Class::Zero => to.zero(addr)?,
+                Class::ZeroPage => to.page(addr, op.header, |page| {
+                    page.fill(0);
+                    Some(())
+                })?,
+                Class::Raw | Class::Literal => to.page(addr, op.header, |page| {
+                    page.copy_from_slice(literals.bytes(PAGE_BYTES)?);
+                    Some(())
+                })?,
+                Class::Same => to.page_from_history(
+                    addr,
+                    op.header,
+                    true,
+                    |store| store.page(own(store)?),
+                    |_| Some(()),
+                )?,
+                Class::Delta => to.page_from_history(
+                    addr,
+                    op.header,
+                    false,
+                    |store| store.page(own(store)?),
+                    |page| delta::apply(&mut patches, page),
+                )?,
+                Class::Copy => {
+                    let slot = read_slot(&mut patches, &mut next_slot).ok_or(to.malformed())?;
+                    to.page_from_history(
+                        addr,
+                        op.header,
+                        false,
+                        |store| store.page(slot),
+                        |_| Some(()),
+                    )?;
+                }
+            }
+        }
+    }
+    // Bytes that no operation asked for: the sections are not one encoder's work.
+    if !(patches.is_empty() && raw.is_empty() && literals.is_empty()) {
+        return Err(DecodeError::BadSections);
+    }
+    to.finish()
+}
+
+fn read_slot(patches: &mut Reader<'_>, next_slot: &mut u32) -> Option<SlotId> {
+    let distance = varint::unzigzag(patches.varint()?);
+    let slot = u32::try_from(i64::from(*next_slot).checked_add(distance)?).ok()?;
+    *next_slot = slot.checked_add(1)?;
+    Some(SlotId(slot))
+}
