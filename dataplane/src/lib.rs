@@ -1,3 +1,4 @@
 //! placeholder
 pub mod codec;
 pub mod stream;
+pub mod transport;

@@ -1,0 +1,253 @@
+//! The side that is dialled.
+//!
+//! In: a stranger's bytes. Out: CHALLENGE, and after the proof WELCOME or REFUSE as the caller
+//! decides. Nothing that a stranger says is acted upon before the proof, but for choosing which
+//! offer to answer with.
+
+use zerocopy::byteorder::little_endian::U64;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::super::wire::keys::{Psk, SessionKey};
+use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
+use super::message::{
+    HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC,
+    MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse, RawWelcome, Reader,
+    Transcript, frame, parse_exact,
+};
+use super::{Agreed, HandshakeError, Join, Message, Purpose, RefuseReason, SessionParams};
+
+/// What a stranger says it wants; nobody vouches for it yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The session.
+    pub session: SessionId,
+    /// The node that it says it is.
+    pub node: NodeId,
+    /// How the lane relates to the session.
+    pub join: Join,
+    /// Who the session is for.
+    pub purpose: Purpose,
+}
+
+/// What to do next.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "lives for one step of a cold path"
+)]
+pub enum AcceptorStep {
+    /// Answer with [`Acceptor::challenge`], also when the session is unknown (a stranger must not
+    /// learn which exist), or with [`Acceptor::refuse`] when there is no room at all.
+    Hello(Hello),
+    /// The peer has the key. Answer with [`Acceptor::welcome`] or [`Acceptor::refuse`].
+    Proven(Agreed),
+    /// The proof does not fit: write this refusal and close.
+    WrongKey(Message),
+}
+
+/// What [`Acceptor::challenge`] came to.
+#[derive(Debug)]
+pub enum Answer {
+    /// Write it and go on.
+    Challenge(Message),
+    /// No version in common: write it and close.
+    VersionMismatch(Message),
+}
+
+#[derive(Debug)]
+enum State {
+    WaitHello,
+    Challenging(Box<(RawHello, Hello, SessionParams)>),
+    WaitProof(Box<Agreed>),
+    Deciding,
+    Ended,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Acceptor {
+    psk: Psk,
+    node: NodeId,
+    nonce: [u8; 32],
+    reader: Reader,
+    transcript: Transcript,
+    state: State,
+}
+
+impl Acceptor {
+    /// `nonce` must be fresh from the system's random source.
+    #[must_use]
+    pub fn new(psk: Psk, node: NodeId, nonce: [u8; 32]) -> Self {
+        let (reader, transcript) = (Reader::default(), Transcript::default());
+        Self {
+            psk,
+            node,
+            nonce,
+            reader,
+            transcript,
+            state: State::WaitHello,
+        }
+    }
+
+    /// Bytes to read next at most.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.reader.wanted()
+    }
+
+    /// Takes bytes from the connection; returns how many it took and what to do.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; close the connection.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(usize, Option<AcceptorStep>), HandshakeError> {
+        if !matches!(self.state, State::WaitHello | State::WaitProof(_)) {
+            return Err(HandshakeError::OutOfTurn);
+        }
+        let (taken, whole) = self.reader.feed(bytes)?;
+        if !whole {
+            return Ok((taken, None));
+        }
+        let step = match std::mem::replace(&mut self.state, State::Ended) {
+            State::WaitHello => self.on_hello()?,
+            State::WaitProof(agreed) => self.on_proof(*agreed)?,
+            _ => return Err(HandshakeError::OutOfTurn),
+        };
+        self.reader.clear();
+        Ok((taken, Some(step)))
+    }
+
+    fn on_hello(&mut self) -> Result<AcceptorStep, HandshakeError> {
+        let body = self.reader.body();
+        let kind = body.first().copied().unwrap_or(0);
+        let unexpected = HandshakeError::Unexpected {
+            kind,
+            body_bytes: body.len(),
+        };
+        let Ok((raw, name)) = RawHello::read_from_prefix(body) else {
+            return Err(unexpected);
+        };
+        if kind != KIND_HELLO || raw.magic != MAGIC || raw.revision != HANDSHAKE_REVISION {
+            return Err(unexpected);
+        }
+        let hello = Hello {
+            session: SessionId(raw.session),
+            node: NodeId(raw.node),
+            join: raw.join()?,
+            purpose: raw.purpose(name)?,
+        };
+        let proposal = raw.params.parse()?;
+        self.transcript = self.transcript.with(self.reader.message());
+        self.state = State::Challenging(Box::new((raw, hello.clone(), proposal)));
+        Ok(AcceptorStep::Hello(hello))
+    }
+
+    /// Answers a HELLO with what this side can do.
+    ///
+    /// # Errors
+    /// [`HandshakeError::OutOfTurn`] unless a HELLO was just taken; [`HandshakeError::BadField`]
+    /// when `params` leave nothing to work with.
+    pub fn challenge(
+        &mut self,
+        highest: Version,
+        params: SessionParams,
+    ) -> Result<Answer, HandshakeError> {
+        let State::Challenging(pending) = std::mem::replace(&mut self.state, State::Ended) else {
+            return Err(HandshakeError::OutOfTurn);
+        };
+        let (raw, hello, proposal) = *pending;
+        let Some(version) = raw.choose_version(highest) else {
+            let message = self.refusal(RefuseReason::VersionMismatch);
+            return Ok(Answer::VersionMismatch(message));
+        };
+        let answer = RawParams::new(proposal.least(params));
+        let challenge = RawChallenge {
+            kind: KIND_CHALLENGE,
+            version: version as u8,
+            node: self.node.0,
+            nonce: self.nonce,
+            params: answer,
+        };
+        let epoch = SessionEpoch(raw.epoch.get());
+        let agreed = Agreed {
+            session: hello.session,
+            epoch,
+            initiator: hello.node,
+            acceptor: self.node,
+            lane: LaneIx(raw.lane.get()),
+            lane_attempt: raw.lane_attempt.get(),
+            join: hello.join,
+            purpose: hello.purpose,
+            version,
+            params: answer.parse()?,
+            key: SessionKey::derive(&self.psk, hello.session, hello.node, self.node, epoch),
+        };
+        let message = frame([challenge.as_bytes(), &[]]);
+        self.transcript = self.transcript.with(&message);
+        self.state = State::WaitProof(Box::new(agreed));
+        Ok(Answer::Challenge(message))
+    }
+
+    fn on_proof(&mut self, agreed: Agreed) -> Result<AcceptorStep, HandshakeError> {
+        let proof: RawProof = parse_exact(KIND_PROOF, self.reader.body())?;
+        let fits = self
+            .transcript
+            .check(&self.psk, MacPurpose::Proof, &proof.mac);
+        self.transcript = self.transcript.with(self.reader.message());
+        if !fits {
+            return Ok(AcceptorStep::WrongKey(self.refusal(RefuseReason::WrongKey)));
+        }
+        self.state = State::Deciding;
+        Ok(AcceptorStep::Proven(agreed))
+    }
+
+    /// Lets the proven peer in. `next_seq` is the batch that this side hands up next, 0 for a new
+    /// session. Frames may follow.
+    ///
+    /// # Errors
+    /// [`HandshakeError::OutOfTurn`] unless the peer was just proven.
+    pub fn welcome(&mut self, next_seq: BatchSeq) -> Result<Message, HandshakeError> {
+        let State::Deciding = std::mem::replace(&mut self.state, State::Ended) else {
+            return Err(HandshakeError::OutOfTurn);
+        };
+        let next_seq = U64::new(next_seq.0);
+        let said = self
+            .transcript
+            .with(&[KIND_WELCOME])
+            .with(next_seq.as_bytes());
+        let mac = said.mac(&self.psk, MacPurpose::Welcome);
+        Ok(frame([
+            RawWelcome {
+                kind: KIND_WELCOME,
+                next_seq,
+                mac,
+            }
+            .as_bytes(),
+            &[],
+        ]))
+    }
+
+    /// Turns the peer away, after a HELLO or after the proof.
+    ///
+    /// # Errors
+    /// [`HandshakeError::OutOfTurn`] at any other time.
+    pub fn refuse(&mut self, reason: RefuseReason) -> Result<Message, HandshakeError> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Challenging(_) | State::Deciding => Ok(self.refusal(reason)),
+            _ => Err(HandshakeError::OutOfTurn),
+        }
+    }
+
+    fn refusal(&self, reason: RefuseReason) -> Message {
+        let said = self.transcript.with(&[KIND_REFUSE, reason as u8]);
+        let mac = said.mac(&self.psk, MacPurpose::Refuse);
+        frame([
+            RawRefuse {
+                kind: KIND_REFUSE,
+                reason: reason as u8,
+                mac,
+            }
+            .as_bytes(),
+            &[],
+        ])
+    }
+}

@@ -1,0 +1,236 @@
+//! The side that dials.
+//!
+//! In: the acceptor's bytes. Out: HELLO, PROOF, and the agreement or the refusal.
+
+use zerocopy::IntoBytes;
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+
+use super::super::wire::keys::{Psk, SessionKey};
+use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
+use super::message::{
+    HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC,
+    MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse, RawWelcome, Reader,
+    Transcript, frame, parse_exact,
+};
+use super::{Agreed, HandshakeError, Join, Message, Purpose, RefuseReason, SessionParams};
+
+/// What the initiator brings.
+#[derive(Debug, Clone)]
+pub struct InitiatorConfig {
+    /// The shared key.
+    pub psk: Psk,
+    /// This node.
+    pub node: NodeId,
+    /// The node that must answer; `None` takes any that has the key.
+    pub peer: Option<NodeId>,
+    /// The session.
+    pub session: SessionId,
+    /// The attempt at it.
+    pub epoch: SessionEpoch,
+    /// Which lane.
+    pub lane: LaneIx,
+    /// Which dial of that lane.
+    pub lane_attempt: u32,
+    /// How the lane relates to the session.
+    pub join: Join,
+    /// Who the session is for.
+    pub purpose: Purpose,
+    /// Versions up to this are offered; v1 always is.
+    pub highest: Version,
+    /// What this side can do.
+    pub params: SessionParams,
+}
+
+/// What to do next.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "lives for one step of a cold path"
+)]
+pub enum InitiatorStep {
+    /// Write this.
+    Send(Message),
+    /// Frames may follow on this connection.
+    Done {
+        /// What both agreed on.
+        agreed: Agreed,
+        /// The batch that the acceptor hands up next: all below have come.
+        peer_next_seq: BatchSeq,
+    },
+    /// Close the connection.
+    Refused {
+        /// Why, as the acceptor says.
+        reason: RefuseReason,
+        /// The refusal is made with the shared key. Without that anybody on the path may have said
+        /// it: dial again until the caller's deadline.
+        verified: bool,
+    },
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Challenge,
+    Welcome { challenge: RawChallenge },
+    Nothing,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Initiator {
+    config: InitiatorConfig,
+    reader: Reader,
+    transcript: Transcript,
+    waiting: Waiting,
+}
+
+impl Initiator {
+    /// The machine and its HELLO. `nonce` must be fresh from the system's random source.
+    #[must_use]
+    pub fn new(config: InitiatorConfig, nonce: [u8; 32]) -> (Self, Message) {
+        let (join, next_seq) = match config.join {
+            Join::New => (0, 0),
+            Join::Lane => (1, 0),
+            Join::Resume { next_seq } => (2, next_seq.0),
+        };
+        let (purpose, name) = match &config.purpose {
+            Purpose::Expected => (0, ""),
+            Purpose::Passive { target } => (1, target.as_str()),
+        };
+        let hello = RawHello {
+            kind: KIND_HELLO,
+            magic: MAGIC,
+            revision: HANDSHAKE_REVISION,
+            offers: if config.highest == Version::V3 { 3 } else { 1 },
+            join,
+            purpose,
+            session: config.session.0,
+            node: config.node.0,
+            epoch: U32::new(config.epoch.0),
+            lane: U16::new(config.lane.0),
+            lane_attempt: U32::new(config.lane_attempt),
+            next_seq: U64::new(next_seq),
+            nonce,
+            params: RawParams::new(config.params),
+        };
+        let message = frame([hello.as_bytes(), name.as_bytes()]);
+        let transcript = Transcript::default().with(&message);
+        let reader = Reader::default();
+        (
+            Self {
+                config,
+                reader,
+                transcript,
+                waiting: Waiting::Challenge,
+            },
+            message,
+        )
+    }
+
+    /// Bytes to read next at most; frames may follow right behind them.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.reader.wanted()
+    }
+
+    /// Takes bytes from the connection; returns how many it took and what to do. Bytes not taken
+    /// belong to the next message or to the lane: feed again after `Send`.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; close the connection.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(usize, Option<InitiatorStep>), HandshakeError> {
+        if matches!(self.waiting, Waiting::Nothing) {
+            return Err(HandshakeError::OutOfTurn);
+        }
+        let (taken, whole) = self.reader.feed(bytes)?;
+        if !whole {
+            return Ok((taken, None));
+        }
+        let waiting = std::mem::replace(&mut self.waiting, Waiting::Nothing);
+        let body = self.reader.body();
+        let step = if body.first() == Some(&KIND_REFUSE) {
+            self.on_refuse()?
+        } else {
+            match waiting {
+                Waiting::Challenge => self.on_challenge()?,
+                Waiting::Welcome { challenge } => self.on_welcome(&challenge)?,
+                Waiting::Nothing => return Err(HandshakeError::OutOfTurn),
+            }
+        };
+        self.reader.clear();
+        Ok((taken, Some(step)))
+    }
+
+    fn on_refuse(&self) -> Result<InitiatorStep, HandshakeError> {
+        let refuse: RawRefuse = parse_exact(KIND_REFUSE, self.reader.body())?;
+        let reason = RefuseReason::from_wire(refuse.reason)
+            .ok_or(HandshakeError::BadField { field: "reason" })?;
+        let said = self.transcript.with(&[refuse.kind, refuse.reason]);
+        let verified = said.check(&self.config.psk, MacPurpose::Refuse, &refuse.mac);
+        Ok(InitiatorStep::Refused { reason, verified })
+    }
+
+    fn on_challenge(&mut self) -> Result<InitiatorStep, HandshakeError> {
+        let challenge: RawChallenge = parse_exact(KIND_CHALLENGE, self.reader.body())?;
+        let version = Version::from_wire(challenge.version)
+            .ok_or(HandshakeError::BadField { field: "version" })?;
+        if version > self.config.highest {
+            return Err(HandshakeError::BeyondProposal { field: "version" });
+        }
+        let answer = challenge.params.parse()?;
+        if answer.least(self.config.params) != answer {
+            return Err(HandshakeError::BeyondProposal {
+                field: "parameters",
+            });
+        }
+        let got = NodeId(challenge.node);
+        if let Some(expected) = self.config.peer.filter(|&expected| expected != got) {
+            return Err(HandshakeError::WrongPeer { expected, got });
+        }
+        self.transcript = self.transcript.with(self.reader.message());
+        let mac = self.transcript.mac(&self.config.psk, MacPurpose::Proof);
+        let message = frame([
+            RawProof {
+                kind: KIND_PROOF,
+                mac,
+            }
+            .as_bytes(),
+            &[],
+        ]);
+        self.transcript = self.transcript.with(&message);
+        self.waiting = Waiting::Welcome { challenge };
+        Ok(InitiatorStep::Send(message))
+    }
+
+    fn on_welcome(&self, challenge: &RawChallenge) -> Result<InitiatorStep, HandshakeError> {
+        let welcome: RawWelcome = parse_exact(KIND_WELCOME, self.reader.body())?;
+        let said = self
+            .transcript
+            .with(&[welcome.kind])
+            .with(welcome.next_seq.as_bytes());
+        if !said.check(&self.config.psk, MacPurpose::Welcome, &welcome.mac) {
+            return Err(HandshakeError::WrongKey);
+        }
+        let config = &self.config;
+        let acceptor = NodeId(challenge.node);
+        let (session, epoch, initiator) = (config.session, config.epoch, config.node);
+        let agreed = Agreed {
+            session,
+            epoch,
+            initiator,
+            acceptor,
+            lane: config.lane,
+            lane_attempt: config.lane_attempt,
+            join: config.join,
+            purpose: config.purpose.clone(),
+            version: Version::from_wire(challenge.version)
+                .ok_or(HandshakeError::BadField { field: "version" })?,
+            params: challenge.params.parse()?,
+            key: SessionKey::derive(&config.psk, session, initiator, acceptor, epoch),
+        };
+        let peer_next_seq = BatchSeq(welcome.next_seq.get());
+        Ok(InitiatorStep::Done {
+            agreed,
+            peer_next_seq,
+        })
+    }
+}

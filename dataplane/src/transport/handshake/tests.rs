@@ -1,0 +1,292 @@
+use super::super::wire::keys::Psk;
+use super::*;
+
+fn params(scale: u64) -> SessionParams {
+    SessionParams {
+        page_store_bytes: scale << 30,
+        window_limit_bytes: scale << 20,
+        lanes_v1: 32,
+        lanes_v3: 8,
+        digest: DigestKind::Fast,
+    }
+}
+
+fn config(secret: &[u8]) -> InitiatorConfig {
+    InitiatorConfig {
+        psk: Psk::from_secret(secret),
+        node: NodeId::of_name("source"),
+        peer: Some(NodeId::of_name("destination")),
+        session: SessionId([9; 16]),
+        epoch: SessionEpoch(1),
+        lane: LaneIx(3),
+        lane_attempt: 2,
+        join: Join::New,
+        purpose: Purpose::Passive {
+            target: ArrayString::from("vm-7").unwrap(),
+        },
+        highest: Version::V3,
+        params: params(4),
+    }
+}
+
+/// What a run ended with at either end.
+#[derive(Debug)]
+enum End {
+    Welcome(Box<(Agreed, Agreed)>),
+    Refused(RefuseReason, bool),
+    Broken,
+}
+
+/// Both machines joined by a middleman that may change message `index` (0 HELLO, 1 CHALLENGE,
+/// 2 PROOF, 3 last). Bytes come one at a time to the initiator.
+fn run(
+    config: InitiatorConfig,
+    secret: &[u8],
+    highest: Version,
+    refuse: Option<RefuseReason>,
+    mut middleman: impl FnMut(usize, &mut Message),
+) -> End {
+    let (mut initiator, mut hello) = Initiator::new(config, [1; 32]);
+    let node = NodeId::of_name("destination");
+    let mut acceptor = Acceptor::new(Psk::from_secret(secret), node, [2; 32]);
+    middleman(0, &mut hello);
+    let Ok((_, Some(AcceptorStep::Hello(_)))) = acceptor.feed(&hello) else {
+        return End::Broken;
+    };
+    let answer = acceptor.challenge(highest, params(2));
+    let (mut message, more) = match answer {
+        Ok(Answer::Challenge(message)) => (message, true),
+        Ok(Answer::VersionMismatch(message)) => (message, false),
+        Err(_) => return End::Broken,
+    };
+    middleman(1, &mut message);
+    let mut proof = match feed_bytewise(&mut initiator, &message) {
+        Ok(InitiatorStep::Send(proof)) => proof,
+        Ok(InitiatorStep::Refused { reason, verified }) => return End::Refused(reason, verified),
+        _ => return End::Broken,
+    };
+    assert!(more);
+    middleman(2, &mut proof);
+    let (mut last, there) = match acceptor.feed(&proof) {
+        Ok((_, Some(AcceptorStep::Proven(agreed)))) => match refuse {
+            Some(reason) => (acceptor.refuse(reason).unwrap(), None),
+            None => (acceptor.welcome(BatchSeq(0)).unwrap(), Some(agreed)),
+        },
+        Ok((_, Some(AcceptorStep::WrongKey(message)))) => (message, None),
+        _ => return End::Broken,
+    };
+    middleman(3, &mut last);
+    match (feed_bytewise(&mut initiator, &last), there) {
+        (Ok(InitiatorStep::Done { agreed, .. }), Some(there)) => {
+            End::Welcome(Box::new((agreed, there)))
+        }
+        (Ok(InitiatorStep::Refused { reason, verified }), _) => End::Refused(reason, verified),
+        (Ok(_), _) => panic!("the initiator believes what the acceptor did not say"),
+        (Err(_), _) => End::Broken,
+    }
+}
+
+fn feed_bytewise(
+    initiator: &mut Initiator,
+    message: &[u8],
+) -> Result<InitiatorStep, HandshakeError> {
+    for byte in message {
+        assert!(initiator.wanted() >= 1);
+        if let (1, Some(step)) = initiator.feed(std::slice::from_ref(byte))? {
+            return Ok(step);
+        }
+    }
+    Err(HandshakeError::OutOfTurn)
+}
+
+fn untouched(_: usize, _: &mut Message) {}
+
+#[test]
+fn both_ends_agree_on_all_of_it() {
+    let End::Welcome(both) = run(config(b"k"), b"k", Version::V3, None, untouched) else {
+        panic!("not welcome");
+    };
+    let (here, there) = *both;
+    assert_eq!(here.version, Version::V3);
+    assert_eq!(here.params, params(2), "the lesser of both");
+    assert_eq!(
+        (here.session, here.epoch),
+        (SessionId([9; 16]), SessionEpoch(1))
+    );
+    assert_eq!((there.lane, there.lane_attempt), (LaneIx(3), 2));
+    assert_eq!((here.params, here.version), (there.params, there.version));
+    assert_eq!((&here.purpose, here.join), (&there.purpose, there.join));
+    assert_eq!(
+        (here.initiator, here.acceptor),
+        (there.initiator, there.acceptor)
+    );
+    let chain = |agreed: &Agreed| *agreed.key.frame_keys(Side::Initiator.sends()).chain_key();
+    assert_eq!(chain(&here), chain(&there));
+    assert_ne!(
+        chain(&here),
+        *here.key.frame_keys(Side::Initiator.receives()).chain_key()
+    );
+    assert_eq!(Side::Initiator.sends(), Side::Acceptor.receives());
+}
+
+#[test]
+fn the_highest_common_version_is_chosen() {
+    for (here, there, expected) in [
+        (Version::V1, Version::V3, Version::V1),
+        (Version::V3, Version::V1, Version::V1),
+        (Version::V1, Version::V1, Version::V1),
+    ] {
+        let config = InitiatorConfig {
+            highest: here,
+            ..config(b"k")
+        };
+        let End::Welcome(both) = run(config, b"k", there, None, untouched) else {
+            panic!("not welcome");
+        };
+        assert_eq!(both.0.version, expected);
+    }
+}
+
+#[test]
+fn without_the_key_there_is_no_welcome() {
+    let end = run(config(b"k"), b"other", Version::V3, None, untouched);
+    assert!(
+        matches!(end, End::Refused(RefuseReason::WrongKey, false)),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn refusals_are_typed_and_vouched_for() {
+    for reason in [
+        RefuseReason::UnknownSession,
+        RefuseReason::TooManySessions,
+        RefuseReason::Busy,
+        RefuseReason::PassiveTargetUnknown,
+        RefuseReason::SessionGone,
+    ] {
+        let end = run(config(b"k"), b"k", Version::V3, Some(reason), untouched);
+        assert!(
+            matches!(end, End::Refused(r, true) if r == reason),
+            "{end:?}"
+        );
+    }
+    // The offer is the bitmap behind length, kind, magic and revision; 0 offers nothing.
+    let end = run(config(b"k"), b"k", Version::V3, None, |index, message| {
+        if index == 0 {
+            message[8] = 0;
+        }
+    });
+    assert!(
+        matches!(end, End::Refused(RefuseReason::VersionMismatch, false)),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn a_downgrade_on_the_way_is_noticed() {
+    let end = run(config(b"k"), b"k", Version::V3, None, |index, message| {
+        if index == 0 {
+            assert_eq!(message[8], 3);
+            message[8] = 1;
+        }
+    });
+    assert!(!matches!(end, End::Welcome(_)), "{end:?}");
+}
+
+#[test]
+fn any_bit_changed_on_the_way_prevents_the_welcome() {
+    for index in 0..4 {
+        let mut bits = 8;
+        let mut bit = 0;
+        while bit < bits {
+            let end = run(config(b"k"), b"k", Version::V3, None, |at, message| {
+                if at == index {
+                    bits = message.len() * 8;
+                    message[bit / 8] ^= 1 << (bit % 8);
+                }
+            });
+            assert!(!matches!(end, End::Welcome(_)), "message {index} bit {bit}");
+            assert!(
+                !matches!(end, End::Refused(_, true)),
+                "message {index} bit {bit}"
+            );
+            bit += 1;
+        }
+    }
+}
+
+#[test]
+fn a_recorded_handshake_does_not_open_the_door_again() {
+    let mut recorded = Vec::new();
+    run(config(b"k"), b"k", Version::V3, None, |_, message| {
+        recorded.push(message.clone())
+    });
+    let node = NodeId::of_name("destination");
+    let mut acceptor = Acceptor::new(Psk::from_secret(b"k"), node, [3; 32]);
+    assert!(matches!(
+        acceptor.feed(&recorded[0]),
+        Ok((_, Some(AcceptorStep::Hello(_))))
+    ));
+    acceptor.challenge(Version::V3, params(2)).unwrap();
+    assert!(matches!(
+        acceptor.feed(&recorded[2]),
+        Ok((_, Some(AcceptorStep::WrongKey(_))))
+    ));
+    // Nor does it convince an initiator with a fresh nonce.
+    let (mut initiator, _) = Initiator::new(config(b"k"), [4; 32]);
+    assert!(matches!(
+        initiator.feed(&recorded[1]),
+        Ok((_, Some(InitiatorStep::Send(_))))
+    ));
+    assert!(matches!(
+        initiator.feed(&recorded[3]),
+        Err(HandshakeError::WrongKey)
+    ));
+}
+
+#[test]
+fn another_node_with_the_key_is_not_the_peer() {
+    let peer = Some(NodeId::of_name("elsewhere"));
+    let config = InitiatorConfig {
+        peer,
+        ..config(b"k")
+    };
+    assert!(matches!(
+        run(config, b"k", Version::V3, None, untouched),
+        End::Broken
+    ));
+}
+
+#[test]
+fn lengths_and_turns_are_checked() {
+    let node = NodeId::of_name("destination");
+    let fresh = || Acceptor::new(Psk::from_secret(b"k"), node, [2; 32]);
+    for length in [0u16, 1023, u16::MAX] {
+        let error = fresh().feed(&length.to_le_bytes()).unwrap_err();
+        assert_eq!(
+            error,
+            HandshakeError::BadLength {
+                body_bytes: usize::from(length)
+            }
+        );
+    }
+    let mut acceptor = fresh();
+    assert!(acceptor.welcome(BatchSeq(0)).is_err());
+    assert!(acceptor.refuse(RefuseReason::Busy).is_err());
+    let (_, hello) = Initiator::new(config(b"k"), [1; 32]);
+    let mut acceptor = fresh();
+    // What follows the message stays with the caller.
+    let mut bytes = hello.to_vec();
+    bytes.extend([1, 2, 3]);
+    assert_eq!(acceptor.feed(&bytes).unwrap().0, hello.len());
+    assert!(matches!(
+        acceptor.feed(&[0]),
+        Err(HandshakeError::OutOfTurn)
+    ));
+    let zero_lanes = SessionParams {
+        lanes_v1: 0,
+        ..params(1)
+    };
+    assert!(acceptor.challenge(Version::V3, zero_lanes).is_err());
+}

@@ -1,0 +1,201 @@
+//! Which lane takes the next frame, and which lane has stopped moving.
+//!
+//! In: lanes coming up and going down, how many may be used, each one's backlog. Out: the lane to
+//! write to. Promise: a lane that is down is never chosen, one under suspicion only when nothing
+//! else is up, and one beyond the active count only when none within is up.
+
+use super::super::{LaneIx, Nanos};
+
+/// After a suspicion that was wrong the next one waits twice as long, up to this many times.
+const MAX_PATIENCE_DOUBLINGS: u32 = 5;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Lane {
+    up: bool,
+    suspect: bool,
+    suspicions: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lanes {
+    lanes: Box<[Lane]>,
+    active: usize,
+    last_used: usize,
+}
+
+impl Lanes {
+    /// All down; at most `lanes_max` will ever exist.
+    #[must_use]
+    pub fn new(lanes_max: usize, active: usize) -> Self {
+        let lanes = vec![Lane::default(); lanes_max.max(1)].into_boxed_slice();
+        Self {
+            lanes,
+            active: active.max(1),
+            last_used: 0,
+        }
+    }
+
+    /// Uses lanes below `active` from now on.
+    pub fn set_active(&mut self, active: usize) {
+        self.active = active.max(1);
+    }
+
+    /// `lane` may be written to; false when there is no such lane.
+    pub fn up(&mut self, lane: LaneIx) -> bool {
+        let Some(state) = self.lanes.get_mut(usize::from(lane.0)) else {
+            return false;
+        };
+        state.up = true;
+        state.suspect = false;
+        true
+    }
+
+    /// `lane` is gone.
+    pub fn down(&mut self, lane: LaneIx) {
+        if let Some(state) = self.lanes.get_mut(usize::from(lane.0)) {
+            state.up = false;
+            state.suspect = false;
+        }
+    }
+
+    /// Marks `lane` as one that does not move; true when that is news.
+    pub fn suspect(&mut self, lane: LaneIx) -> bool {
+        let Some(state) = self.lanes.get_mut(usize::from(lane.0)) else {
+            return false;
+        };
+        let news = state.up && !state.suspect;
+        if news {
+            state.suspect = true;
+            state.suspicions = (state.suspicions + 1).min(MAX_PATIENCE_DOUBLINGS);
+        }
+        news
+    }
+
+    /// How many times longer than usual to wait before suspecting `lane`.
+    #[must_use]
+    pub fn patience(&self, lane: LaneIx) -> u64 {
+        self.lanes
+            .get(usize::from(lane.0))
+            .map_or(1, |state| 1 << state.suspicions)
+    }
+
+    /// Is `lane` up and above suspicion?
+    #[must_use]
+    pub fn is_trusted(&self, lane: LaneIx) -> bool {
+        self.lanes
+            .get(usize::from(lane.0))
+            .is_some_and(|state| state.up && !state.suspect)
+    }
+
+    /// Lanes that are up.
+    #[must_use]
+    pub fn count_up(&self) -> usize {
+        self.lanes.iter().filter(|state| state.up).count()
+    }
+
+    /// The lane with the least backlog under `limit_bytes`; among equals the one after the lane
+    /// chosen last, so that idle lanes take turns.
+    pub fn choose(
+        &mut self,
+        limit_bytes: usize,
+        backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
+    ) -> Option<LaneIx> {
+        let lanes = &self.lanes;
+        let any = |class: &dyn Fn(usize, &Lane) -> bool| {
+            lanes
+                .iter()
+                .enumerate()
+                .any(|(index, lane)| class(index, lane))
+        };
+        let active = self.active;
+        let best = |index: usize, lane: &Lane| lane.up && !lane.suspect && index < active;
+        let trusted = |_: usize, lane: &Lane| lane.up && !lane.suspect;
+        let last_resort = |_: usize, lane: &Lane| lane.up;
+        let class: &dyn Fn(usize, &Lane) -> bool = if any(&best) {
+            &best
+        } else if any(&trusted) {
+            &trusted
+        } else {
+            &last_resort
+        };
+        let count = lanes.len();
+        let chosen = (1..=count)
+            .map(|step| (self.last_used + step) % count)
+            .filter(|&index| class(index, &lanes[index]))
+            .map(|index| (backlog_bytes(LaneIx(index as u16)), index))
+            .filter(|&(backlog, _)| backlog < limit_bytes)
+            .min_by_key(|&(backlog, _)| backlog)?;
+        self.last_used = chosen.1;
+        Some(LaneIx(chosen.1 as u16))
+    }
+}
+
+/// The round trip, smoothed as TCP does it (RFC 6298: one eighth of each new sample).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SmoothedRtt(Option<u64>);
+
+impl SmoothedRtt {
+    /// One more round trip, from `sent` to `now`.
+    pub fn sample(&mut self, sent: Nanos, now: Nanos) {
+        let sample_ns = now.since(sent);
+        self.0 = Some(
+            self.0
+                .map_or(sample_ns, |mean| mean - mean / 8 + sample_ns / 8),
+        );
+    }
+
+    /// The mean, when there was any sample.
+    #[must_use]
+    pub fn ns(self) -> Option<u64> {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_loaded_lane_is_taken_and_idle_ones_take_turns() {
+        let mut lanes = Lanes::new(4, 4);
+        assert_eq!(lanes.choose(100, &mut |_| 0), None);
+        for lane in 0..4 {
+            assert!(lanes.up(LaneIx(lane)));
+        }
+        assert!(!lanes.up(LaneIx(4)));
+        let turns: Vec<u16> = (0..5)
+            .map(|_| lanes.choose(100, &mut |_| 0).unwrap().0)
+            .collect();
+        assert_eq!(turns, [1, 2, 3, 0, 1]);
+        let backlog = [90, 50, 20, 70];
+        let mut of = |lane: LaneIx| backlog[usize::from(lane.0)];
+        assert_eq!(lanes.choose(100, &mut of), Some(LaneIx(2)));
+        assert_eq!(lanes.choose(20, &mut of), None);
+    }
+
+    #[test]
+    fn down_suspect_and_inactive_lanes_are_avoided_in_that_order() {
+        let mut lanes = Lanes::new(3, 2);
+        (0..3).for_each(|lane| assert!(lanes.up(LaneIx(lane))));
+        let chosen = |lanes: &mut Lanes| lanes.choose(100, &mut |_| 0);
+        lanes.down(LaneIx(0));
+        assert_eq!(chosen(&mut lanes), Some(LaneIx(1)));
+        assert!(lanes.suspect(LaneIx(1)) && !lanes.suspect(LaneIx(1)));
+        assert_eq!(
+            chosen(&mut lanes),
+            Some(LaneIx(2)),
+            "beyond the active ones, but moving"
+        );
+        lanes.down(LaneIx(2));
+        assert_eq!(chosen(&mut lanes), Some(LaneIx(1)), "the last resort");
+        lanes.set_active(3);
+        lanes.up(LaneIx(2));
+        assert_eq!(chosen(&mut lanes), Some(LaneIx(2)));
+        assert_eq!(lanes.count_up(), 2);
+        assert_eq!(
+            (lanes.patience(LaneIx(0)), lanes.patience(LaneIx(1))),
+            (1, 2)
+        );
+    }
+}

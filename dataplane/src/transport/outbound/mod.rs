@@ -1,0 +1,553 @@
+//! The sending end of one direction: sequence, lanes, resending, window.
+//!
+//! In: encoded batches in sequence, ACKs and PONGs, lanes that come and go, the time. Out: frames
+//! with the lane to write each to, the bytes that may be read from the hypervisor, verdicts on
+//! lanes and the link. Promise: every batch pushed stays here until the peer has it and goes out
+//! again, oldest first, when its lane is lost or suspect; while `allow_v3` is false no v3 batch
+//! is handed out, not even again; at most 256 batches are in flight.
+
+pub mod credit;
+pub mod lanes;
+pub mod window;
+
+use super::wire::control::Ack;
+use super::{
+    BatchSeq, ChannelId, FrameHandle, LaneIx, MAX_IN_FLIGHT, Nanos, TransportError, Version,
+};
+use credit::Credit;
+use lanes::{Lanes, SmoothedRtt};
+use window::Window;
+
+/// Silence after which the link is dialled anew, and between two such calls.
+const REDIAL_AFTER_NS: u64 = 2_000_000_000;
+/// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this.
+const PING_EVERY_NS: u64 = 250_000_000;
+/// A batch this much older than one acknowledged since marks its lane as stalled.
+const SUSPECT_AFTER_NS: u64 = 1_000_000_000;
+/// The same while no batch was ever answered and the younger frame is only a PING: how long a
+/// lane takes for a whole batch is not known yet, and a PING overtakes bulk on an idle lane.
+const SUSPECT_BY_PING_NS: u64 = 3_000_000_000;
+
+/// What the handshake and the operator fixed for this direction.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboundConfig {
+    /// Lanes that may ever exist.
+    pub lanes_max: usize,
+    /// Lanes in use at first; see [`Outbound::set_active_lanes`].
+    pub lanes_active: usize,
+    /// A lane with this backlog takes no more. Small, for what lies in a lane cannot be taken back
+    /// when the lane stalls or the version changes.
+    pub lane_backlog_limit_bytes: usize,
+    /// The window never goes below; 1 MiB keeps a local link full.
+    pub window_floor_bytes: u64,
+    /// The negotiated window.
+    pub window_limit_bytes: u64,
+    /// Silence after which the session is given up.
+    pub resume_limit_ns: u64,
+}
+
+impl OutboundConfig {
+    /// The product's defaults for a negotiated window and number of lanes.
+    #[must_use]
+    pub fn new(window_limit_bytes: u64, lanes_max: usize, lanes_active: usize) -> Self {
+        Self {
+            lanes_max,
+            lanes_active,
+            lane_backlog_limit_bytes: 512 * 1024,
+            window_floor_bytes: 1 << 20,
+            window_limit_bytes,
+            resume_limit_ns: 30_000_000_000,
+        }
+    }
+}
+
+/// What the queue must know of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchMeta {
+    /// Its channel.
+    pub channel: ChannelId,
+    /// Decoded bytes; 0 for markers.
+    pub raw_len: u32,
+    /// The format of its payload; [`Version::V1`] for markers.
+    pub version: Version,
+    /// When its first byte was read from the hypervisor: the window must cover encoding too.
+    pub read_at: Nanos,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SendStep<F> {
+    /// Write the frame to the lane.
+    Send(LaneIx, F),
+    /// v3 is not allowed now and this batch, which is next, is v3: encode its raw bytes as v1,
+    /// call [`Outbound::replace`], and ask again.
+    NeedsTranscode(BatchSeq),
+    /// Nothing to send, or no lane has room.
+    Idle,
+}
+
+/// What the engine must see to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The lane stalls while others move. Its batches go out again over others; replace it.
+    Suspect(LaneIx),
+    /// Nothing was heard for two seconds: dial all lanes anew. Repeated while it lasts.
+    Redial,
+    /// Nothing was heard for the resume limit: the session is over. Said once.
+    Expired,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Empty,
+    Queued,
+    InFlight(LaneIx),
+    Received,
+}
+
+#[derive(Debug)]
+struct Slot<F> {
+    state: State,
+    frame: Option<F>,
+    meta: BatchMeta,
+    sent_at: Nanos,
+    times_sent: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Outbound<F> {
+    config: OutboundConfig,
+    slots: Box<[Slot<F>]>,
+    /// Oldest batch that the peer has not confirmed in sequence.
+    base: BatchSeq,
+    next: BatchSeq,
+    /// No slot before this is queued: where the search for the oldest begins.
+    first_queued: BatchSeq,
+    lanes: Lanes,
+    credit: Credit,
+    window: Window,
+    batch_rtt: SmoothedRtt,
+    ping_rtt: SmoothedRtt,
+    /// When the youngest batch known to have come was sent, and the same for PINGs.
+    newest_batch_sent: Option<Nanos>,
+    newest_ping_sent: Option<Nanos>,
+    last_heard: Nanos,
+    last_ping: Option<Nanos>,
+    silence_from: Nanos,
+    expired: bool,
+    delivered_bytes: u64,
+    resent_batches: u64,
+}
+
+impl<F: FrameHandle> Outbound<F> {
+    /// All memory that it will ever use is taken here.
+    #[must_use]
+    pub fn new(config: OutboundConfig, now: Nanos) -> Self {
+        let meta = BatchMeta {
+            channel: ChannelId(0),
+            raw_len: 0,
+            version: Version::V1,
+            read_at: now,
+        };
+        let slot = || Slot {
+            state: State::Empty,
+            frame: None,
+            meta,
+            sent_at: now,
+            times_sent: 0,
+        };
+        Self {
+            slots: (0..MAX_IN_FLIGHT).map(|_| slot()).collect(),
+            base: BatchSeq(0),
+            next: BatchSeq(0),
+            first_queued: BatchSeq(0),
+            lanes: Lanes::new(config.lanes_max, config.lanes_active),
+            credit: Credit::new(),
+            window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
+            batch_rtt: SmoothedRtt::default(),
+            ping_rtt: SmoothedRtt::default(),
+            newest_batch_sent: None,
+            newest_ping_sent: None,
+            last_heard: now,
+            last_ping: None,
+            silence_from: now,
+            expired: false,
+            delivered_bytes: 0,
+            resent_batches: 0,
+            config,
+        }
+    }
+
+    /// Opens `channel` for reading from the hypervisor.
+    ///
+    /// # Errors
+    /// See [`Credit::open_channel`].
+    pub fn open_channel(&mut self, channel: ChannelId) -> Result<(), TransportError> {
+        self.credit.open_channel(channel)
+    }
+
+    /// Bytes that may be read from the hypervisor's `channel` now.
+    #[must_use]
+    pub fn may_read(&self, channel: ChannelId) -> usize {
+        let bytes = self.credit.may_read(channel, self.window.bytes());
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// `bytes` were read from the hypervisor's `channel`.
+    ///
+    /// # Errors
+    /// [`TransportError::CreditExceeded`] when [`Self::may_read`] allowed less.
+    pub fn on_read(&mut self, channel: ChannelId, bytes: usize) -> Result<(), TransportError> {
+        self.credit
+            .on_read(channel, bytes as u64, self.window.bytes())
+    }
+
+    /// Is there room for another batch in flight?
+    #[must_use]
+    pub fn can_push(&self) -> bool {
+        self.in_flight() < MAX_IN_FLIGHT
+    }
+
+    /// The sequence number that the next push gets; batches are sealed with it before.
+    #[must_use]
+    pub fn next_seq(&self) -> BatchSeq {
+        self.next
+    }
+
+    /// Takes the batch sealed as [`Self::next_seq`].
+    ///
+    /// # Errors
+    /// [`TransportError::InFlightFull`] unless [`Self::can_push`].
+    pub fn push(
+        &mut self,
+        meta: BatchMeta,
+        frame: F,
+        now: Nanos,
+    ) -> Result<BatchSeq, TransportError> {
+        if !self.can_push() {
+            return Err(TransportError::InFlightFull);
+        }
+        let seq = self.next;
+        if self.base == seq {
+            // Until now there was nothing to be answered.
+            self.silence_from = self.silence_from.max(now);
+        }
+        self.window.on_push(
+            u64::from(meta.raw_len),
+            self.credit.held_bytes(),
+            meta.read_at,
+        );
+        let state = State::Queued;
+        self.slots[slot_of(seq)] = Slot {
+            state,
+            frame: Some(frame),
+            meta,
+            sent_at: now,
+            times_sent: 0,
+        };
+        self.next = seq.next();
+        Ok(seq)
+    }
+
+    /// The next frame and its lane: oldest first, resent or new. `backlog_bytes` tells what a lane
+    /// has not yet written.
+    pub fn poll_send(
+        &mut self,
+        now: Nanos,
+        allow_v3: bool,
+        mut backlog_bytes: impl FnMut(LaneIx) -> usize,
+    ) -> SendStep<F> {
+        if self.expired {
+            return SendStep::Idle;
+        }
+        let Some(seq) = self.oldest_queued() else {
+            return SendStep::Idle;
+        };
+        let slot = &mut self.slots[slot_of(seq)];
+        if !allow_v3 && slot.meta.version == Version::V3 {
+            return SendStep::NeedsTranscode(seq);
+        }
+        let limit_bytes = self.config.lane_backlog_limit_bytes;
+        let (Some(frame), Some(lane)) = (
+            slot.frame.clone(),
+            self.lanes.choose(limit_bytes, &mut backlog_bytes),
+        ) else {
+            return SendStep::Idle;
+        };
+        slot.state = State::InFlight(lane);
+        slot.sent_at = now;
+        self.resent_batches += u64::from(slot.times_sent > 0);
+        slot.times_sent = slot.times_sent.saturating_add(1);
+        SendStep::Send(lane, frame)
+    }
+
+    fn oldest_queued(&mut self) -> Option<BatchSeq> {
+        let mut seq = self.first_queued.max(self.base);
+        while seq < self.next && self.slots[slot_of(seq)].state != State::Queued {
+            seq = seq.next();
+        }
+        self.first_queued = seq;
+        (seq < self.next).then_some(seq)
+    }
+
+    /// Puts another encoding of the same raw bytes in the place of `seq`.
+    ///
+    /// # Errors
+    /// [`TransportError::Misuse`] unless `seq` waits to be sent.
+    pub fn replace(
+        &mut self,
+        seq: BatchSeq,
+        version: Version,
+        frame: F,
+    ) -> Result<(), TransportError> {
+        let slot = &mut self.slots[slot_of(seq)];
+        if seq < self.base || seq >= self.next || slot.state != State::Queued {
+            return Err(TransportError::Misuse {
+                what: "replaced a batch that is not queued",
+            });
+        }
+        slot.meta.version = version;
+        slot.frame = Some(frame);
+        Ok(())
+    }
+
+    /// The lane for a control frame: the one that will write it soonest. Lanes with a full backlog
+    /// are taken too, for ACKs must flow.
+    pub fn control_lane(
+        &mut self,
+        mut backlog_bytes: impl FnMut(LaneIx) -> usize,
+    ) -> Option<LaneIx> {
+        self.lanes.choose(usize::MAX, &mut backlog_bytes)
+    }
+
+    /// Takes an ACK. `received` is told of each batch that the peer now has, once: the raw bytes
+    /// kept for transcoding it may go.
+    ///
+    /// # Errors
+    /// [`TransportError::BadAck`] for what cannot be true; the session must end.
+    pub fn on_ack(
+        &mut self,
+        ack: &Ack,
+        now: Nanos,
+        mut received: impl FnMut(BatchSeq),
+    ) -> Result<(), TransportError> {
+        self.check_ack(ack)?;
+        self.heard(now);
+        let old_base = self.base;
+        for seq in old_base.0..ack.next_seq.0 {
+            self.on_received(BatchSeq(seq), now, &mut received);
+            self.slots[slot_of(BatchSeq(seq))].state = State::Empty;
+        }
+        self.base = ack.next_seq;
+        for ahead in 0..self.in_flight() {
+            if ack.sack.get(ahead) {
+                self.on_received(BatchSeq(self.base.0 + ahead as u64), now, &mut received);
+            }
+        }
+        for &(channel, total_bytes) in &ack.delivered {
+            self.credit.on_delivered(channel, total_bytes)?;
+        }
+        self.delivered_bytes = ack.total_delivered_bytes;
+        self.window.on_delivered(ack.total_delivered_bytes, now);
+        if let Some(sent) = ack.echo {
+            let answered = Nanos(now.0.saturating_sub(ack.echo_held_ns));
+            self.on_echo(sent, answered, now);
+        }
+        Ok(())
+    }
+
+    fn check_ack(&self, ack: &Ack) -> Result<(), TransportError> {
+        let past_end = ack
+            .sack
+            .highest()
+            .is_some_and(|ahead| ack.next_seq.0.saturating_add(ahead as u64) >= self.next.0);
+        let what = if ack.next_seq < self.base {
+            "it takes back what an earlier one confirmed"
+        } else if ack.next_seq > self.next || past_end {
+            "it confirms batches that were never sent"
+        } else if ack.total_delivered_bytes < self.delivered_bytes {
+            "it takes back deliveries"
+        } else if ack.total_delivered_bytes > self.credit.read_bytes() {
+            "it confirms deliveries of bytes that were never read"
+        } else {
+            return Ok(());
+        };
+        Err(TransportError::BadAck { what })
+    }
+
+    fn on_received(&mut self, seq: BatchSeq, now: Nanos, received: &mut impl FnMut(BatchSeq)) {
+        let slot = &mut self.slots[slot_of(seq)];
+        if matches!(slot.state, State::Empty | State::Received) {
+            return;
+        }
+        // A batch sent twice does not tell which one was answered (Karn).
+        if slot.times_sent == 1 {
+            self.batch_rtt.sample(slot.sent_at, now);
+            self.newest_batch_sent = self.newest_batch_sent.max(Some(slot.sent_at));
+        }
+        slot.state = State::Received;
+        slot.frame = None;
+        received(seq);
+    }
+
+    /// Takes a PONG.
+    pub fn on_pong(&mut self, sent: Nanos, now: Nanos) {
+        self.heard(now);
+        self.on_echo(sent, now, now);
+    }
+
+    fn on_echo(&mut self, sent: Nanos, answered: Nanos, now: Nanos) {
+        // A moment that was never in a PING of ours proves nothing.
+        if Some(sent) <= self.newest_ping_sent || Some(sent) > self.last_ping || sent > now {
+            return;
+        }
+        self.newest_ping_sent = Some(sent);
+        self.ping_rtt.sample(sent, answered);
+    }
+
+    /// Any verified frame of the session came, in either direction's sequence.
+    pub fn heard(&mut self, now: Nanos) {
+        self.last_heard = self.last_heard.max(now);
+        self.silence_from = self.silence_from.max(now);
+    }
+
+    /// The timestamp to send in a PING, when one is due.
+    pub fn ping_due(&mut self, now: Nanos) -> Option<Nanos> {
+        if self
+            .last_ping
+            .is_some_and(|last| now.since(last) < PING_EVERY_NS)
+        {
+            return None;
+        }
+        self.last_ping = Some(now);
+        Some(now)
+    }
+
+    /// The lane was joined (again) and may be written to.
+    ///
+    /// # Errors
+    /// [`TransportError::Misuse`] for a lane number out of range.
+    pub fn lane_up(&mut self, lane: LaneIx) -> Result<(), TransportError> {
+        // What the lane's earlier connection carried may be lost with it.
+        self.requeue(lane);
+        if self.lanes.up(lane) {
+            return Ok(());
+        }
+        Err(TransportError::Misuse {
+            what: "a lane came up that is out of range",
+        })
+    }
+
+    /// The lane is gone; all that it may have lost goes out again over others.
+    pub fn lane_down(&mut self, lane: LaneIx) {
+        self.lanes.down(lane);
+        self.requeue(lane);
+    }
+
+    fn requeue(&mut self, lane: LaneIx) {
+        for seq in (self.base.0..self.next.0).rev().map(BatchSeq) {
+            let slot = &mut self.slots[slot_of(seq)];
+            if slot.state == State::InFlight(lane) {
+                slot.state = State::Queued;
+                self.first_queued = self.first_queued.min(seq);
+            }
+        }
+    }
+
+    /// Spreads over the first `active` lanes from now on. What others carry is still waited for.
+    pub fn set_active_lanes(&mut self, active: usize) {
+        self.lanes.set_active(active);
+    }
+
+    /// What needs the engine's hand. Call until `None`, a few times a second at least, after all
+    /// frames that came were taken in.
+    pub fn poll_health(&mut self, now: Nanos) -> Option<Verdict> {
+        if self.expired {
+            return None;
+        }
+        if now.since(self.last_heard) > self.config.resume_limit_ns {
+            self.expired = true;
+            return Some(Verdict::Expired);
+        }
+        let waiting = self.base < self.next || self.last_ping > self.newest_ping_sent;
+        if waiting && now.since(self.silence_from) > REDIAL_AFTER_NS {
+            self.silence_from = now;
+            return Some(Verdict::Redial);
+        }
+        self.find_stalled_lane()
+    }
+
+    fn find_stalled_lane(&mut self) -> Option<Verdict> {
+        for seq in (self.base.0..self.next.0).map(BatchSeq) {
+            let slot = &self.slots[slot_of(seq)];
+            let State::InFlight(lane) = slot.state else {
+                continue;
+            };
+            if !self.lanes.is_trusted(lane) || self.lanes.count_up() < 2 {
+                continue;
+            }
+            let patience = self.lanes.patience(lane);
+            let least_ns = match self.batch_rtt.ns() {
+                Some(mean_ns) => SUSPECT_AFTER_NS.max(mean_ns.saturating_mul(4)),
+                None => SUSPECT_BY_PING_NS,
+            };
+            let answered = self.newest_batch_sent.max(self.newest_ping_sent);
+            let late_ns = answered.map_or(0, |at| at.since(slot.sent_at));
+            if late_ns > least_ns.saturating_mul(patience) && self.lanes.suspect(lane) {
+                self.requeue(lane);
+                return Some(Verdict::Suspect(lane));
+            }
+        }
+        None
+    }
+
+    /// Batches pushed and not confirmed in sequence.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        (self.next.0 - self.base.0) as usize
+    }
+
+    /// Raw bytes read from the hypervisor and not known to be taken at the far end.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.credit.held_bytes()
+    }
+
+    /// The shared window now.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.window.bytes()
+    }
+
+    /// The link's round trip by PINGs, once one was answered.
+    #[must_use]
+    pub fn rtt_us(&self) -> Option<u64> {
+        self.ping_rtt.ns().map(|ns| ns / 1000)
+    }
+
+    /// Raw bytes a second that the far hypervisor takes at best.
+    #[must_use]
+    pub fn delivery_rate_bytes_s(&self) -> u64 {
+        self.window.delivery_rate_bytes_s()
+    }
+
+    /// Batches that went out again.
+    #[must_use]
+    pub fn resent_batches(&self) -> u64 {
+        self.resent_batches
+    }
+
+    /// Lanes that are up.
+    #[must_use]
+    pub fn lanes_up(&self) -> usize {
+        self.lanes.count_up()
+    }
+}
+
+fn slot_of(seq: BatchSeq) -> usize {
+    (seq.0 % MAX_IN_FLIGHT as u64) as usize
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::transport::wire::control::Sack;
+
+type Frame = Arc<[u8]>;
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MS;
+
+fn at(ms: u64) -> Nanos {
+    Nanos(ms * MS)
+}
+
+fn outbound(lanes: u16) -> Outbound<Frame> {
+    let config = OutboundConfig::new(8 << 20, 8, 8);
+    let mut outbound = Outbound::new(config, at(0));
+    outbound.open_channel(ChannelId(0)).unwrap();
+    for lane in 0..lanes {
+        outbound.lane_up(LaneIx(lane)).unwrap();
+    }
+    outbound
+}
+
+fn frame(seq: u64) -> Frame {
+    Arc::from(&seq.to_le_bytes()[..])
+}
+
+fn push(outbound: &mut Outbound<Frame>, version: Version, now: Nanos) -> BatchSeq {
+    let frame = frame(outbound.next_seq().0);
+    outbound.on_read(ChannelId(0), 10).unwrap();
+    let meta = BatchMeta {
+        channel: ChannelId(0),
+        raw_len: 10,
+        version,
+        read_at: now,
+    };
+    outbound.push(meta, frame, now).unwrap()
+}
+
+/// Sends all that can go; (lane, seq) of each.
+fn send_all(outbound: &mut Outbound<Frame>, now: Nanos) -> Vec<(u16, u64)> {
+    let mut sent = Vec::new();
+    while let SendStep::Send(lane, frame) = outbound.poll_send(now, true, |_| 0) {
+        sent.push((lane.0, u64::from_le_bytes(frame[..].try_into().unwrap())));
+    }
+    sent
+}
+
+fn ack(next_seq: u64, sacked: &[u64]) -> Ack {
+    let mut sack = Sack::default();
+    for seq in sacked {
+        sack.set((seq - next_seq) as usize);
+    }
+    Ack {
+        next_seq: BatchSeq(next_seq),
+        sack,
+        total_delivered_bytes: 0,
+        echo: None,
+        echo_held_ns: 0,
+        delivered: arrayvec::ArrayVec::new(),
+    }
+}
+
+#[test]
+fn what_a_lost_lane_carried_goes_out_again_oldest_first_and_nothing_else() {
+    let mut outbound = outbound(2);
+    for _ in 0..6 {
+        push(&mut outbound, Version::V1, at(1));
+    }
+    let sent = send_all(&mut outbound, at(1));
+    assert_eq!(sent, [(1, 0), (0, 1), (1, 2), (0, 3), (1, 4), (0, 5)]);
+    let mut told = Vec::new();
+    outbound
+        .on_ack(&ack(1, &[2]), at(2), |seq| told.push(seq.0))
+        .unwrap();
+    outbound
+        .on_ack(&ack(1, &[2]), at(3), |seq| told.push(seq.0))
+        .unwrap();
+    assert_eq!(told, [0, 2]);
+    push(&mut outbound, Version::V1, at(3));
+    outbound.lane_down(LaneIx(1));
+    assert_eq!(
+        send_all(&mut outbound, at(4)),
+        [(0, 4), (0, 6)],
+        "4 was on lane 1"
+    );
+    outbound.lane_down(LaneIx(0));
+    assert_eq!(send_all(&mut outbound, at(5)), []);
+    outbound.lane_up(LaneIx(5)).unwrap();
+    assert_eq!(
+        send_all(&mut outbound, at(6)),
+        [(5, 1), (5, 3), (5, 4), (5, 5), (5, 6)]
+    );
+    assert_eq!(outbound.resent_batches(), 1 + 5);
+    outbound
+        .on_ack(&ack(7, &[]), at(7), |seq| told.push(seq.0))
+        .unwrap();
+    assert_eq!(told, [0, 2, 1, 3, 4, 5, 6]);
+    assert_eq!(outbound.in_flight(), 0);
+}
+
+#[test]
+fn no_v3_leaves_while_it_is_not_allowed_not_even_again() {
+    let mut outbound = outbound(1);
+    push(&mut outbound, Version::V3, at(0));
+    push(&mut outbound, Version::V3, at(0));
+    let SendStep::Send(_, _) = outbound.poll_send(at(0), true, |_| 0) else {
+        panic!()
+    };
+    let needs = |seq| SendStep::NeedsTranscode(BatchSeq(seq));
+    assert_eq!(outbound.poll_send(at(1), false, |_| 0), needs(1));
+    assert!(
+        outbound
+            .replace(BatchSeq(0), Version::V1, frame(100))
+            .is_err(),
+        "it has left"
+    );
+    outbound
+        .replace(BatchSeq(1), Version::V1, frame(101))
+        .unwrap();
+    let SendStep::Send(_, sent) = outbound.poll_send(at(1), false, |_| 0) else {
+        panic!()
+    };
+    assert_eq!(sent, frame(101));
+    outbound.lane_down(LaneIx(0));
+    outbound.lane_up(LaneIx(0)).unwrap();
+    assert_eq!(outbound.poll_send(at(1), false, |_| 0), needs(0));
+    outbound
+        .replace(BatchSeq(0), Version::V1, frame(100))
+        .unwrap();
+    assert_eq!(send_all(&mut outbound, at(2)), [(0, 100), (0, 101)]);
+    assert!(
+        outbound
+            .replace(BatchSeq(2), Version::V1, frame(0))
+            .is_err()
+    );
+}
+
+#[test]
+fn at_most_256_in_flight() {
+    let mut outbound = outbound(1);
+    for _ in 0..256 {
+        push(&mut outbound, Version::V1, at(0));
+    }
+    assert!(!outbound.can_push());
+    let meta = BatchMeta {
+        channel: ChannelId(0),
+        raw_len: 0,
+        version: Version::V1,
+        read_at: at(0),
+    };
+    assert_eq!(
+        outbound.push(meta, frame(0), at(0)),
+        Err(TransportError::InFlightFull)
+    );
+    assert_eq!(send_all(&mut outbound, at(0)).len(), 256);
+    outbound.on_ack(&ack(1, &[255]), at(1), |_| ()).unwrap();
+    push(&mut outbound, Version::V1, at(1));
+    assert!(!outbound.can_push());
+    outbound.on_ack(&ack(257, &[]), at(2), |_| ()).unwrap();
+    assert_eq!(outbound.in_flight(), 0);
+}
+
+#[test]
+fn impossible_acks_end_the_session() {
+    let mut outbound = outbound(1);
+    for _ in 0..3 {
+        push(&mut outbound, Version::V1, at(0));
+    }
+    send_all(&mut outbound, at(0));
+    outbound.on_ack(&ack(2, &[]), at(1), |_| ()).unwrap();
+    let too_much = Ack {
+        total_delivered_bytes: 31,
+        ..ack(2, &[])
+    };
+    let mut one_too_much = ack(2, &[]);
+    one_too_much.delivered.push((ChannelId(0), 31));
+    for wrong in [
+        ack(1, &[]),
+        ack(4, &[]),
+        ack(2, &[3]),
+        too_much,
+        one_too_much,
+    ] {
+        let mut told = 0;
+        let error = outbound.on_ack(&wrong, at(2), |_| told += 1);
+        assert!(
+            matches!(error, Err(TransportError::BadAck { .. })),
+            "{wrong:?}"
+        );
+        assert_eq!(told, 0);
+    }
+}
+
+#[test]
+fn deliveries_give_credit_back() {
+    let mut outbound = outbound(1);
+    let before = outbound.may_read(ChannelId(0));
+    push(&mut outbound, Version::V1, at(0));
+    assert_eq!(
+        (outbound.may_read(ChannelId(0)), outbound.held_bytes()),
+        (before - 10, 10)
+    );
+    let mut done = ack(0, &[0]);
+    done.delivered.push((ChannelId(0), 10));
+    done.total_delivered_bytes = 10;
+    send_all(&mut outbound, at(0));
+    outbound.on_ack(&done, at(1), |_| ()).unwrap();
+    assert_eq!(
+        (outbound.may_read(ChannelId(0)), outbound.held_bytes()),
+        (before, 0)
+    );
+}
+
+#[test]
+fn a_lane_that_stalls_while_others_move_is_suspected_once_and_relieved() {
+    let mut outbound = outbound(3);
+    push(&mut outbound, Version::V1, at(0));
+    let stalled = send_all(&mut outbound, at(0))[0].0;
+    let mut ms = 0;
+    let mut found = None;
+    while found.is_none() && ms < 10_000 {
+        ms += 10;
+        let seq = push(&mut outbound, Version::V1, at(ms)).0;
+        // Only lanes that move are ready to take more.
+        let busy = |lane: LaneIx| if lane.0 == stalled { usize::MAX } else { 0 };
+        let step = outbound.poll_send(at(ms), true, busy);
+        assert!(matches!(step, SendStep::Send(..)));
+        outbound
+            .on_ack(&ack(0, &(1..=seq).collect::<Vec<_>>()), at(ms + 5), |_| ())
+            .unwrap();
+        found = outbound.poll_health(at(ms + 5));
+    }
+    assert_eq!(found, Some(Verdict::Suspect(LaneIx(stalled))));
+    assert!(ms > 1000, "{ms}");
+    assert_eq!(outbound.poll_health(at(ms + 6)), None);
+    let resent = send_all(&mut outbound, at(ms + 7));
+    assert!(
+        matches!(resent[..], [(lane, 0)] if lane != stalled),
+        "{resent:?}"
+    );
+}
+
+#[test]
+fn a_pong_over_another_lane_shows_a_stall_when_nothing_else_is_sent() {
+    let mut outbound = outbound(2);
+    push(&mut outbound, Version::V1, at(0));
+    let stalled = send_all(&mut outbound, at(0))[0].0;
+    for ms in (0..2900).step_by(100) {
+        if let Some(sent) = outbound.ping_due(at(ms)) {
+            outbound.on_pong(sent, at(ms + 1));
+        }
+        assert_eq!(outbound.poll_health(at(ms + 2)), None);
+    }
+    let sent = outbound.ping_due(at(3300)).unwrap();
+    outbound.on_pong(sent, at(3301));
+    assert_eq!(
+        outbound.poll_health(at(3302)),
+        Some(Verdict::Suspect(LaneIx(stalled)))
+    );
+}
+
+#[test]
+fn pongs_never_asked_for_prove_nothing() {
+    let mut outbound = outbound(2);
+    push(&mut outbound, Version::V1, at(0));
+    send_all(&mut outbound, at(0));
+    let sent = outbound.ping_due(at(1)).unwrap();
+    outbound.on_pong(Nanos(u64::MAX), at(2));
+    outbound.on_pong(at(5000), at(2));
+    assert_eq!(
+        (outbound.rtt_us(), outbound.poll_health(at(3))),
+        (None, None)
+    );
+    outbound.on_pong(sent, at(21));
+    assert_eq!(outbound.rtt_us(), Some(20_000));
+}
+
+#[test]
+fn silence_asks_for_a_redial_again_and_again_and_then_ends_the_session() {
+    let mut outbound = outbound(1);
+    push(&mut outbound, Version::V1, at(0));
+    send_all(&mut outbound, at(0));
+    let mut redials = Vec::new();
+    let mut expired = None;
+    for ms in (0..40_000).step_by(100) {
+        match outbound.poll_health(at(ms)) {
+            Some(Verdict::Redial) => redials.push(ms),
+            Some(Verdict::Expired) => expired = Some(ms),
+            Some(Verdict::Suspect(_)) => panic!("there is no other lane to compare with"),
+            None => {}
+        }
+    }
+    assert!(redials.len() >= 12, "{redials:?}");
+    assert_eq!(expired, Some(30_100));
+    assert_eq!(outbound.poll_send(at(40_000), true, |_| 0), SendStep::Idle);
+}
+
+#[test]
+fn what_is_heard_keeps_the_session_alive() {
+    let mut outbound = outbound(1);
+    for second in 0..100 {
+        assert_eq!(outbound.poll_health(Nanos(second * SECOND)), None);
+        if let Some(sent) = outbound.ping_due(Nanos(second * SECOND)) {
+            outbound.on_pong(sent, Nanos(second * SECOND + MS));
+        }
+    }
+}
