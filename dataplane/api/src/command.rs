@@ -119,7 +119,9 @@ pub enum Command {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CommandError {
     /// No such kind, verdict, version or digest.
-    #[error("field {field} holds {found}, which this data plane does not know: update it to the control plane's version")]
+    #[error(
+        "field {field} holds {found}, which this data plane does not know: update it to the control plane's version"
+    )]
     Unknown {
         /// Name of the field.
         field: &'static str,
@@ -166,7 +168,14 @@ impl CommandRecord {
             peer: Text::EMPTY,
         };
         match command {
-            Command::OpenSource { session, listen, peer, max_version, digest, limits } => {
+            Command::OpenSource {
+                session,
+                listen,
+                peer,
+                max_version,
+                digest,
+                limits,
+            } => {
                 record.kind = OPEN_SOURCE;
                 record.session = *session;
                 record.path = *listen;
@@ -175,7 +184,11 @@ impl CommandRecord {
                 record.digest = digest.code();
                 record.set_limits(limits);
             }
-            Command::OpenDestination { session, connect, limits } => {
+            Command::OpenDestination {
+                session,
+                connect,
+                limits,
+            } => {
                 record.kind = OPEN_DESTINATION;
                 record.session = *session;
                 record.path = *connect;
@@ -190,7 +203,10 @@ impl CommandRecord {
                 record.session = *session;
                 record.verdict = verdict.code();
             }
-            Command::Limit { session, rate_limit_bytes_per_s } => {
+            Command::Limit {
+                session,
+                rate_limit_bytes_per_s,
+            } => {
                 record.kind = LIMIT;
                 record.session = *session;
                 record.rate_limit_bytes_per_s = *rate_limit_bytes_per_s;
@@ -249,7 +265,11 @@ impl CommandRecord {
                 if self.path.as_str().is_empty() {
                     return Err(CommandError::Missing("connect"));
                 }
-                Ok(Command::OpenDestination { session, connect: self.path, limits: self.limits() })
+                Ok(Command::OpenDestination {
+                    session,
+                    connect: self.path,
+                    limits: self.limits(),
+                })
             }
             CANCEL => Ok(Command::Cancel { session }),
             RESOLVE => Ok(Command::Resolve {
@@ -289,10 +309,20 @@ mod tests {
                 digest: Digest::Keyed,
                 limits,
             },
-            Command::OpenDestination { session, connect: Text::new("/run/b.sock").unwrap(), limits },
+            Command::OpenDestination {
+                session,
+                connect: Text::new("/run/b.sock").unwrap(),
+                limits,
+            },
             Command::Cancel { session },
-            Command::Resolve { session, verdict: Verdict::GuestMoved },
-            Command::Limit { session, rate_limit_bytes_per_s: 5 },
+            Command::Resolve {
+                session,
+                verdict: Verdict::GuestMoved,
+            },
+            Command::Limit {
+                session,
+                rate_limit_bytes_per_s: 5,
+            },
             Command::Forget { session },
         ];
         for command in commands {
@@ -304,9 +334,20 @@ mod tests {
 
     #[test]
     fn garbage_is_a_typed_error() {
-        let mut record = CommandRecord::encode(1, &Command::Cancel { session: SessionId([0; 16]) });
+        let mut record = CommandRecord::encode(
+            1,
+            &Command::Cancel {
+                session: SessionId([0; 16]),
+            },
+        );
         record.kind = 99;
-        assert_eq!(record.decode(), Err(CommandError::Unknown { field: "kind", found: 99 }));
+        assert_eq!(
+            record.decode(),
+            Err(CommandError::Unknown {
+                field: "kind",
+                found: 99
+            })
+        );
         record.kind = OPEN_SOURCE;
         assert_eq!(record.decode(), Err(CommandError::Missing("listen")));
     }

@@ -54,7 +54,9 @@ pub enum Event {
 
 /// A record that is no event.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("event field {field} holds {found}, which this control plane does not know: update it to the data plane's version")]
+#[error(
+    "event field {field} holds {found}, which this control plane does not know: update it to the data plane's version"
+)]
 pub struct EventError {
     /// Name of the field.
     pub field: &'static str,
@@ -70,7 +72,12 @@ impl EventRecord {
     #[must_use]
     pub fn encode(at_ns: u64, event: &Event) -> Self {
         match event {
-            Event::Answer { command_id, session, failure, detail } => Self {
+            Event::Answer {
+                command_id,
+                session,
+                failure,
+                detail,
+            } => Self {
                 at_ns,
                 command_id: *command_id,
                 session: *session,
@@ -80,7 +87,13 @@ impl EventRecord {
                 failure: failure.code(),
                 detail: *detail,
             },
-            Event::State { session, role, state, failure, detail } => Self {
+            Event::State {
+                session,
+                role,
+                state,
+                failure,
+                detail,
+            } => Self {
                 at_ns,
                 command_id: 0,
                 session: *session,
@@ -104,8 +117,10 @@ impl EventRecord {
     /// # Errors
     /// [`EventError`] if a field holds a value that is not known.
     pub fn decode(&self) -> Result<Event, EventError> {
-        let failure = Failure::from_code(self.failure)
-            .ok_or(EventError { field: "failure", found: self.failure })?;
+        let failure = Failure::from_code(self.failure).ok_or(EventError {
+            field: "failure",
+            found: self.failure,
+        })?;
         match self.kind {
             ANSWER => Ok(Event::Answer {
                 command_id: self.command_id,
@@ -115,14 +130,21 @@ impl EventRecord {
             }),
             STATE => Ok(Event::State {
                 session: self.session,
-                role: Role::from_code(self.role)
-                    .ok_or(EventError { field: "role", found: self.role })?,
-                state: SessionState::from_code(self.state)
-                    .ok_or(EventError { field: "state", found: self.state })?,
+                role: Role::from_code(self.role).ok_or(EventError {
+                    field: "role",
+                    found: self.role,
+                })?,
+                state: SessionState::from_code(self.state).ok_or(EventError {
+                    field: "state",
+                    found: self.state,
+                })?,
                 failure,
                 detail: self.detail,
             }),
-            found => Err(EventError { field: "kind", found }),
+            found => Err(EventError {
+                field: "kind",
+                found,
+            }),
         }
     }
 }
@@ -136,7 +158,12 @@ mod tests {
         let session = SessionId([9; 16]);
         let detail = Text::clipped("try again");
         let events = [
-            Event::Answer { command_id: 4, session, failure: Failure::Limit, detail },
+            Event::Answer {
+                command_id: 4,
+                session,
+                failure: Failure::Limit,
+                detail,
+            },
             Event::State {
                 session,
                 role: Role::Source,
@@ -164,6 +191,12 @@ mod tests {
             },
         );
         record.kind = 5;
-        assert_eq!(record.decode(), Err(EventError { field: "kind", found: 5 }));
+        assert_eq!(
+            record.decode(),
+            Err(EventError {
+                field: "kind",
+                found: 5
+            })
+        );
     }
 }

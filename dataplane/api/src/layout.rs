@@ -59,7 +59,10 @@ pub fn event_ring_offset() -> usize {
 #[must_use]
 pub fn rings_bytes() -> usize {
     event_ring_offset()
-        + round_up(dwcp_hugepages::ring::RingMem::bytes_needed::<EventRecord>(EVENT_SLOTS), 128)
+        + round_up(
+            dwcp_hugepages::ring::RingMem::bytes_needed::<EventRecord>(EVENT_SLOTS),
+            128,
+        )
 }
 
 /// Hash of every offset and size that crosses the border.
@@ -70,7 +73,11 @@ pub const LAYOUT_HASH: u64 = layout_hash(&[
     ("switches", 0, size_of::<Switches>()),
     ("worker", WORKER_STRIDE, size_of::<WorkerCounters>()),
     ("session", SESSIONS_OFFSET, SESSION_STRIDE),
-    ("session.state", offset_of!(SessionSnapshot, state), size_of::<SessionSnapshot>()),
+    (
+        "session.state",
+        offset_of!(SessionSnapshot, state),
+        size_of::<SessionSnapshot>(),
+    ),
     ("session.held", offset_of!(SessionSnapshot, held_bytes), 8),
     ("session.detail", offset_of!(SessionSnapshot, detail), 200),
     ("commands", COMMAND_RING_OFFSET, COMMAND_SLOTS as usize),

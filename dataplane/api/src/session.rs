@@ -156,7 +156,10 @@ impl SessionSnapshot {
     /// Why it failed.
     #[must_use]
     pub fn failure(&self) -> Failure {
-        u32::try_from(self.failure).ok().and_then(Failure::from_code).unwrap_or(Failure::Protocol)
+        u32::try_from(self.failure)
+            .ok()
+            .and_then(Failure::from_code)
+            .unwrap_or(Failure::Protocol)
     }
 
     /// Version of the last batch.

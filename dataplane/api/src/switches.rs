@@ -7,7 +7,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use dwcp_hugepages::segment::SharedPod;
+use dwcp_hugepages::impl_shared_pod;
+use zerocopy::FromBytes;
 
 use crate::ids::{Version, closed_set};
 
@@ -30,6 +31,7 @@ closed_set! {
 }
 
 /// The words themselves, in a segment that the control plane may write.
+#[derive(Debug, FromBytes)]
 #[repr(C)]
 pub struct Switches {
     /// 0: the flags below decide; anything else: v1 everywhere.
@@ -41,9 +43,12 @@ pub struct Switches {
     components: [AtomicU32; 6],
 }
 
-// SAFETY: needed so that the words can be used in place inside a shared segment; sound because the
-// struct is `repr(C)`, holds atomics alone and every bit pattern has a meaning.
-unsafe impl SharedPod for Switches {}
+impl_shared_pod!(Switches {
+    force_v1,
+    _reserved,
+    force_v1_changed_ns,
+    components
+});
 
 /// What one batch saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +102,11 @@ impl Switches {
             forced_v1,
             changed_ns: self.force_v1_changed_ns.load(Ordering::Relaxed),
             amst: self.component(Component::Amst),
-            hde: if forced_v1 { Version::V1 } else { self.component(Component::Hde) },
+            hde: if forced_v1 {
+                Version::V1
+            } else {
+                self.component(Component::Hde)
+            },
         }
     }
 }
@@ -124,7 +133,10 @@ mod tests {
         assert_eq!(words.read().hde, Version::V3);
         words.force_v1(true, 9);
         let view = words.read();
-        assert_eq!((view.hde, view.amst, view.changed_ns), (Version::V1, Version::V1, 9));
+        assert_eq!(
+            (view.hde, view.amst, view.changed_ns),
+            (Version::V1, Version::V1, 9)
+        );
         words.force_v1(false, 10);
         assert_eq!(words.read().hde, Version::V3);
     }

@@ -34,7 +34,10 @@ impl<const N: usize> Text<N> {
     /// [`TextError`] if it does not fit.
     pub fn new(text: &str) -> Result<Self, TextError> {
         if text.len() > N {
-            return Err(TextError::TooLong { found: text.len(), limit: N });
+            return Err(TextError::TooLong {
+                found: text.len(),
+                limit: N,
+            });
         }
         if text.as_bytes().contains(&0) {
             return Err(TextError::ZeroByte);

@@ -1,7 +1,8 @@
 //! Counters of one worker: where its time went and what it refused.
 
 use dwcp_hugepages::counters::Counter;
-use dwcp_hugepages::segment::SharedPod;
+use dwcp_hugepages::impl_shared_pod;
+use zerocopy::FromBytes;
 
 /// Workers a data plane runs at most.
 pub const WORKERS_MAX: usize = 64;
@@ -11,8 +12,10 @@ macro_rules! worker_counters {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// One worker's counters, written by that worker alone.
         #[repr(C)]
-        #[derive(Debug, Default)]
+        #[derive(Debug, Default, FromBytes)]
         pub struct WorkerCounters { $($(#[$doc])* pub $name: Counter,)+ }
+
+        impl_shared_pod!(WorkerCounters { $($name),+ });
 
         impl WorkerCounters {
             /// Names of the counters, in the order of the block.
@@ -78,7 +81,3 @@ worker_counters! {
     /// Arenas that fell back to ordinary pages.
     hugepage_fallbacks_total,
 }
-
-// SAFETY: needed so that the block can be used in place inside a shared segment; sound because the
-// struct is `repr(C)`, made of counters (atomics) alone, and every bit pattern is a number.
-unsafe impl SharedPod for WorkerCounters {}
