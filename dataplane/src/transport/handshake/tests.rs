@@ -1,6 +1,8 @@
 use super::super::wire::keys::Psk;
 use super::*;
 
+const KEY: [u8; 32] = [7; 32];
+
 fn params(scale: u64) -> SessionParams {
     SessionParams {
         page_store_bytes: scale << 30,
@@ -11,9 +13,9 @@ fn params(scale: u64) -> SessionParams {
     }
 }
 
-fn config(secret: &[u8]) -> InitiatorConfig {
+fn config(secret: [u8; 32]) -> InitiatorConfig {
     InitiatorConfig {
-        psk: Psk::from_secret(secret),
+        psk: Psk(secret),
         node: NodeId::of_name("source"),
         peer: Some(NodeId::of_name("destination")),
         session: SessionId([9; 16]),
@@ -41,14 +43,14 @@ enum End {
 /// 2 PROOF, 3 last). Bytes come one at a time to the initiator.
 fn run(
     config: InitiatorConfig,
-    secret: &[u8],
+    secret: [u8; 32],
     highest: Version,
     refuse: Option<RefuseReason>,
     mut middleman: impl FnMut(usize, &mut Message),
 ) -> End {
     let (mut initiator, mut hello) = Initiator::new(config, [1; 32]);
     let node = NodeId::of_name("destination");
-    let mut acceptor = Acceptor::new(Psk::from_secret(secret), node, [2; 32]);
+    let mut acceptor = Acceptor::new(Psk(secret), node, [2; 32]);
     middleman(0, &mut hello);
     let Ok((_, Some(AcceptorStep::Hello(_)))) = acceptor.feed(&hello) else {
         return End::Broken;
@@ -103,7 +105,7 @@ fn untouched(_: usize, _: &mut Message) {}
 
 #[test]
 fn both_ends_agree_on_all_of_it() {
-    let End::Welcome(both) = run(config(b"k"), b"k", Version::V3, None, untouched) else {
+    let End::Welcome(both) = run(config(KEY), KEY, Version::V3, None, untouched) else {
         panic!("not welcome");
     };
     let (here, there) = *both;
@@ -138,9 +140,9 @@ fn the_highest_common_version_is_chosen() {
     ] {
         let config = InitiatorConfig {
             highest: here,
-            ..config(b"k")
+            ..config(KEY)
         };
-        let End::Welcome(both) = run(config, b"k", there, None, untouched) else {
+        let End::Welcome(both) = run(config, KEY, there, None, untouched) else {
             panic!("not welcome");
         };
         assert_eq!(both.0.version, expected);
@@ -149,7 +151,7 @@ fn the_highest_common_version_is_chosen() {
 
 #[test]
 fn without_the_key_there_is_no_welcome() {
-    let end = run(config(b"k"), b"other", Version::V3, None, untouched);
+    let end = run(config(KEY), [8; 32], Version::V3, None, untouched);
     assert!(
         matches!(end, End::Refused(RefuseReason::WrongKey, false)),
         "{end:?}"
@@ -165,14 +167,14 @@ fn refusals_are_typed_and_vouched_for() {
         RefuseReason::PassiveTargetUnknown,
         RefuseReason::SessionGone,
     ] {
-        let end = run(config(b"k"), b"k", Version::V3, Some(reason), untouched);
+        let end = run(config(KEY), KEY, Version::V3, Some(reason), untouched);
         assert!(
             matches!(end, End::Refused(r, true) if r == reason),
             "{end:?}"
         );
     }
     // The offer is the bitmap behind length, kind, magic and revision; 0 offers nothing.
-    let end = run(config(b"k"), b"k", Version::V3, None, |index, message| {
+    let end = run(config(KEY), KEY, Version::V3, None, |index, message| {
         if index == 0 {
             message[8] = 0;
         }
@@ -185,7 +187,7 @@ fn refusals_are_typed_and_vouched_for() {
 
 #[test]
 fn a_downgrade_on_the_way_is_noticed() {
-    let end = run(config(b"k"), b"k", Version::V3, None, |index, message| {
+    let end = run(config(KEY), KEY, Version::V3, None, |index, message| {
         if index == 0 {
             assert_eq!(message[8], 3);
             message[8] = 1;
@@ -200,7 +202,7 @@ fn any_bit_changed_on_the_way_prevents_the_welcome() {
         let mut bits = 8;
         let mut bit = 0;
         while bit < bits {
-            let end = run(config(b"k"), b"k", Version::V3, None, |at, message| {
+            let end = run(config(KEY), KEY, Version::V3, None, |at, message| {
                 if at == index {
                     bits = message.len() * 8;
                     message[bit / 8] ^= 1 << (bit % 8);
@@ -219,11 +221,11 @@ fn any_bit_changed_on_the_way_prevents_the_welcome() {
 #[test]
 fn a_recorded_handshake_does_not_open_the_door_again() {
     let mut recorded = Vec::new();
-    run(config(b"k"), b"k", Version::V3, None, |_, message| {
+    run(config(KEY), KEY, Version::V3, None, |_, message| {
         recorded.push(message.clone())
     });
     let node = NodeId::of_name("destination");
-    let mut acceptor = Acceptor::new(Psk::from_secret(b"k"), node, [3; 32]);
+    let mut acceptor = Acceptor::new(Psk(KEY), node, [3; 32]);
     assert!(matches!(
         acceptor.feed(&recorded[0]),
         Ok((_, Some(AcceptorStep::Hello(_))))
@@ -234,7 +236,7 @@ fn a_recorded_handshake_does_not_open_the_door_again() {
         Ok((_, Some(AcceptorStep::WrongKey(_))))
     ));
     // Nor does it convince an initiator with a fresh nonce.
-    let (mut initiator, _) = Initiator::new(config(b"k"), [4; 32]);
+    let (mut initiator, _) = Initiator::new(config(KEY), [4; 32]);
     assert!(matches!(
         initiator.feed(&recorded[1]),
         Ok((_, Some(InitiatorStep::Send(_))))
@@ -250,10 +252,10 @@ fn another_node_with_the_key_is_not_the_peer() {
     let peer = Some(NodeId::of_name("elsewhere"));
     let config = InitiatorConfig {
         peer,
-        ..config(b"k")
+        ..config(KEY)
     };
     assert!(matches!(
-        run(config, b"k", Version::V3, None, untouched),
+        run(config, KEY, Version::V3, None, untouched),
         End::Broken
     ));
 }
@@ -261,7 +263,7 @@ fn another_node_with_the_key_is_not_the_peer() {
 #[test]
 fn lengths_and_turns_are_checked() {
     let node = NodeId::of_name("destination");
-    let fresh = || Acceptor::new(Psk::from_secret(b"k"), node, [2; 32]);
+    let fresh = || Acceptor::new(Psk(KEY), node, [2; 32]);
     for length in [0u16, 1023, u16::MAX] {
         let error = fresh().feed(&length.to_le_bytes()).unwrap_err();
         assert_eq!(
@@ -274,7 +276,7 @@ fn lengths_and_turns_are_checked() {
     let mut acceptor = fresh();
     assert!(acceptor.welcome(BatchSeq(0)).is_err());
     assert!(acceptor.refuse(RefuseReason::Busy).is_err());
-    let (_, hello) = Initiator::new(config(b"k"), [1; 32]);
+    let (_, hello) = Initiator::new(config(KEY), [1; 32]);
     let mut acceptor = fresh();
     // What follows the message stays with the caller.
     let mut bytes = hello.to_vec();

@@ -149,7 +149,7 @@ impl World {
     pub fn new(config: WorldConfig) -> Self {
         let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
         let epoch = SessionEpoch(0);
-        let psk = Psk::from_secret(b"simulated");
+        let psk = Psk([7; 32]);
         let key = SessionKey::derive(&psk, SessionId([5; 16]), a, b, epoch);
         let side = |sends: Direction, receives: Direction| {
             let lanes = usize::from(config.lanes);

@@ -478,7 +478,7 @@ mod tests {
     fn keys(direction: Direction) -> FrameKeys {
         let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
         SessionKey::derive(
-            &Psk::from_secret(b"test"),
+            &Psk([7; 32]),
             SessionId([1; 16]),
             a,
             b,

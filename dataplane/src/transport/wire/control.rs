@@ -374,7 +374,7 @@ mod tests {
         let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
         let epoch = SessionEpoch(epoch);
         let key = SessionKey::derive(
-            &Psk::from_secret(b"test"),
+            &Psk([7; 32]),
             SessionId([1; 16]),
             a,
             b,

@@ -8,20 +8,11 @@ use std::fmt;
 
 use super::super::{NodeId, SessionEpoch, SessionId};
 
-/// The secret that two nodes share before they ever talk.
+/// The secret that two nodes share before they ever talk, of full strength.
 #[derive(Clone)]
-pub struct Psk([u8; 32]);
+pub struct Psk(pub [u8; 32]);
 
 impl Psk {
-    /// From what the operator's key file holds, of any length; its strength is the operator's.
-    #[must_use]
-    pub fn from_secret(secret: &[u8]) -> Self {
-        Self(blake3::derive_key(
-            "dwcp transport 1 pre-shared key",
-            secret,
-        ))
-    }
-
     /// The key for one kind of proof.
     pub(in crate::transport) fn derive(&self, context: &'static str) -> [u8; 32] {
         blake3::derive_key(context, &self.0)
