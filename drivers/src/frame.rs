@@ -202,7 +202,10 @@ impl FramePools {
     #[must_use]
     pub fn copy(&self, bytes: &[u8]) -> Option<Frame> {
         let mut frame = self.take(bytes.len())?;
-        frame.payload_mut().get_mut(..bytes.len())?.copy_from_slice(bytes);
+        frame
+            .payload_mut()
+            .get_mut(..bytes.len())?
+            .copy_from_slice(bytes);
         frame.freeze(bytes.len()).ok()
     }
 
@@ -218,12 +221,20 @@ impl FramePools {
     pub fn available(&self) -> Available {
         let free = |pool: &Option<Pool>| pool.as_ref().map_or(0, Pool::available);
         let [small, medium, large] = &self.shared.pools;
-        Available { small: free(small), medium: free(medium), large: free(large) }
+        Available {
+            small: free(small),
+            medium: free(medium),
+            large: free(large),
+        }
     }
 
     /// Rings `waker` whenever a buffer comes back after [`FramePools::starve`].
     pub(crate) fn wake_on_relief(&self, waker: &Arc<Waker>) {
-        let mut wakers = self.shared.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wakers = self
+            .shared
+            .wakers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         wakers.retain(|known| known.strong_count() > 0);
         let known = Arc::downgrade(waker);
         if !wakers.iter().any(|have| have.ptr_eq(&known)) {
@@ -246,9 +257,9 @@ impl FramePools {
         self.shared.relief.load(Ordering::Relaxed) != seen.0
     }
 
-    /// Whether both are the same pools.
-    pub(crate) fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+    /// Whether nobody else has these pools or a frame of them.
+    pub(crate) fn abandoned(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
     }
 }
 
@@ -311,7 +322,9 @@ impl FrameMut {
     /// [`BadFrameLen`] when `len` is 0 or more than the capacity; the buffer is back in its pool.
     pub fn freeze(self, len: usize) -> Result<Frame, BadFrameLen> {
         let capacity = self.capacity();
-        let Some(wire_len) = u32::try_from(len).ok().filter(|_| (1..=capacity).contains(&len))
+        let Some(wire_len) = u32::try_from(len)
+            .ok()
+            .filter(|_| (1..=capacity).contains(&len))
         else {
             return Err(BadFrameLen { len, capacity });
         };
@@ -319,10 +332,18 @@ impl FrameMut {
         // that `self` alone owns, the prefix directly below the payload and above the header.
         unsafe {
             (*self.header.as_ptr()).len = wire_len;
-            let prefix = self.header.as_ptr().cast::<u8>().add(PAYLOAD_OFFSET - PREFIX_BYTES);
-            prefix.cast::<[u8; PREFIX_BYTES]>().write(wire_len.to_le_bytes());
+            let prefix = self
+                .header
+                .as_ptr()
+                .cast::<u8>()
+                .add(PAYLOAD_OFFSET - PREFIX_BYTES);
+            prefix
+                .cast::<[u8; PREFIX_BYTES]>()
+                .write(wire_len.to_le_bytes());
         }
-        let frame = Frame { header: self.header };
+        let frame = Frame {
+            header: self.header,
+        };
         std::mem::forget(self); // its one reference is the frame's now
         Ok(frame)
     }
@@ -330,7 +351,9 @@ impl FrameMut {
 
 impl std::fmt::Debug for FrameMut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FrameMut").field("capacity", &self.capacity()).finish()
+        f.debug_struct("FrameMut")
+            .field("capacity", &self.capacity())
+            .finish()
     }
 }
 
@@ -391,12 +414,23 @@ impl Frame {
         self.header().len as usize
     }
 
+    /// The pools that the frame came from.
+    pub(crate) fn pools(&self) -> FramePools {
+        FramePools {
+            shared: Arc::clone(&self.header().pools),
+        }
+    }
+
     /// The length prefix and the payload, as they go over a byte stream.
     pub(crate) fn wire(&self) -> &[u8] {
         // SAFETY: needed to take the prefix along. It lies directly below the payload in the same
         // buffer, was written by `freeze`, and is read-only from then on.
         unsafe {
-            let prefix = self.header.as_ptr().cast::<u8>().add(PAYLOAD_OFFSET - PREFIX_BYTES);
+            let prefix = self
+                .header
+                .as_ptr()
+                .cast::<u8>()
+                .add(PAYLOAD_OFFSET - PREFIX_BYTES);
             std::slice::from_raw_parts(prefix, PREFIX_BYTES + self.len())
         }
     }
@@ -407,7 +441,9 @@ impl Clone for Frame {
         // Relaxed as in `Arc`: the new owner has the address from one that exists. The count cannot
         // wrap: 2^32 owners of 8 bytes each are more than a worker's memory limit.
         self.header().refs.fetch_add(1, Ordering::Relaxed);
-        Self { header: self.header }
+        Self {
+            header: self.header,
+        }
     }
 }
 
@@ -453,8 +489,18 @@ mod tests {
         assert_eq!(c.capacity(), MAX_FRAME_BYTES);
         assert!(pools.take(10).is_none());
         drop(b);
-        assert!(pools.take(MEDIUM_BYTES + 1).is_none(), "a frame never lands in a smaller class");
-        assert_eq!(pools.available(), Available { small: 0, medium: 1, large: 0 });
+        assert!(
+            pools.take(MEDIUM_BYTES + 1).is_none(),
+            "a frame never lands in a smaller class"
+        );
+        assert_eq!(
+            pools.available(),
+            Available {
+                small: 0,
+                medium: 1,
+                large: 0
+            }
+        );
     }
 
     #[test]
@@ -470,7 +516,13 @@ mod tests {
         let pools = pools(1, 0, 0);
         for len in [0, SMALL_BYTES + 1, usize::MAX] {
             let refused = pools.take(1).unwrap().freeze(len).unwrap_err();
-            assert_eq!(refused, BadFrameLen { len, capacity: SMALL_BYTES });
+            assert_eq!(
+                refused,
+                BadFrameLen {
+                    len,
+                    capacity: SMALL_BYTES
+                }
+            );
             assert_eq!(pools.available().small, 1);
         }
     }

@@ -148,8 +148,15 @@ impl LaneStats {
     /// The name of the congestion control, such as `bbr`.
     #[must_use]
     pub fn congestion_name(&self) -> &str {
-        let end = self.congestion.iter().position(|&b| b == 0).unwrap_or(self.congestion.len());
-        self.congestion.get(..end).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
+        let end = self
+            .congestion
+            .iter()
+            .position(|&b| b == 0)
+            .unwrap_or(self.congestion.len());
+        self.congestion
+            .get(..end)
+            .and_then(|name| std::str::from_utf8(name).ok())
+            .unwrap_or("")
     }
 }
 

@@ -41,7 +41,11 @@ pub struct PortConfig {
 
 impl Default for PortConfig {
     fn default() -> Self {
-        Self { lanes_max: 64, queue_frames_max: 16, queue_bytes_max: 4 << 20 }
+        Self {
+            lanes_max: 64,
+            queue_frames_max: 16,
+            queue_bytes_max: 4 << 20,
+        }
     }
 }
 

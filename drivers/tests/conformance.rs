@@ -8,9 +8,7 @@ use std::os::fd::OwnedFd;
 use dwcp_drivers::conformance::Harness;
 use dwcp_drivers::loopback::{LoopbackEndpoint, LoopbackLanes};
 use dwcp_drivers::port::{Port, PortConfig};
-use dwcp_drivers::tcp::{
-    RecvMode, SendMode, SocketTuning, TcpLanes, TcpOptions, TcpPort, tune,
-};
+use dwcp_drivers::tcp::{RecvMode, SendMode, SocketTuning, TcpLanes, TcpOptions, TcpPort, tune};
 use dwcp_hugepages::arena::BackingPolicy;
 
 struct Tcp {
@@ -32,8 +30,11 @@ impl Harness for Tcp {
     type Lanes = TcpLanes;
 
     fn lanes(&self) -> TcpLanes {
-        let options =
-            TcpOptions { recv: self.recv, send: self.send, backing: BackingPolicy::Ordinary };
+        let options = TcpOptions {
+            recv: self.recv,
+            send: self.send,
+            backing: BackingPolicy::Ordinary,
+        };
         let mut port = TcpPort::new(options);
         port.open(PortConfig::default()).unwrap();
         if self.recv == RecvMode::Multishot && !port.capabilities().multishot_recv {
@@ -75,13 +76,22 @@ impl Harness for Loopback {
 dwcp_drivers::conformance_suite!(loopback, super::Loopback);
 dwcp_drivers::conformance_suite!(
     tcp_single_shot,
-    super::Tcp { recv: super::RecvMode::SingleShot, send: super::SendMode::Copy }
+    super::Tcp {
+        recv: super::RecvMode::SingleShot,
+        send: super::SendMode::Copy
+    }
 );
 dwcp_drivers::conformance_suite!(
     tcp_multishot,
-    super::Tcp { recv: super::RecvMode::Multishot, send: super::SendMode::Auto }
+    super::Tcp {
+        recv: super::RecvMode::Multishot,
+        send: super::SendMode::Auto
+    }
 );
 dwcp_drivers::conformance_suite!(
     tcp_zero_copy,
-    super::Tcp { recv: super::RecvMode::SingleShot, send: super::SendMode::ZeroCopy }
+    super::Tcp {
+        recv: super::RecvMode::SingleShot,
+        send: super::SendMode::ZeroCopy
+    }
 );

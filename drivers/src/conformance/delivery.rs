@@ -8,8 +8,28 @@ use crate::lane::{LaneEvent, LaneGroup, Polled};
 pub fn frames_of_every_size_arrive<H: Harness>(harness: &H) {
     let (mut a, near, mut b, far) = two_sides(harness, pools(4, 4, 4), pools(16, 16, 16));
     let sizes = [
-        1, 2, 3, 4, 5, 8, 100, 2047, 2048, 2049, 16_383, 65_531, 65_532, 65_535, 65_536, 65_537,
-        131_072, 512 << 10, 1 << 20, MAX_FRAME_BYTES - 1, MAX_FRAME_BYTES, 1,
+        1,
+        2,
+        3,
+        4,
+        5,
+        8,
+        100,
+        2047,
+        2048,
+        2049,
+        16_383,
+        65_531,
+        65_532,
+        65_535,
+        65_536,
+        65_537,
+        131_072,
+        512 << 10,
+        1 << 20,
+        MAX_FRAME_BYTES - 1,
+        MAX_FRAME_BYTES,
+        1,
     ];
     for (seed, &size) in sizes.iter().enumerate() {
         let bytes = vec![pattern(seed as u64, size)];
@@ -21,7 +41,11 @@ pub fn frames_of_every_size_arrive<H: Harness>(harness: &H) {
         a.expect(near, &bytes);
     }
     // And all in one go, so that they lie against each other on the wire.
-    let wanted: Vec<_> = sizes.iter().zip(100..).map(|(&size, seed)| pattern(seed, size)).collect();
+    let wanted: Vec<_> = sizes
+        .iter()
+        .zip(100..)
+        .map(|(&size, seed)| pattern(seed, size))
+        .collect();
     let mut sent = 0;
     until(&mut a, &mut b, |a, b| {
         while sent < wanted.len() && a.offer(near, &wanted[sent]) {
@@ -44,7 +68,9 @@ pub fn interleaved_lanes_keep_their_order<H: Harness>(harness: &H) {
 
 /// As many lanes as a session may have on one worker.
 pub fn sixty_four_lanes_at_once<H: Harness>(harness: &H) {
-    exchange(harness, 64, 20, |lane, at| 1 + (lane * 977 + at * 131) % 9000);
+    exchange(harness, 64, 20, |lane, at| {
+        1 + (lane * 977 + at * 131) % 9000
+    });
 }
 
 /// Sends `frames` frames each way on each of `lanes` lanes.
@@ -76,11 +102,17 @@ fn exchange<H: Harness>(
                 sent[lane][1] += 1;
             }
             for frame in b.got.remove(&far).unwrap_or_default() {
-                assert!(frame.bytes() == bytes(lane, checked[lane][0], 0), "lane {lane} forth");
+                assert!(
+                    frame.bytes() == bytes(lane, checked[lane][0], 0),
+                    "lane {lane} forth"
+                );
                 checked[lane][0] += 1;
             }
             for frame in a.got.remove(&near).unwrap_or_default() {
-                assert!(frame.bytes() == bytes(lane, checked[lane][1], 1), "lane {lane} back");
+                assert!(
+                    frame.bytes() == bytes(lane, checked[lane][1], 1),
+                    "lane {lane} back"
+                );
                 checked[lane][1] += 1;
             }
         }
@@ -126,7 +158,9 @@ pub fn two_threads_exchange_long_frames<H: Harness>(harness: &H) {
 /// A caller with room for one event gets them all, one at a time.
 pub fn events_never_outgrow_their_vector<H: Harness>(harness: &H) {
     let (mut a, near, mut b, far) = two_sides(harness, pools(64, 4, 4), pools(64, 4, 4));
-    let wanted: Vec<_> = (0..40).map(|seed| pattern(seed, 1 + seed as usize * 7)).collect();
+    let wanted: Vec<_> = (0..40)
+        .map(|seed| pattern(seed, 1 + seed as usize * 7))
+        .collect();
     let mut sent = 0;
     let mut one: Vec<LaneEvent> = Vec::with_capacity(1);
     let mut got = Vec::new();
@@ -164,8 +198,13 @@ pub fn bytes_are_counted_and_backlog_is_honest<H: Harness>(harness: &H) {
     }
     assert!(a.group.backlog_bytes(near) >= payload);
     assert_eq!(a.group.wire_bytes(near).sent, 0);
-    until(&mut a, &mut b, |a, b| b.count(far) == 10 && a.group.backlog_bytes(near) == 0);
-    let (sent, received) = (a.group.wire_bytes(near).sent, b.group.wire_bytes(far).received);
+    until(&mut a, &mut b, |a, b| {
+        b.count(far) == 10 && a.group.backlog_bytes(near) == 0
+    });
+    let (sent, received) = (
+        a.group.wire_bytes(near).sent,
+        b.group.wire_bytes(far).received,
+    );
     assert!(sent >= payload as u64);
     assert_eq!(sent, received);
     assert_eq!(a.group.wire_bytes(near).received, 0);

@@ -105,11 +105,25 @@ impl Watchdog {
 /// Pools for one side.
 fn pools(small: usize, medium: usize, large: usize) -> FramePools {
     let backing = BackingPolicy::Ordinary;
-    FramePools::new(&FramePoolsConfig { small, medium, large, backing }).unwrap()
+    FramePools::new(&FramePoolsConfig {
+        small,
+        medium,
+        large,
+        backing,
+    })
+    .unwrap()
+}
+
+fn pools_to_send() -> FramePools {
+    pools(600, 400, 64)
 }
 
 fn free(pools: &FramePools) -> usize {
-    let Available { small, medium, large } = pools.available();
+    let Available {
+        small,
+        medium,
+        large,
+    } = pools.available();
     small + medium + large
 }
 
@@ -130,6 +144,9 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
 /// One worker: a group, its pools, and what it got.
 struct Side<L: LaneGroup> {
     group: L,
+    /// Where frames to send come from. Not where received ones land: two sides that send from all
+    /// the buffers that they need to receive would wait for each other.
+    sends: FramePools,
     pools: FramePools,
     events: Vec<LaneEvent>,
     got: HashMap<LaneId, Vec<Frame>>,
@@ -141,6 +158,7 @@ impl<L: LaneGroup> Side<L> {
     fn new(group: L, pools: FramePools) -> Self {
         Self {
             group,
+            sends: pools_to_send(),
             pools,
             events: Vec::with_capacity(32),
             got: HashMap::new(),
@@ -149,9 +167,17 @@ impl<L: LaneGroup> Side<L> {
         }
     }
 
+    /// Free buffers of both kinds.
+    fn free(&self) -> usize {
+        free(&self.sends) + free(&self.pools)
+    }
+
     fn add(&mut self, endpoint: L::Endpoint) -> LaneId {
         let lane = self.group.add(endpoint, &self.pools).unwrap();
-        assert!(!self.got.contains_key(&lane) && !self.closed.contains_key(&lane), "id used again");
+        assert!(
+            !self.got.contains_key(&lane) && !self.closed.contains_key(&lane),
+            "id used again"
+        );
         lane
     }
 
@@ -188,12 +214,18 @@ impl<L: LaneGroup> Side<L> {
 
     /// Offers a frame once. True when it was taken.
     fn offer(&mut self, lane: LaneId, bytes: &[u8]) -> bool {
-        let Some(frame) = self.pools.copy(bytes) else { return false };
+        let Some(frame) = self.sends.copy(bytes) else {
+            return false;
+        };
         match self.group.submit(lane, frame) {
             Ok(()) => true,
             Err(refused) => {
                 assert_eq!(refused.reason, RefusedReason::Full);
-                assert_eq!(refused.frame.bytes(), bytes, "not the frame that was refused");
+                assert_eq!(
+                    refused.frame.bytes(),
+                    bytes,
+                    "not the frame that was refused"
+                );
                 false
             }
         }
@@ -229,7 +261,10 @@ fn two_sides<H: Harness + ?Sized>(
     near: FramePools,
     far: FramePools,
 ) -> (Side<H::Lanes>, LaneId, Side<H::Lanes>, LaneId) {
-    let (mut a, mut b) = (Side::new(harness.lanes(), near), Side::new(harness.lanes(), far));
+    let (mut a, mut b) = (
+        Side::new(harness.lanes(), near),
+        Side::new(harness.lanes(), far),
+    );
     let (near, far) = harness.pair();
     let (near, far) = (a.add(near), b.add(far));
     (a, near, b, far)

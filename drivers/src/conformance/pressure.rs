@@ -10,8 +10,8 @@ use crate::lane::{LaneClosed, LaneEvent, LaneGroup, Polled};
 
 /// A reader that does not read: submit refuses at last, and everything taken arrives later.
 pub fn a_slow_reader_holds_the_sender<H: Harness>(harness: &H) {
-    let (mut a, near, mut b, far) = two_sides(harness, pools(8, 8, 96), pools(8, 8, 96));
-    let before = free(&a.pools);
+    let (mut a, near, mut b, far) = two_sides(harness, pools(8, 8, 8), pools(8, 8, 96));
+    let before = free(&a.sends);
     let mut taken = Vec::new();
     let mut refused_in_a_row = 0;
     while refused_in_a_row < 100 {
@@ -26,16 +26,24 @@ pub fn a_slow_reader_holds_the_sender<H: Harness>(harness: &H) {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
-    assert!(free(&a.pools) > 0, "it was the pool that refused, not the lane");
-    let held = before - free(&a.pools);
+    assert!(
+        free(&a.sends) > 0,
+        "it was the pool that refused, not the lane"
+    );
+    let held = before - free(&a.sends);
     assert!(a.group.backlog_bytes(near) > 0);
-    assert!(held * 400_000 <= 3 * (4 << 20), "a lane holds {held} long frames");
+    assert!(
+        held * 400_000 <= 3 * (4 << 20),
+        "a lane holds {held} long frames"
+    );
     assert!(a.writable.is_empty());
     until(&mut a, &mut b, |_, b| b.count(far) == taken.len());
     b.expect(far, &taken);
     assert_eq!(a.writable, [near], "one Writable for many refusals");
     assert!(a.offer(near, b"again"));
-    until(&mut a, &mut b, |a, b| b.count(far) == 1 && free(&a.pools) == before);
+    until(&mut a, &mut b, |a, b| {
+        b.count(far) == 1 && free(&a.sends) == before
+    });
 }
 
 /// A lane without buffers stops, the others go on; buffers that come back let it go on.
@@ -74,7 +82,9 @@ pub fn empty_pools_pause_a_lane_and_only_that_lane<H: Harness>(harness: &H) {
     assert!(a.offer(fast_near, &wanted[4]));
     until(&mut a, &mut b, |_, b| b.count(fast_far) == 1);
     b.group.close(slow_far);
-    until(&mut a, &mut b, |a, b| a.is_closed(slow_near) && b.is_closed(slow_far));
+    until(&mut a, &mut b, |a, b| {
+        a.is_closed(slow_near) && b.is_closed(slow_far)
+    });
     assert_eq!(b.closed[&slow_far], LaneClosed::Local);
     drop(got);
     b.got.clear();

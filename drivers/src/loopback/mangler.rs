@@ -92,10 +92,18 @@ impl Mangler for FaultMangler {
             (rates.drop_ppm, Fate::Drop),
             (rates.repeat_ppm, Fate::Repeat),
             (rates.swap_ppm, Fate::Swap),
-            (rates.delay_ppm, Fate::Delay { polls: 1 + (detail % 16) as u32 }),
+            (
+                rates.delay_ppm,
+                Fate::Delay {
+                    polls: 1 + (detail % 16) as u32,
+                },
+            ),
             (
                 rates.corrupt_ppm,
-                Fate::Corrupt { at: (detail >> 8) as usize, xor: 1 << (detail % 8) },
+                Fate::Corrupt {
+                    at: (detail >> 8) as usize,
+                    xor: 1 << (detail % 8),
+                },
             ),
             (rates.cut_ppm, Fate::Cut),
         ];

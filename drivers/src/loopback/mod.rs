@@ -49,8 +49,19 @@ impl LoopbackEndpoint {
 
     fn over(forth: Wire, back: Wire) -> (Self, Self) {
         let (forth, back) = (Arc::new(forth), Arc::new(back));
-        let near = Self { tx: Arc::clone(&forth), rx: Arc::clone(&back), added: false };
-        (near, Self { tx: back, rx: forth, added: false })
+        let near = Self {
+            tx: Arc::clone(&forth),
+            rx: Arc::clone(&back),
+            added: false,
+        };
+        (
+            near,
+            Self {
+                tx: back,
+                rx: forth,
+                added: false,
+            },
+        )
     }
 }
 
@@ -136,7 +147,10 @@ impl Lane {
                     self.wire.received += frame.len() as u64;
                     *room -= 1;
                     work += 1;
-                    out.push(LaneEvent::Frame { lane: self.id, frame });
+                    out.push(LaneEvent::Frame {
+                        lane: self.id,
+                        frame,
+                    });
                 }
                 Arrival::NoBuffer(since) => self.starved = Some(since),
                 Arrival::Nothing => break,
@@ -149,12 +163,22 @@ impl Lane {
                     break;
                 }
                 Arrival::Cut => {
-                    return (work + 1, Some(LaneClosed::Failed { errno: libc::ECONNRESET }));
+                    return (
+                        work + 1,
+                        Some(LaneClosed::Failed {
+                            errno: libc::ECONNRESET,
+                        }),
+                    );
                 }
             }
         }
         if self.tx.is_cut() {
-            return (work + 1, Some(LaneClosed::Failed { errno: libc::ECONNRESET }));
+            return (
+                work + 1,
+                Some(LaneClosed::Failed {
+                    errno: libc::ECONNRESET,
+                }),
+            );
         }
         let low = self.queue.len() <= QUEUE_FRAMES_MAX / 2;
         if self.refused && low && !self.finishing && *room > 0 {
@@ -205,7 +229,9 @@ impl LaneGroup for LoopbackLanes {
         pools: &FramePools,
     ) -> Result<LaneId, AddError> {
         let id = LaneId(self.next_id);
-        self.next_id = id.0.checked_add(1).ok_or(AddError::GroupFull(u32::MAX as usize))?;
+        self.next_id =
+            id.0.checked_add(1)
+                .ok_or(AddError::GroupFull(u32::MAX as usize))?;
         endpoint.added = true;
         endpoint.tx.sender_is(&self.waker);
         endpoint.rx.receiver_is(&self.waker);
@@ -227,15 +253,23 @@ impl LaneGroup for LoopbackLanes {
     }
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
-        let lane = self.lanes.iter_mut().find(|known| known.id == lane && !known.finishing);
+        let lane = self
+            .lanes
+            .iter_mut()
+            .find(|known| known.id == lane && !known.finishing);
         let Some(lane) = lane else {
-            return Err(Refused { frame, reason: RefusedReason::Unknown });
+            return Err(Refused {
+                frame,
+                reason: RefusedReason::Unknown,
+            });
         };
-        let too_long =
-            lane.queued_bytes + frame.len() > QUEUE_BYTES_MAX && !lane.queue.is_empty();
+        let too_long = lane.queued_bytes + frame.len() > QUEUE_BYTES_MAX && !lane.queue.is_empty();
         if lane.queue.len() >= QUEUE_FRAMES_MAX || too_long {
             lane.refused = true;
-            return Err(Refused { frame, reason: RefusedReason::Full });
+            return Err(Refused {
+                frame,
+                reason: RefusedReason::Full,
+            });
         }
         lane.queued_bytes += frame.len();
         lane.queue.push_back(frame);
@@ -254,12 +288,18 @@ impl LaneGroup for LoopbackLanes {
                 None => at += 1,
             }
         }
-        while room > 0 && let Some((lane, reason)) = self.closed.pop_front() {
+        while room > 0
+            && let Some((lane, reason)) = self.closed.pop_front()
+        {
             room -= 1;
             work += 1;
             out.push(LaneEvent::Closed { lane, reason });
         }
-        if work == 0 { Polled::Idle } else { Polled::Busy(work) }
+        if work == 0 {
+            Polled::Idle
+        } else {
+            Polled::Busy(work)
+        }
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
@@ -296,7 +336,10 @@ impl LaneGroup for LoopbackLanes {
         self.closed.is_empty()
             && self.lanes.iter_mut().all(|lane| {
                 let receives = !lane.starves() && lane.rx.has_news(lane.finishing);
-                let sends = lane.queue.front().is_some_and(|frame| lane.tx.has_room(frame.len()));
+                let sends = lane
+                    .queue
+                    .front()
+                    .is_some_and(|frame| lane.tx.has_room(frame.len()));
                 let ends = lane.finishing && lane.queue.is_empty() && !lane.ended;
                 let tells = lane.refused && lane.queue.len() <= QUEUE_FRAMES_MAX / 2;
                 !(receives || sends || ends || tells || lane.tx.is_cut())

@@ -77,7 +77,12 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(mangler: Option<Box<dyn Mangler>>) -> Self {
-        Self { state: Mutex::new(State { mangler, ..State::default() }) }
+        Self {
+            state: Mutex::new(State {
+                mangler,
+                ..State::default()
+            }),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -101,13 +106,24 @@ impl Wire {
         if state.bytes > 0 && state.bytes + frame.len() > WIRE_BYTES_MAX {
             return Err(frame);
         }
-        let fate = state.mangler.as_mut().map_or(Fate::Pass, |mangler| mangler.frame(frame.bytes()));
-        let mut item = Item { frame, flip: None, delay_polls: 0 };
+        let fate = state
+            .mangler
+            .as_mut()
+            .map_or(Fate::Pass, |mangler| mangler.frame(frame.bytes()));
+        let mut item = Item {
+            frame,
+            flip: None,
+            delay_polls: 0,
+        };
         match fate {
             Fate::Pass => state.put(item),
             Fate::Drop => {}
             Fate::Repeat => {
-                let again = Item { frame: item.frame.clone(), flip: None, delay_polls: 0 };
+                let again = Item {
+                    frame: item.frame.clone(),
+                    flip: None,
+                    delay_polls: 0,
+                };
                 state.put(item);
                 state.put(again);
             }
@@ -144,7 +160,11 @@ impl Wire {
             state.items.push_back(late);
         }
         let Some(item) = state.items.front_mut() else {
-            return if state.ended { Arrival::Ended } else { Arrival::Nothing };
+            return if state.ended {
+                Arrival::Ended
+            } else {
+                Arrival::Nothing
+            };
         };
         if item.delay_polls > 0 {
             item.delay_polls -= 1;

@@ -94,6 +94,7 @@ impl Connection {
         inbox: Inbox,
         limits: QueueLimits,
         zc_mode: SendMode,
+        same_host: bool,
     ) -> Self {
         Self {
             id,
@@ -106,7 +107,12 @@ impl Connection {
             sending: false,
             sent_bytes: 0,
             refused: false,
-            zc: zc_mode != SendMode::Copy,
+            zc: match zc_mode {
+                SendMode::Copy => false,
+                // The kernel would copy on the way anyhow.
+                SendMode::Auto => !same_host,
+                SendMode::ZeroCopy => true,
+            },
             zc_mode,
             zc_slots: [const { None }; ZC_SLOTS],
             inbox,
@@ -127,7 +133,10 @@ impl Connection {
     }
 
     pub(super) fn wire_bytes(&self) -> WireBytes {
-        WireBytes { sent: self.sent_bytes, received: self.inbox.received_bytes }
+        WireBytes {
+            sent: self.sent_bytes,
+            received: self.inbox.received_bytes,
+        }
     }
 
     /// Queues a frame, or gives it back.
@@ -243,7 +252,7 @@ impl Connection {
     pub(super) fn serve(
         &mut self,
         ring: &mut Ring,
-        registry: &Registry,
+        registry: &mut Registry,
         room: &mut usize,
         out: &mut Vec<LaneEvent>,
     ) -> Next {
@@ -274,7 +283,9 @@ impl Connection {
     /// Makes the next receive request. False when the ring had no room.
     fn ask(&mut self, ring: &mut Ring) -> bool {
         let Some(fd) = &self.fd else { return true };
-        let Some(request) = self.inbox.request(self.id, fd.as_raw_fd()) else { return true };
+        let Some(request) = self.inbox.request(self.id, fd.as_raw_fd()) else {
+            return true;
+        };
         // SAFETY: the request names the lane's chunks, which the group keeps until the lane is gone,
         // or the frame in its inbox, which nobody touches before the completion; the socket stays
         // open while `requests` counts this one.
@@ -287,11 +298,13 @@ impl Connection {
     }
 
     /// Sends on. False when the ring had no room.
-    fn send(&mut self, ring: &mut Ring, registry: &Registry) -> bool {
+    fn send(&mut self, ring: &mut Ring, registry: &mut Registry) -> bool {
         if self.sending {
             return true;
         }
-        let (Some(head), Some(fd)) = (self.queue.front(), &self.fd) else { return true };
+        let (Some(head), Some(fd)) = (self.queue.front(), &self.fd) else {
+            return true;
+        };
         let fd = Fd(fd.as_raw_fd());
         let rest = head.wire().get(self.head_sent_bytes..).unwrap_or_default();
         // Never a signal for a peer that went away; and the kernel goes on after a short write, so
@@ -299,7 +312,7 @@ impl Connection {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let without_copy = if self.zc && rest.len() >= ZC_BYTES_MIN {
             let slot = self.zc_slots.iter().position(Option::is_none);
-            slot.zip(registry.place_of(rest))
+            slot.and_then(|slot| Some((slot, registry.place_of(&ring.submitter(), head, rest)?)))
         } else {
             None
         };
@@ -347,7 +360,9 @@ impl Connection {
     }
 
     fn end_if_finished(&mut self) {
-        let Phase::Finishing { shut } = &mut self.phase else { return };
+        let Phase::Finishing { shut } = &mut self.phase else {
+            return;
+        };
         if !self.queue.is_empty() || self.sending {
             return;
         }
@@ -383,6 +398,10 @@ impl Connection {
             // close makes the kernel drop what it holds without a copy.
             self.fd = None;
         }
-        if self.kernel_holds() { Next::Rest } else { Next::Gone(reason) }
+        if self.kernel_holds() {
+            Next::Rest
+        } else {
+            Next::Gone(reason)
+        }
     }
 }

@@ -118,7 +118,10 @@ impl Inbox {
 
     fn chunk(&self, chunk: u16) -> *mut u8 {
         // SAFETY: needed to compute an address in the lane's memory; `chunk` is below `CHUNKS`.
-        unsafe { self.base.add(RING_BYTES + usize::from(chunk % CHUNKS) * CHUNK_BYTES) }
+        unsafe {
+            self.base
+                .add(RING_BYTES + usize::from(chunk % CHUNKS) * CHUNK_BYTES)
+        }
     }
 
     fn tail_word(&self) -> &AtomicU16 {
@@ -163,7 +166,10 @@ impl Inbox {
             if !self.received.is_empty() {
                 return None;
             }
-            let space = self.reassembler.missing().filter(|rest| rest.len() >= DIRECT_BYTES_MIN);
+            let space = self
+                .reassembler
+                .missing()
+                .filter(|rest| rest.len() >= DIRECT_BYTES_MIN);
             match space.map(|rest| (rest.as_mut_ptr(), rest.len())) {
                 Some((start, len)) => {
                     self.armed = Armed::Direct;
@@ -211,11 +217,19 @@ impl Inbox {
                 if bytes == 0 {
                     self.lend(chunk);
                 } else {
-                    self.received.push_back(Received { chunk, start: 0, end: bytes });
+                    self.received.push_back(Received {
+                        chunk,
+                        start: 0,
+                        end: bytes,
+                    });
                 }
             }
             (_, None) if bytes > 0 => {
-                self.received.push_back(Received { chunk: 0, start: 0, end: bytes });
+                self.received.push_back(Received {
+                    chunk: 0,
+                    start: 0,
+                    end: bytes,
+                });
             }
             (_, None) => {}
         }

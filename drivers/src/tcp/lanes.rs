@@ -41,6 +41,12 @@ pub(super) fn slot_of(lane: LaneId) -> usize {
     (lane.0 & (u32::from(LANES_MAX) - 1)) as usize
 }
 
+fn ip_of(address: rustix::net::SocketAddrAny) -> Option<std::net::IpAddr> {
+    std::net::SocketAddr::try_from(address)
+        .ok()
+        .map(|address| address.ip())
+}
+
 #[derive(Default)]
 struct Slot {
     generation: u32,
@@ -119,7 +125,10 @@ impl TcpLanes {
 
     /// Puts a lane among those to be served.
     fn list(&mut self, slot: usize) {
-        if let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut())
+        if let Some(lane) = self
+            .slots
+            .get_mut(slot)
+            .and_then(|slot| slot.lane.as_deref_mut())
             && !lane.listed
         {
             lane.listed = true;
@@ -137,7 +146,9 @@ impl TcpLanes {
             }
             let completions = std::mem::take(&mut self.completions);
             for entry in &completions {
-                let Some((lane, op)) = from_user_data(entry.user_data()) else { continue };
+                let Some((lane, op)) = from_user_data(entry.user_data()) else {
+                    continue;
+                };
                 if let Some(known) = self.lane_mut(lane) {
                     known.completed(op, entry);
                     self.list(slot_of(lane));
@@ -154,15 +165,24 @@ impl TcpLanes {
         let mut at = 0;
         while let Some(&slot) = self.starved.get(at) {
             let slot = usize::from(slot);
-            let waits = self.slots.get(slot).and_then(|slot| slot.lane.as_deref()).is_some_and(
-                |lane| lane.starved.is_some_and(|since| !lane.pools.relieved(since)),
-            );
+            let waits = self
+                .slots
+                .get(slot)
+                .and_then(|slot| slot.lane.as_deref())
+                .is_some_and(|lane| {
+                    lane.starved
+                        .is_some_and(|since| !lane.pools.relieved(since))
+                });
             if waits {
                 at += 1;
                 continue;
             }
             self.starved.swap_remove(at);
-            if let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut()) {
+            if let Some(lane) = self
+                .slots
+                .get_mut(slot)
+                .and_then(|slot| slot.lane.as_deref_mut())
+            {
                 lane.starved = None;
             }
             self.list(slot);
@@ -176,12 +196,15 @@ impl TcpLanes {
         std::mem::swap(&mut self.listed, &mut self.serving);
         for at in 0..self.serving.len() {
             let slot = usize::from(self.serving[at]);
-            let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut())
+            let Some(lane) = self
+                .slots
+                .get_mut(slot)
+                .and_then(|slot| slot.lane.as_deref_mut())
             else {
                 continue;
             };
             lane.listed = false;
-            match lane.serve(&mut self.ring, &self.registry, &mut room, out) {
+            match lane.serve(&mut self.ring, &mut self.registry, &mut room, out) {
                 Next::Rest => {}
                 Next::Again => self.list(slot),
                 Next::Starved(since) => {
@@ -204,8 +227,12 @@ impl TcpLanes {
 
     /// Gives back all that a lane had. The kernel must hold nothing of it.
     fn take_apart(&mut self, slot: usize) {
-        let Some(place) = self.slots.get_mut(slot) else { return };
-        let Some(lane) = place.lane.take() else { return };
+        let Some(place) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let Some(lane) = place.lane.take() else {
+            return;
+        };
         self.starved.retain(|&starved| usize::from(starved) != slot);
         if self.multishot
             && let Err(cause) = self.ring.submitter().unregister_buf_ring(group_of(lane.id))
@@ -214,7 +241,8 @@ impl TcpLanes {
             tracing::error!(%cause, slot, "a buffer ring stays registered; its slot is lost");
             return;
         }
-        self.registry.leave(&self.ring.submitter(), &lane.pools);
+        drop(lane);
+        self.registry.sweep(&self.ring.submitter());
         // A generation that came round would let an old id name a new lane.
         if place.generation < (u32::MAX >> SLOT_BITS) {
             place.generation += 1;
@@ -227,17 +255,25 @@ impl LaneGroup for TcpLanes {
     type Endpoint = OwnedFd;
 
     fn add(&mut self, endpoint: OwnedFd, pools: &FramePools) -> Result<LaneId, AddError> {
-        let kernel = |step| move |cause: rustix::io::Errno| AddError::Kernel {
-            step,
-            cause: cause.into(),
+        let kernel = |step| {
+            move |cause: rustix::io::Errno| AddError::Kernel {
+                step,
+                cause: cause.into(),
+            }
         };
         let is_tcp = sockopt::socket_protocol(&endpoint)
             .is_ok_and(|protocol| protocol == Some(rustix::net::ipproto::TCP));
         if !is_tcp {
             return Err(AddError::WrongEndpoint("it is not a TCP socket"));
         }
-        rustix::net::getpeername(&endpoint).map_err(kernel("getpeername: connect it first"))?;
-        let slot = *self.free.last().ok_or(AddError::GroupFull(self.slots.len()))?;
+        let peer = rustix::net::getpeername(&endpoint)
+            .map_err(kernel("getpeername: connect it first"))?
+            .and_then(ip_of);
+        let own = rustix::net::getsockname(&endpoint).ok().and_then(ip_of);
+        let slot = *self
+            .free
+            .last()
+            .ok_or(AddError::GroupFull(self.slots.len()))?;
         let generation = self.slots[usize::from(slot)].generation;
         let id = LaneId((generation << SLOT_BITS) | u32::from(slot));
         // SAFETY: needed to give each slot its part of the arena, which is `INBOX_BYTES` per slot.
@@ -254,13 +290,22 @@ impl LaneGroup for TcpLanes {
                     0,
                 )
             }
-            .map_err(|cause| AddError::Kernel { step: "register a buffer ring", cause })?;
+            .map_err(|cause| AddError::Kernel {
+                step: "register a buffer ring",
+                cause,
+            })?;
         }
         self.free.pop();
-        self.registry.join(&self.ring.submitter(), pools);
         pools.wake_on_relief(self.ring.waker());
-        let lane =
-            Connection::new(id, endpoint, pools.clone(), inbox, self.limits, self.send);
+        let lane = Connection::new(
+            id,
+            endpoint,
+            pools.clone(),
+            inbox,
+            self.limits,
+            self.send,
+            own == peer,
+        );
         self.slots[usize::from(slot)].lane = Some(Box::new(lane));
         self.list(usize::from(slot));
         Ok(id)
@@ -268,9 +313,14 @@ impl LaneGroup for TcpLanes {
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
         let Some(known) = self.lane_mut(lane) else {
-            return Err(Refused { frame, reason: RefusedReason::Unknown });
+            return Err(Refused {
+                frame,
+                reason: RefusedReason::Unknown,
+            });
         };
-        known.submit(frame).map_err(|(frame, reason)| Refused { frame, reason })?;
+        known
+            .submit(frame)
+            .map_err(|(frame, reason)| Refused { frame, reason })?;
         self.list(slot_of(lane));
         Ok(())
     }
@@ -290,7 +340,11 @@ impl LaneGroup for TcpLanes {
         if !self.listed.is_empty() {
             work += 1;
         }
-        if work == 0 { Polled::Idle } else { Polled::Busy(work) }
+        if work == 0 {
+            Polled::Idle
+        } else {
+            Polled::Busy(work)
+        }
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
@@ -298,7 +352,9 @@ impl LaneGroup for TcpLanes {
     }
 
     fn wire_bytes(&self, lane: LaneId) -> WireBytes {
-        self.lane(lane).map(Connection::wire_bytes).unwrap_or_default()
+        self.lane(lane)
+            .map(Connection::wire_bytes)
+            .unwrap_or_default()
     }
 
     fn stats(&self, lane: LaneId) -> Option<LaneStats> {
@@ -351,13 +407,21 @@ impl Drop for TcpLanes {
                 break;
             }
             if self.slots.iter().any(|slot| slot.lane.is_some()) {
-                self.ring.enter_and_wait(left.min(Duration::from_millis(50)));
+                self.ring
+                    .enter_and_wait(left.min(Duration::from_millis(50)));
             }
         }
-        let stuck: Vec<_> = self.slots.iter_mut().filter_map(|slot| slot.lane.take()).collect();
+        let stuck: Vec<_> = self
+            .slots
+            .iter_mut()
+            .filter_map(|slot| slot.lane.take())
+            .collect();
         if !stuck.is_empty() {
             // Memory that the kernel may still write must never be used again.
-            tracing::error!(lanes = stuck.len(), "the kernel did not let go of lanes; leaked");
+            tracing::error!(
+                lanes = stuck.len(),
+                "the kernel did not let go of lanes; leaked"
+            );
             std::mem::forget(stuck);
             std::mem::forget(Arc::clone(&self.memory));
         }

@@ -118,11 +118,23 @@ impl TcpPort {
         if !(self.capabilities.zero_copy_send && self.capabilities.registered_buffers) {
             options.send = SendMode::Copy;
         }
-        TcpLanes::new(&self.config, &options, recv, GroupToken(Arc::clone(&self.groups)))
+        TcpLanes::new(
+            &self.config,
+            &options,
+            recv,
+            GroupToken(Arc::clone(&self.groups)),
+        )
     }
 
     fn need(&self, needs: PortState) -> Result<(), WrongState> {
-        if self.state == needs { Ok(()) } else { Err(WrongState { is: self.state, needs }) }
+        if self.state == needs {
+            Ok(())
+        } else {
+            Err(WrongState {
+                is: self.state,
+                needs,
+            })
+        }
     }
 }
 
@@ -135,7 +147,9 @@ impl Port for TcpPort {
         let missing = |what| move |cause| ProbeError::Missing { what, cause };
         let ring = IoUring::new(8).map_err(missing("io_uring (kernel.io_uring_disabled = 0)"))?;
         let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe).map_err(missing("io_uring's probe"))?;
+        ring.submitter()
+            .register_probe(&mut probe)
+            .map_err(missing("io_uring's probe"))?;
         for (what, code) in [
             ("io_uring send", opcode::Send::CODE),
             ("io_uring recv", opcode::Recv::CODE),
@@ -153,7 +167,9 @@ impl Port for TcpPort {
             ..Capabilities::default()
         };
         if !found.zero_copy_send {
-            found.missing.push("zero_copy_send: the kernel has no IORING_OP_SEND_ZC (6.0)".into());
+            found
+                .missing
+                .push("zero_copy_send: the kernel has no IORING_OP_SEND_ZC (6.0)".into());
         }
         match ring.submitter().register_buffers_sparse(1) {
             Ok(()) => found.registered_buffers = true,
@@ -171,7 +187,12 @@ impl Port for TcpPort {
             if (min..=max).contains(&value) {
                 Ok(())
             } else {
-                Err(ConfigError::OutOfRange { name, value, min, max })
+                Err(ConfigError::OutOfRange {
+                    name,
+                    value,
+                    min,
+                    max,
+                })
             }
         };
         within("lanes_max", config.lanes_max.into(), 1, LANES_MAX.into())?;
@@ -240,14 +261,14 @@ fn try_multishot() -> io::Result<()> {
     // SAFETY: the page is zeroed, aligned and lives until after `ring`, which is dropped below;
     // the one entry lies at its start, its tail behind the entry's fields, the lent bytes behind it.
     unsafe {
-        ring.submitter().register_buf_ring_with_flags(base as u64, 1, 0, 0)?;
+        ring.submitter()
+            .register_buf_ring_with_flags(base as u64, 1, 0, 0)?;
         let entry = base.cast::<BufRingEntry>();
         (*entry).set_addr(base.add(1024) as u64);
         (*entry).set_len(1024);
         (*entry).set_bid(0);
         let tail = BufRingEntry::tail(entry.cast_const()).cast_mut();
-        std::sync::atomic::AtomicU16::from_ptr(tail)
-            .store(1, std::sync::atomic::Ordering::Release);
+        std::sync::atomic::AtomicU16::from_ptr(tail).store(1, std::sync::atomic::Ordering::Release);
     }
     let (near, mut far) = std::os::unix::net::UnixStream::pair()?;
     io::Write::write_all(&mut far, b"x")?;
@@ -277,11 +298,17 @@ mod tests {
         assert!(matches!(port.lanes(), Err(LanesError::State(_))));
         assert!(port.start().is_err());
         port.open(PortConfig::default()).unwrap();
-        assert!(matches!(port.open(PortConfig::default()), Err(OpenError::Already)));
+        assert!(matches!(
+            port.open(PortConfig::default()),
+            Err(OpenError::Already)
+        ));
         assert!(port.lanes().is_err(), "not started");
         port.start().unwrap();
         let group = port.lanes().unwrap();
-        assert_eq!(port.drain(Duration::ZERO), Err(DrainError::Deadline { groups: 1 }));
+        assert_eq!(
+            port.drain(Duration::ZERO),
+            Err(DrainError::Deadline { groups: 1 })
+        );
         assert!(port.lanes().is_err(), "draining");
         drop(group);
         port.drain(Duration::ZERO).unwrap();
@@ -292,7 +319,10 @@ mod tests {
     #[test]
     fn figures_out_of_range_are_named() {
         let port = TcpPort::new(TcpOptions::default());
-        let config = PortConfig { lanes_max: LANES_MAX + 1, ..PortConfig::default() };
+        let config = PortConfig {
+            lanes_max: LANES_MAX + 1,
+            ..PortConfig::default()
+        };
         assert_eq!(
             port.validate(&config),
             Err(ConfigError::OutOfRange {
@@ -302,14 +332,24 @@ mod tests {
                 max: usize::from(LANES_MAX),
             })
         );
-        let config = PortConfig { queue_frames_max: 0, ..PortConfig::default() };
+        let config = PortConfig {
+            queue_frames_max: 0,
+            ..PortConfig::default()
+        };
         assert!(port.validate(&config).is_err());
     }
 
     #[test]
     fn whatever_is_missing_has_a_reason() {
         let found = TcpPort::new(TcpOptions::default()).probe().unwrap();
-        let lacks = [found.zero_copy_send, found.registered_buffers, found.multishot_recv];
-        assert_eq!(found.missing.len(), lacks.iter().filter(|&&has| !has).count());
+        let lacks = [
+            found.zero_copy_send,
+            found.registered_buffers,
+            found.multishot_recv,
+        ];
+        assert_eq!(
+            found.missing.len(),
+            lacks.iter().filter(|&&has| !has).count()
+        );
     }
 }

@@ -10,15 +10,25 @@ use crate::lane::LaneClosed;
 
 enum State {
     /// Within the length prefix.
-    Prefix { bytes: [u8; PREFIX_BYTES], have: usize },
+    Prefix {
+        bytes: [u8; PREFIX_BYTES],
+        have: usize,
+    },
     /// The length is known and good, and the pools had no buffer.
     Waiting { len: usize },
     /// Within the payload.
-    Body { frame: FrameMut, len: usize, filled: usize },
+    Body {
+        frame: FrameMut,
+        len: usize,
+        filled: usize,
+    },
 }
 
 impl State {
-    const START: Self = Self::Prefix { bytes: [0; PREFIX_BYTES], have: 0 };
+    const START: Self = Self::Prefix {
+        bytes: [0; PREFIX_BYTES],
+        have: 0,
+    };
 }
 
 /// What one step came to.
@@ -39,7 +49,9 @@ pub(super) struct Reassembler {
 
 impl Reassembler {
     pub(super) fn new() -> Self {
-        Self { state: State::START }
+        Self {
+            state: State::START,
+        }
     }
 
     /// Whether the stream stands inside a frame, so that its end here is a cut.
@@ -76,7 +88,13 @@ impl Reassembler {
                     self.state = State::Waiting { len };
                 }
                 State::Waiting { len } => match pools.take(*len) {
-                    Some(frame) => self.state = State::Body { frame, len: *len, filled: 0 },
+                    Some(frame) => {
+                        self.state = State::Body {
+                            frame,
+                            len: *len,
+                            filled: 0,
+                        }
+                    }
                     None => return Ok(Step::NoBuffer),
                 },
                 State::Body { frame, len, filled } => {
@@ -220,7 +238,10 @@ mod tests {
         let wire = stream(&[vec![7; 100]]);
         let mut input = &wire[..];
         let mut reassembler = Reassembler::new();
-        assert!(matches!(reassembler.step(&mut input, &pools), Ok(Step::NoBuffer)));
+        assert!(matches!(
+            reassembler.step(&mut input, &pools),
+            Ok(Step::NoBuffer)
+        ));
         assert_eq!(input.len(), 100);
         assert!(reassembler.mid_frame());
         drop(held);
@@ -236,12 +257,18 @@ mod tests {
         let wire = stream(&[vec![9; 50_000]]);
         let mut reassembler = Reassembler::new();
         let mut input = &wire[..1004];
-        assert!(matches!(reassembler.step(&mut input, &pools), Ok(Step::NeedInput)));
+        assert!(matches!(
+            reassembler.step(&mut input, &pools),
+            Ok(Step::NeedInput)
+        ));
         let missing = reassembler.missing().unwrap();
         assert_eq!(missing.len(), 49_000);
         missing.fill(9);
         reassembler.filled(48_999);
-        assert!(matches!(reassembler.step(&mut &[][..], &pools), Ok(Step::NeedInput)));
+        assert!(matches!(
+            reassembler.step(&mut &[][..], &pools),
+            Ok(Step::NeedInput)
+        ));
         reassembler.filled(1);
         let Ok(Step::Frame(frame)) = reassembler.step(&mut &[][..], &pools) else {
             panic!("the frame is complete")

@@ -1,12 +1,12 @@
 //! Frame memory registered with a ring, so that sends without a copy need not pin pages each time.
 //!
-//! Comes in: the pools of each lane. Goes out: the table index for a frame's bytes. Promises: memory
+//! Comes in: frames to send. Goes out: the table index for a frame's bytes. Promises: memory
 //! that is registered stays mapped until it is not any more; a registration that the kernel refuses
 //! only means that its frames are sent with a copy.
 
 use io_uring::Submitter;
 
-use crate::frame::FramePools;
+use crate::frame::{Frame, FramePools};
 
 /// Places in the ring's buffer table.
 const TABLE_PLACES: u32 = 64;
@@ -15,7 +15,6 @@ const PLACE_BYTES: usize = 1 << 30;
 
 struct Entry {
     pools: FramePools,
-    lanes: u32,
     base: usize,
     bytes: usize,
     /// First place in the table and how many; none when the kernel refused.
@@ -33,44 +32,39 @@ impl Registry {
     /// With a table if it is wanted and the kernel makes one.
     pub(super) fn new(submitter: &Submitter<'_>, wanted: bool) -> Self {
         let table = wanted && submitter.register_buffers_sparse(TABLE_PLACES).is_ok();
-        Self { table, used: 0, entries: Vec::new() }
+        Self {
+            table,
+            used: 0,
+            entries: Vec::new(),
+        }
     }
 
-    /// One more lane sends from `pools`.
-    pub(super) fn join(&mut self, submitter: &Submitter<'_>, pools: &FramePools) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.pools.same(pools)) {
-            entry.lanes += 1;
-            return;
-        }
-        let arena = pools.arena();
-        let (base, bytes) = (arena.as_ptr() as usize, arena.len());
-        let places = self.register(submitter, base, bytes);
-        self.entries.push(Entry { pools: pools.clone(), lanes: 1, base, bytes, places });
-    }
-
-    /// One lane fewer sends from `pools`; the last one takes the memory out of the table.
-    pub(super) fn leave(&mut self, submitter: &Submitter<'_>, pools: &FramePools) {
-        let Some(at) = self.entries.iter().position(|entry| entry.pools.same(pools)) else {
-            return;
-        };
-        self.entries[at].lanes -= 1;
-        if self.entries[at].lanes > 0 {
-            return;
-        }
-        let entry = self.entries.swap_remove(at);
-        if let Some((first, count)) = entry.places {
-            let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    /// Takes out the memory of pools that nobody has any more.
+    pub(super) fn sweep(&mut self, submitter: &Submitter<'_>) {
+        let used = &mut self.used;
+        self.entries.retain(|entry| {
+            if !entry.pools.abandoned() {
+                return true;
+            }
+            let Some((first, count)) = entry.places else {
+                return false;
+            };
+            let empty = libc::iovec {
+                iov_base: std::ptr::null_mut(),
+                iov_len: 0,
+            };
             // SAFETY: needed to empty places of the table; an empty iovec names no memory. The
             // kernel keeps its own reference to pages that a send still uses.
             let emptied = unsafe {
                 submitter.register_buffers_update(first, &vec![empty; count as usize], None)
             };
             match emptied {
-                Ok(()) => self.used &= !mask(first, count),
+                Ok(()) => *used &= !mask(first, count),
                 // The places stay taken; the kernel holds its own references to the pages.
                 Err(cause) => tracing::warn!(%cause, "frame memory stays registered"),
             }
-        }
+            false
+        });
     }
 
     fn register(
@@ -107,25 +101,45 @@ impl Registry {
         }
     }
 
-    /// The place whose memory holds all of `bytes`.
-    pub(super) fn place_of(&self, bytes: &[u8]) -> Option<u16> {
+    /// The place whose memory holds `bytes` of `frame`. The first frame of its pools registers them
+    /// all, which pins their pages and may take a moment.
+    pub(super) fn place_of(
+        &mut self,
+        submitter: &Submitter<'_>,
+        frame: &Frame,
+        bytes: &[u8],
+    ) -> Option<u16> {
         let start = bytes.as_ptr() as usize;
-        for entry in &self.entries {
-            let Some(offset) = start.checked_sub(entry.base) else { continue };
-            if offset + bytes.len() > entry.bytes {
-                continue;
-            }
-            let (first, _) = entry.places?;
-            let place = offset / PLACE_BYTES;
-            let same = (offset + bytes.len() - 1) / PLACE_BYTES == place;
-            return same.then(|| u16::try_from(first as usize + place).ok()).flatten();
-        }
-        None
+        let holds = |entry: &Entry| start.wrapping_sub(entry.base) < entry.bytes;
+        let at = self.entries.iter().position(holds).unwrap_or_else(|| {
+            self.sweep(submitter);
+            let pools = frame.pools();
+            let (base, bytes) = (pools.arena().as_ptr() as usize, pools.arena().len());
+            let places = self.register(submitter, base, bytes);
+            self.entries.push(Entry {
+                pools,
+                base,
+                bytes,
+                places,
+            });
+            self.entries.len() - 1
+        });
+        let entry = self.entries.get(at)?;
+        let (first, _) = entry.places?;
+        let offset = start - entry.base;
+        let place = offset / PLACE_BYTES;
+        let same = (offset + bytes.len() - 1) / PLACE_BYTES == place;
+        same.then(|| u16::try_from(first as usize + place).ok())
+            .flatten()
     }
 }
 
 fn mask(first: u32, count: u32) -> u64 {
-    let ones = if count >= 64 { u64::MAX } else { (1 << count) - 1 };
+    let ones = if count >= 64 {
+        u64::MAX
+    } else {
+        (1 << count) - 1
+    };
     ones << first
 }
 
@@ -147,27 +161,40 @@ mod tests {
     }
 
     #[test]
-    fn places_are_shared_by_lanes_and_used_again() {
+    fn places_are_shared_by_frames_and_used_again() {
         let ring = Ring::new(1, 1).unwrap();
         let submitter = ring.submitter();
         let mut registry = Registry::new(&submitter, true);
+        let mut place = |frame: &Frame| registry.place_of(&submitter, frame, frame.wire());
         let (a, b) = (pools(), pools());
-        registry.join(&submitter, &a);
-        registry.join(&submitter, &a);
-        registry.join(&submitter, &b);
-        let (in_a, in_b) = (a.copy(&[1; 9000]).unwrap(), b.copy(&[1; 90]).unwrap());
-        let place = registry.place_of(in_a.wire()).unwrap();
-        assert_ne!(Some(place), registry.place_of(in_b.wire()));
-        registry.leave(&submitter, &a);
-        assert_eq!(registry.place_of(in_a.wire()), Some(place));
-        registry.leave(&submitter, &a);
-        assert_eq!(registry.place_of(in_a.wire()), None);
+        let (a1, a2) = (a.copy(&[1; 9000]).unwrap(), a.copy(&[2; 90]).unwrap());
+        let first = place(&a1).unwrap();
+        assert_eq!(place(&a2), Some(first));
+        let b1 = b.copy(b"x").unwrap();
+        let second = place(&b1).unwrap();
+        assert_ne!(second, first);
+        drop((a, a1));
+        let c1 = pools().copy(b"x").unwrap();
+        assert!(
+            ![Some(first), Some(second)].contains(&place(&c1)),
+            "a frame of `a` still lives"
+        );
+        drop(a2);
         for _ in 0..200 {
-            let c = pools();
-            registry.join(&submitter, &c);
-            assert_eq!(registry.place_of(c.copy(b"x").unwrap().wire()), Some(place));
-            registry.leave(&submitter, &c);
+            // More than the table has: places come back once nobody has the pools.
+            assert_eq!(place(&pools().copy(b"x").unwrap()), Some(first));
         }
-        assert_eq!(registry.place_of(&[0; 10]), None);
+        assert_eq!(place(&b1), Some(second));
+    }
+
+    #[test]
+    fn without_a_table_nothing_has_a_place() {
+        let ring = Ring::new(1, 1).unwrap();
+        let mut registry = Registry::new(&ring.submitter(), false);
+        let frame = pools().copy(b"x").unwrap();
+        assert_eq!(
+            registry.place_of(&ring.submitter(), &frame, frame.wire()),
+            None
+        );
     }
 }

@@ -72,8 +72,13 @@ impl Ring {
         let completions = (lanes * per_lane).next_power_of_two().clamp(256, 65_536);
         let ring = build(entries, completions)?;
         let waker = Arc::new(Waker::new()?);
-        ring.submitter().register_eventfd(waker.as_fd().as_raw_fd())?;
-        let mut ring = Self { ring, waker, armed: false };
+        ring.submitter()
+            .register_eventfd(waker.as_fd().as_raw_fd())?;
+        let mut ring = Self {
+            ring,
+            waker,
+            armed: false,
+        };
         ring.ring.completion().disable_eventfd();
         Ok(ring)
     }
@@ -112,7 +117,9 @@ impl Ring {
         // SAFETY: needed because the crate's own `submit` does not run deferred work. No argument
         // is passed, and `queued` is what the submission queue says.
         let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None)
+            self.ring
+                .submitter()
+                .enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None)
         };
         // EINTR, and EBUSY or EAGAIN while completions wait to be reaped or memory is short: what
         // was not taken is still queued and goes with the next call.
@@ -177,7 +184,11 @@ fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
     let mut cooperative = builder.clone();
     cooperative.setup_coop_taskrun().setup_taskrun_flag();
     let mut deferred = builder.clone();
-    deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+    deferred
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all();
     deferred
         .build(entries)
         .or_else(|_| cooperative.build(entries))
@@ -191,7 +202,13 @@ mod tests {
     #[test]
     fn user_data_comes_back() {
         for lane in [0, 1, 0x8000_0001, u32::MAX] {
-            for op in [Op::Recv, Op::Send, Op::SendZc(0), Op::SendZc(255), Op::Cancel] {
+            for op in [
+                Op::Recv,
+                Op::Send,
+                Op::SendZc(0),
+                Op::SendZc(255),
+                Op::Cancel,
+            ] {
                 let lane = LaneId(lane);
                 assert_eq!(from_user_data(user_data(lane, op)), Some((lane, op)));
             }
@@ -219,12 +236,21 @@ mod tests {
         ring.disarm();
         let mut out = Vec::with_capacity(4);
         ring.reap(&mut out);
-        assert_eq!(from_user_data(out[0].user_data()), Some((LaneId(7), Op::Recv)));
+        assert_eq!(
+            from_user_data(out[0].user_data()),
+            Some((LaneId(7), Op::Recv))
+        );
     }
 
     fn readable(ring: &Ring) -> bool {
-        let mut fds = [rustix::event::PollFd::new(&**ring.waker(), rustix::event::PollFlags::IN)];
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(
+            &**ring.waker(),
+            rustix::event::PollFlags::IN,
+        )];
+        let zero = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         rustix::event::poll(&mut fds, Some(&zero)).unwrap() == 1
     }
 }

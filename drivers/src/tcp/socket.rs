@@ -62,7 +62,13 @@ pub fn tune(socket: impl AsFd, tuning: &SocketTuning) -> Result<(), TuneError> {
     let tcp = libc::IPPROTO_TCP;
     let sock = libc::SOL_SOCKET;
     set(fd, "TCP_NODELAY", tcp, libc::TCP_NODELAY, 1u32)?;
-    set(fd, "TCP_NOTSENT_LOWAT", tcp, libc::TCP_NOTSENT_LOWAT, tuning.unsent_bytes_max)?;
+    set(
+        fd,
+        "TCP_NOTSENT_LOWAT",
+        tcp,
+        libc::TCP_NOTSENT_LOWAT,
+        tuning.unsent_bytes_max,
+    )?;
     if let Some(bytes) = tuning.send_buf_bytes {
         set(fd, "SO_SNDBUF", sock, libc::SO_SNDBUF, bytes)?;
     }
@@ -70,7 +76,13 @@ pub fn tune(socket: impl AsFd, tuning: &SocketTuning) -> Result<(), TuneError> {
         set(fd, "SO_RCVBUF", sock, libc::SO_RCVBUF, bytes)?;
     }
     if let Some(rate) = tuning.pacing_max_bytes_per_s {
-        set(fd, "SO_MAX_PACING_RATE", sock, libc::SO_MAX_PACING_RATE, rate)?;
+        set(
+            fd,
+            "SO_MAX_PACING_RATE",
+            sock,
+            libc::SO_MAX_PACING_RATE,
+            rate,
+        )?;
     }
     if let Some(name) = &tuning.congestion {
         rustix::net::sockopt::set_tcp_congestion(fd, name).map_err(|cause| TuneError {
@@ -89,8 +101,11 @@ fn set<T: Copy + std::fmt::Display>(
     name: libc::c_int,
     value: T,
 ) -> Result<(), TuneError> {
-    set_raw(fd, level, name, &value)
-        .map_err(|cause| TuneError { option, value: value.to_string(), cause })
+    set_raw(fd, level, name, &value).map_err(|cause| TuneError {
+        option,
+        value: value.to_string(),
+        cause,
+    })
 }
 
 fn set_raw<T: Copy>(
@@ -110,12 +125,19 @@ fn set_raw<T: Copy>(
             size_of::<T>() as libc::socklen_t,
         )
     };
-    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A close of `fd` from now on resets the connection and frees what the kernel still holds.
 pub(super) fn abort_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     set_raw(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }
 
@@ -197,15 +219,24 @@ mod tests {
         assert!(near.nodelay().unwrap());
         assert_eq!(stats(&near).unwrap().congestion_name(), "reno");
         // The kernel doubles what it is given, for its own bookkeeping.
-        assert_eq!(rustix::net::sockopt::socket_send_buffer_size(&near).unwrap(), 400_000);
+        assert_eq!(
+            rustix::net::sockopt::socket_send_buffer_size(&near).unwrap(),
+            400_000
+        );
     }
 
     #[test]
     fn an_unknown_congestion_control_is_named() {
         let (near, _far) = pair();
-        let tuning = SocketTuning { congestion: Some("none-such".into()), ..Default::default() };
+        let tuning = SocketTuning {
+            congestion: Some("none-such".into()),
+            ..Default::default()
+        };
         let refused = tune(&near, &tuning).unwrap_err();
-        assert_eq!((refused.option, refused.value.as_str()), ("TCP_CONGESTION", "none-such"));
+        assert_eq!(
+            (refused.option, refused.value.as_str()),
+            ("TCP_CONGESTION", "none-such")
+        );
     }
 
     #[test]
