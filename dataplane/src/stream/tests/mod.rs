@@ -1,5 +1,6 @@
 //! Tests of the whole module; the helpers here are their oracle.
 
+mod guest;
 mod lossless;
 mod multifd;
 mod qemu;
