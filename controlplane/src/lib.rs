@@ -4,6 +4,18 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`config`] | settings: file, environment, flags |
+//! | [`flags`] | feature flags, their rollout, the kill switch |
+//! | [`host`] | the data plane: attach, switch words, sessions, commands |
+//! | [`jobs`] | migrations, both ways |
+//! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
+//! | [`token`] | the API's bearer token |
 
+pub mod config;
+pub mod flags;
+pub mod host;
+pub mod jobs;
+pub mod qmp;
 pub mod store;
+pub mod token;

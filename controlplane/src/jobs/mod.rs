@@ -1,0 +1,37 @@
+//! Migrations. In: requests of operators and of peers. Out: migrations that end, each with exactly one
+//! runnable copy of the guest, and their views while they run.
+//!
+//! A migration is driven by one task at its source and watched by one at its destination. Every change
+//! of state is written down, so a restarted control plane goes on where the last one stopped; the data
+//! planes do not notice. Whatever ends leaves nothing behind: no socket, no session, no descriptor.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`request`], [`view`], [`error`] | what callers say and see |
+//! | [`verdict`] | where the guest runs: the decision, as a pure function |
+//! | [`settings`], [`progress`], [`record`] | capabilities and parameters; figures; what is written down |
+//! | [`peer`], [`sockets`] | the other control plane; paths of the sockets |
+//! | `source`, `prepare`, `settle` | the source's task: its life, its beginning, its open ends |
+//! | `incoming`, `closing` | the destination's task; how it fails closed |
+
+mod api;
+mod closing;
+pub mod error;
+mod incoming;
+pub mod peer;
+mod prepare;
+pub mod progress;
+pub mod record;
+pub mod request;
+pub mod settings;
+mod settle;
+pub mod sockets;
+mod source;
+mod table;
+pub mod verdict;
+pub mod view;
+
+pub use api::{Jobs, JobsConfig};
+pub use error::JobError;
+pub use request::{IncomingRequest, MigrationRequest, PeerToken};
+pub use view::{IncomingView, MigrationView, Verdict};

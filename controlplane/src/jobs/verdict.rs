@@ -1,0 +1,172 @@
+//! Which side runs the guest, and what follows. In: what is known of the data plane, of the source's
+//! hypervisor and of the destination. Out: one action. A pure function, so that every row of its table
+//! is a test.
+//!
+//! The rule behind the table: the source resumes only if its guest never stopped, or if the
+//! destination has said that it does not run the guest and never will; the source is ended only if the
+//! destination has said that it does. Everything else waits.
+
+use super::view::GuestVerdict;
+
+/// What holds the source hypervisor's connections open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The data plane: its session is undecided.
+    Session,
+    /// We do: the data plane is dead, its descriptors are in our escrow.
+    Escrow,
+    /// Nothing: the hypervisor has seen the end of its connection and does as it likes.
+    Nothing,
+}
+
+/// The source's hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceGuest {
+    /// The guest runs here.
+    Running,
+    /// The guest stands still in the middle of the hand-over.
+    Stopped,
+    /// The hypervisor believes that the destination took over.
+    HandedOver,
+    /// The hypervisor is gone.
+    Gone,
+    /// The hypervisor exists but does not say.
+    Silent,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the destination; it makes itself fail closed before it answers.
+    Ask,
+    /// Let the source have the guest: release its connections as failed, resume it if need be.
+    Stay,
+    /// The destination has the guest: end the source's hypervisor, then release its connections.
+    Move,
+    /// The destination has the guest and the source's hypervisor is gone or knows: release.
+    Moved,
+    /// Both may have run it: stop the source at once and call for an operator.
+    Conflict,
+    /// The guest is nowhere: the source's hypervisor ended by itself and the destination never ran.
+    Lost,
+    /// The source handed over and the destination's hypervisor ended before it ran the guest.
+    Dropped,
+    /// Nothing can be said yet: hold everything and ask again.
+    Wait,
+}
+
+/// Decides. `answer` is `None` until the destination was asked. `handed` says whether the source's
+/// guest has ever been seen or may have been standing still for the hand-over.
+#[must_use]
+pub const fn decide(
+    hold: Hold,
+    source: SourceGuest,
+    handed: bool,
+    answer: Option<GuestVerdict>,
+) -> Action {
+    use GuestVerdict::{Here, NeverHere, Unknown};
+    match (source, answer) {
+        // It runs and its connections are held, so it never stopped: the rest of its state is still
+        // inside it, and what the destination has is incomplete for ever.
+        (SourceGuest::Running, None) if matches!(hold, Hold::Session | Hold::Escrow) || !handed => {
+            Action::Stay
+        }
+        // It runs, but it may have stopped before and resumed when its connection ended.
+        (_, None) => Action::Ask,
+        (SourceGuest::Running, Some(Here)) => Action::Conflict,
+        (SourceGuest::Running | SourceGuest::Stopped, Some(NeverHere)) => Action::Stay,
+        (SourceGuest::Stopped, Some(Here)) => Action::Move,
+        (SourceGuest::HandedOver | SourceGuest::Gone, Some(Here)) => Action::Moved,
+        (SourceGuest::HandedOver, Some(NeverHere)) => Action::Dropped,
+        (SourceGuest::Gone, Some(NeverHere)) => Action::Lost,
+        (SourceGuest::Silent, Some(_)) | (_, Some(Unknown)) => Action::Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use GuestVerdict::{Here, NeverHere, Unknown};
+
+    const HOLDS: [Hold; 3] = [Hold::Session, Hold::Escrow, Hold::Nothing];
+    const SOURCES: [SourceGuest; 5] = [
+        SourceGuest::Running,
+        SourceGuest::Stopped,
+        SourceGuest::HandedOver,
+        SourceGuest::Gone,
+        SourceGuest::Silent,
+    ];
+    const ANSWERS: [Option<GuestVerdict>; 4] = [None, Some(Here), Some(NeverHere), Some(Unknown)];
+
+    #[test]
+    fn the_table() {
+        use SourceGuest::{Gone, HandedOver, Running, Silent, Stopped};
+        let held = [
+            (Running, None, Action::Stay),
+            (Stopped, None, Action::Ask),
+            (HandedOver, None, Action::Ask),
+            (Gone, None, Action::Ask),
+            (Silent, None, Action::Ask),
+            (Running, Some(Here), Action::Conflict),
+            (Stopped, Some(Here), Action::Move),
+            (HandedOver, Some(Here), Action::Moved),
+            (Gone, Some(Here), Action::Moved),
+            (Silent, Some(Here), Action::Wait),
+            (Running, Some(NeverHere), Action::Stay),
+            (Stopped, Some(NeverHere), Action::Stay),
+            (HandedOver, Some(NeverHere), Action::Dropped),
+            (Gone, Some(NeverHere), Action::Lost),
+            (Silent, Some(NeverHere), Action::Wait),
+            (Running, Some(Unknown), Action::Wait),
+            (Stopped, Some(Unknown), Action::Wait),
+            (HandedOver, Some(Unknown), Action::Wait),
+            (Gone, Some(Unknown), Action::Wait),
+            (Silent, Some(Unknown), Action::Wait),
+        ];
+        for (source, answer, action) in held {
+            for hold in [Hold::Session, Hold::Escrow] {
+                for handed in [false, true] {
+                    assert_eq!(
+                        decide(hold, source, handed, answer),
+                        action,
+                        "{source:?} {answer:?}"
+                    );
+                }
+            }
+            let unheld = if (source, answer) == (Running, None) {
+                Action::Ask
+            } else {
+                action
+            };
+            assert_eq!(
+                decide(Hold::Nothing, source, true, answer),
+                unheld,
+                "{source:?} {answer:?}"
+            );
+        }
+        assert_eq!(decide(Hold::Nothing, Running, false, None), Action::Stay);
+    }
+
+    /// Whatever is fed in: the source resumes only when the destination cannot run it.
+    #[test]
+    fn never_two_runnable_copies() {
+        for hold in HOLDS {
+            for source in SOURCES {
+                for handed in [false, true] {
+                    for answer in ANSWERS {
+                        let action = decide(hold, source, handed, answer);
+                        if action == Action::Stay && source != SourceGuest::Running {
+                            assert_eq!(answer, Some(NeverHere));
+                        }
+                        if action == Action::Move {
+                            assert_eq!(answer, Some(Here));
+                        }
+                        if answer == Some(Here) {
+                            assert_ne!(action, Action::Stay);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
