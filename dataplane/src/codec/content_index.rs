@@ -1,24 +1,30 @@
 //! Where a content was stored last: the sender's guide to duplicates.
 //!
-//! In: page contents with the slot they went to. Out: at most four slots that may hold a content.
+//! In: page contents with the slot they went to. Out: at most eight slots that may hold a content.
 //! Promises: only a hint. An entry may be stale or collide, so the caller compares the bytes before
 //! it sends a reference. Memory and work are fixed whatever contents a guest chooses: a set holds
-//! four entries, the oldest falls out, and the hash is keyed.
+//! eight entries, the oldest falls out, and the hash is keyed.
 
 use xxhash_rust::xxh3::xxh3_64_with_secret;
 
 use super::Page;
 use super::store::SlotId;
 
-const WAYS: usize = 4;
+/// One cache line of entries.
+const WAYS: usize = 8;
 
 /// A hash of a page's content under the index's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ContentHash(u64);
 
-/// A set-associative table: upper half of the hash, below it the slot plus one; zero is empty.
+/// Entries, newest first: upper half of the hash, below it the slot plus one; zero is empty.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Set([u64; WAYS]);
+
+/// A set-associative table.
 pub(super) struct ContentIndex {
-    sets: Box<[[u64; WAYS]]>,
+    sets: Box<[Set]>,
     secret: [u8; 192],
 }
 
@@ -32,7 +38,7 @@ impl ContentIndex {
             .finalize_xof()
             .fill(&mut secret);
         Self {
-            sets: vec![[0; WAYS]; sets].into_boxed_slice(),
+            sets: vec![Set([0; WAYS]); sets].into_boxed_slice(),
             secret,
         }
     }
@@ -47,7 +53,7 @@ impl ContentIndex {
 
     /// Slots that may hold the content, newest first.
     pub(super) fn candidates(&self, hash: ContentHash) -> impl Iterator<Item = SlotId> + use<> {
-        let set = self.sets[self.set_of(hash)];
+        let Set(set) = self.sets[self.set_of(hash)];
         set.into_iter()
             .filter(move |entry| *entry as u32 != 0 && entry >> 32 == hash.0 >> 32)
             .map(|entry| SlotId(entry as u32 - 1))
@@ -57,7 +63,7 @@ impl ContentIndex {
     pub(super) fn note(&mut self, hash: ContentHash, slot: SlotId) {
         let entry = hash.0 >> 32 << 32 | (u64::from(slot.0) + 1);
         let at = self.set_of(hash);
-        let set = &mut self.sets[at];
+        let Set(set) = &mut self.sets[at];
         // An equal hash gives way first: one content needs one entry, the newest.
         let last = set
             .iter()
@@ -76,7 +82,7 @@ mod tests {
     #[test]
     fn finds_what_was_noted_and_forgets_the_oldest() {
         let mut index = ContentIndex::new(2, &[7; 32]);
-        let pages: Vec<Page> = (0..6).map(|fill| [fill; PAGE_BYTES]).collect();
+        let pages: Vec<Page> = (0..10).map(|fill| [fill; PAGE_BYTES]).collect();
         let hashes: Vec<ContentHash> = pages.iter().map(|page| index.hash(page)).collect();
         for (slot, &hash) in hashes.iter().enumerate() {
             assert_eq!(index.candidates(hash).next(), None);
@@ -87,12 +93,12 @@ mod tests {
                 [SlotId(slot as u32 + 10)]
             );
         }
-        // One set of four entries in all: the two oldest contents are gone.
+        // One set of eight entries in all: the two oldest contents are gone.
         let found: Vec<bool> = hashes
             .iter()
             .map(|&hash| index.candidates(hash).next().is_some())
             .collect();
-        assert_eq!(found, [false, false, true, true, true, true]);
+        assert_eq!(found, [&[false; 2][..], &[true; 8]].concat());
     }
 
     #[test]

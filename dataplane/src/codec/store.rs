@@ -168,24 +168,6 @@ impl PageStore {
         self.used = self.used.max(slot.0 + 1);
     }
 
-    /// Asks the CPU for the first lines of the copy of `addr`, ahead of their use.
-    pub(super) fn prefetch(&self, addr: PageAddr) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(page) = self.lookup(addr).and_then(|slot| self.page(slot)) {
-            for line in page.chunks(64).take(16) {
-                // SAFETY: the intrinsic takes a raw pointer; a prefetch reads nothing that the
-                // program can see and faults on no address, and this one is inside a live reference.
-                unsafe {
-                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-                        line.as_ptr().cast(),
-                    );
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = addr;
-    }
-
     /// Everything that must agree between two mirrored stores.
     #[cfg(test)]
     pub(super) fn contents(&self) -> (u32, Vec<(PageAddr, Page)>) {

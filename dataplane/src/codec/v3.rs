@@ -5,7 +5,7 @@
 //! another slot, a larger delta, or literal: the first that holds. Promises: a reference is sent only
 //! after its bytes were compared; the history changes as in version 1.
 
-use super::content_index::ContentIndex;
+use super::content_index::{ContentHash, ContentIndex};
 use super::delta;
 use super::encoder::EncodeStats;
 use super::items::{Item, Items};
@@ -18,8 +18,8 @@ use super::varint::{self, Reader};
 use super::{DecodeError, PAGE_BYTES, Page, PageStore};
 use crate::stream::PageAddr;
 
-/// A delta of no more words than this is sent without looking for a duplicate: it costs about as
-/// little as a reference, and hashing the page would cost more than finding it.
+/// A delta of no more words than this is sent without looking for a duplicate: it costs little more
+/// than a reference, and the page to compare with would have to come from memory.
 const SMALL_DELTA_WORDS: u32 = 64;
 
 /// The sender's history.
@@ -128,17 +128,13 @@ impl History<'_> {
             let bitmap = self.simd.differing_words(old, page);
             (old, bitmap, delta::changed_words(&bitmap))
         });
-        match old {
-            Some((_, _, 0)) => return Class::Same,
-            Some((old, bitmap, words)) if words <= SMALL_DELTA_WORDS => {
-                delta::put(patches, old, page, &bitmap);
-                self.store.insert_at(own, addr, page);
-                return Class::Delta;
-            }
-            _ => {}
+        let small = old.is_some_and(|(_, _, words)| words <= SMALL_DELTA_WORDS);
+        if matches!(old, Some((_, _, 0))) {
+            return Class::Same;
         }
+        // Hashed even when no duplicate is looked for: a later page may be a copy of this one.
         let hash = self.contents.hash(page);
-        let class = if let Some(slot) = self.duplicate(hash, page) {
+        let class = if !small && let Some(slot) = self.duplicate(hash, page) {
             let distance = i64::from(slot.0) - i64::from(*next_slot);
             varint::put(patches, varint::zigzag(distance));
             *next_slot = slot.0 + 1;
@@ -156,7 +152,7 @@ impl History<'_> {
         class
     }
 
-    fn duplicate(&self, hash: super::content_index::ContentHash, page: &Page) -> Option<SlotId> {
+    fn duplicate(&self, hash: ContentHash, page: &Page) -> Option<SlotId> {
         self.contents
             .candidates(hash)
             .find(|&slot| self.store.page(slot) == Some(page))

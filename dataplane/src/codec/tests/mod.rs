@@ -3,3 +3,4 @@
 mod guest;
 mod hostile;
 mod round_trip;
+mod seeds;
