@@ -4,6 +4,7 @@
 //! The peer is this test binary again, started with a role in its environment and a socket as its
 //! standard input. It does its step, says so over the socket, and waits to be killed.
 
+#![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -259,10 +259,7 @@ fn large_read_only_segments_use_hugepages_where_there_are_any() {
         3
     );
     assert_eq!(*theirs.backing() == Backing::Huge2M, room);
-    assert_eq!(
-        pwrite(theirs.fd(), b"lie", HEADER_BYTES as u64).is_err(),
-        true
-    );
+    assert!(pwrite(theirs.fd(), b"lie", HEADER_BYTES as u64).is_err());
     let mapped = Mapping::of_file(theirs.fd(), ours.mapping.bytes(), Protection::ReadWrite);
     assert_eq!(mapped.unwrap_err(), Errno::PERM);
 }
