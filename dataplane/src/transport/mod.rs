@@ -19,6 +19,9 @@ mod simulation;
 
 use std::sync::Arc;
 
+use dwcp_drivers::frame::Frame;
+
+pub use dwcp_drivers::MAX_FRAME_BYTES;
 pub use ids::{BatchSeq, ChannelId, LaneIx, Nanos, NodeId, SessionEpoch, SessionId, Version};
 
 /// Batches that may be unacknowledged at once: the width of the SACK bitmap and of both rings.
@@ -31,8 +34,6 @@ pub const MAX_CHANNELS: usize = 260;
 pub const CHANNEL_GUARANTEE_BYTES: u64 = 64 * 1024;
 /// Raw bytes in one batch at most.
 pub const MAX_BATCH_RAW_BYTES: usize = 1 << 20;
-/// Bytes of a frame at most, header included; the drivers' limit is the same.
-pub const MAX_FRAME_BYTES: usize = (1 << 20) + (64 << 10);
 
 /// A whole frame that is cheap to clone: kept for resending while a lane writes it.
 pub trait FrameHandle: Clone {
@@ -40,6 +41,13 @@ pub trait FrameHandle: Clone {
     fn bytes(&self) -> &[u8];
 }
 
+impl FrameHandle for Frame {
+    fn bytes(&self) -> &[u8] {
+        Self::bytes(self)
+    }
+}
+
+/// Frames without a driver, for tests.
 impl FrameHandle for Arc<[u8]> {
     fn bytes(&self) -> &[u8] {
         self

@@ -12,14 +12,8 @@ type Frame = Arc<[u8]>;
 
 fn keys() -> FrameKeys {
     let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
-    SessionKey::derive(
-        &Psk([7; 32]),
-        SessionId([1; 16]),
-        a,
-        b,
-        SessionEpoch(0),
-    )
-    .frame_keys(Direction::ToAcceptor)
+    SessionKey::derive(&Psk([7; 32]), SessionId([1; 16]), a, b, SessionEpoch(0))
+        .frame_keys(Direction::ToAcceptor)
 }
 
 fn inbound() -> Inbound<Frame> {

@@ -282,6 +282,22 @@ impl<F: FrameHandle> Outbound<F> {
         SendStep::Send(lane, frame)
     }
 
+    /// The lane would not take the frame that [`Self::poll_send`] just gave for it: the batch waits
+    /// again.
+    pub fn take_back(&mut self, seq: BatchSeq) {
+        let slot = &mut self.slots[slot_of(seq)];
+        if seq >= self.base && seq < self.next && matches!(slot.state, State::InFlight(_)) {
+            slot.state = State::Queued;
+            slot.times_sent = slot.times_sent.saturating_sub(1);
+            self.first_queued = self.first_queued.min(seq);
+        }
+    }
+
+    /// Does a batch wait for a lane?
+    pub fn has_queued(&mut self) -> bool {
+        self.oldest_queued().is_some()
+    }
+
     fn oldest_queued(&mut self) -> Option<BatchSeq> {
         let mut seq = self.first_queued.max(self.base);
         while seq < self.next && self.slots[slot_of(seq)].state != State::Queued {

@@ -373,13 +373,7 @@ mod tests {
     fn pair(epoch: u32) -> (ControlSealer, ControlOpener) {
         let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
         let epoch = SessionEpoch(epoch);
-        let key = SessionKey::derive(
-            &Psk([7; 32]),
-            SessionId([1; 16]),
-            a,
-            b,
-            SessionEpoch(0),
-        );
+        let key = SessionKey::derive(&Psk([7; 32]), SessionId([1; 16]), a, b, SessionEpoch(0));
         let keys = key.frame_keys(Direction::ToAcceptor);
         (
             ControlSealer::new(keys.clone(), epoch),

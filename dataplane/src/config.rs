@@ -1,0 +1,309 @@
+//! What the operator says to a data plane: a TOML file, read once at start. In: text; out: a [`Config`]
+//! in which every value lies inside its limits. An unknown key is refused by name.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use dwcp_hugepages::arena::BackingPolicy;
+use serde::Deserialize;
+
+/// Largest shared key file, in bytes.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
+/// Shortest shared key, in bytes: below this it can be guessed.
+const KEY_BYTES_MIN: usize = 16;
+
+/// How a worker without work waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdlePolicy {
+    /// Spins for ever: for cores that belong to the data plane alone.
+    Dedicated,
+    /// Spins for at most 50 µs, yields for at most 200 µs, then parks.
+    Shared,
+    /// Parks at once: for tests on few cores.
+    Test,
+}
+
+/// Where arenas come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hugepages {
+    /// Hugepages if there are any, else ordinary pages, with a warning.
+    Prefer,
+    /// Hugepages or no start.
+    Require,
+    /// Ordinary pages.
+    Off,
+}
+
+impl Hugepages {
+    /// The arena's word for it.
+    #[must_use]
+    pub const fn policy(self) -> BackingPolicy {
+        match self {
+            Self::Prefer => BackingPolicy::PreferHuge,
+            Self::Require => BackingPolicy::RequireHuge,
+            Self::Off => BackingPolicy::Ordinary,
+        }
+    }
+}
+
+/// A UNIX socket that any hypervisor may connect to without being announced.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassiveSource {
+    /// Socket to create.
+    pub listen: PathBuf,
+    /// The peer data plane.
+    pub peer: SocketAddr,
+    /// Name under which the peer knows the hypervisor to deliver to.
+    pub target: String,
+}
+
+/// A hypervisor that unannounced sessions may be delivered to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassiveTarget {
+    /// Name that the peer asks for.
+    pub target: String,
+    /// The receiving hypervisor's UNIX socket.
+    pub connect: PathBuf,
+}
+
+/// Everything a data plane is told at start.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of this node, as peers see it.
+    pub node: String,
+    /// UNIX socket on which a control plane attaches.
+    pub control_socket: PathBuf,
+    /// Where peers connect, on the migration NIC.
+    pub listen: SocketAddr,
+    /// File with the key shared by all data planes.
+    pub psk_file: PathBuf,
+    /// Cores to pin workers to, one worker each; empty: one worker, on the last core.
+    pub cores: Vec<usize>,
+    /// How a worker waits; absent: `shared` on up to two cores, else `dedicated`.
+    pub idle: Option<IdlePolicy>,
+    /// Highest protocol version, 1 or 3.
+    pub max_version: u32,
+    /// Lanes of a session whose transport is v1.
+    pub lanes_v1: u16,
+    /// Lanes of a session whose transport is v3.
+    pub lanes_v3: u16,
+    /// Bytes held between two hypervisors, at most, per session.
+    pub window_limit_bytes: u64,
+    /// Mirrored page store, per session.
+    pub store_bytes: u64,
+    /// How long a link may be gone before a session fails closed.
+    pub resume_limit_ms: u64,
+    /// How long a session waits for its hypervisor or its peer at the beginning.
+    pub setup_limit_ms: u64,
+    /// Sessions at once, at most.
+    pub sessions_max: usize,
+    /// Where arenas come from.
+    pub hugepages: Hugepages,
+    /// Sockets for hypervisors that are not announced.
+    pub passive: Vec<PassiveSource>,
+    /// Hypervisors that unannounced sessions may be delivered to.
+    pub incoming: Vec<PassiveTarget>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: "node".to_owned(),
+            control_socket: PathBuf::from("/run/dwcp/dataplane.sock"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 4790)),
+            psk_file: PathBuf::from("/etc/dwcp/psk"),
+            cores: Vec::new(),
+            idle: None,
+            max_version: 3,
+            lanes_v1: 32,
+            lanes_v3: 8,
+            window_limit_bytes: 16 << 20,
+            store_bytes: 256 << 20,
+            resume_limit_ms: 30_000,
+            setup_limit_ms: 60_000,
+            sessions_max: 16,
+            hugepages: Hugepages::Prefer,
+            passive: Vec::new(),
+            incoming: Vec::new(),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}; give an existing file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and key.
+        message: String,
+    },
+    /// A value outside its limits.
+    #[error("{key} = {found}: {rule}")]
+    Limit {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        rule: &'static str,
+    },
+    /// The key file is readable by others.
+    #[error("{path} can be read by others (mode {mode:o}): chmod 600 it")]
+    KeyMode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The key is too short.
+    #[error("{path} holds {found} bytes of key; use at least {KEY_BYTES_MIN}, for example from: head -c 32 /dev/urandom | xxd -p -c 64")]
+    KeyShort {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in it, blanks at the ends not counted.
+        found: usize,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the key and the rule.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let limit = |ok: bool, key, found: String, rule| {
+            if ok { Ok(()) } else { Err(ConfigError::Limit { key, found, rule }) }
+        };
+        limit(
+            !self.node.is_empty() && self.node.len() <= 64,
+            "node",
+            self.node.clone(),
+            "1 to 64 bytes",
+        )?;
+        limit(
+            matches!(self.max_version, 1 | 3),
+            "max_version",
+            self.max_version.to_string(),
+            "1 or 3",
+        )?;
+        for (key, lanes) in [("lanes_v1", self.lanes_v1), ("lanes_v3", self.lanes_v3)] {
+            limit((1..=64).contains(&lanes), key, lanes.to_string(), "1 to 64")?;
+        }
+        limit(
+            ((2 << 20)..=(1 << 30)).contains(&self.window_limit_bytes),
+            "window_limit_bytes",
+            self.window_limit_bytes.to_string(),
+            "2 MiB to 1 GiB",
+        )?;
+        limit(
+            ((1 << 20)..=(64 << 30)).contains(&self.store_bytes),
+            "store_bytes",
+            self.store_bytes.to_string(),
+            "1 MiB to 64 GiB",
+        )?;
+        limit(
+            (1..=dwcp_api::session::SESSIONS_MAX).contains(&self.sessions_max),
+            "sessions_max",
+            self.sessions_max.to_string(),
+            "1 to 64",
+        )?;
+        limit(
+            self.cores.len() <= dwcp_api::worker::WORKERS_MAX,
+            "cores",
+            self.cores.len().to_string(),
+            "at most 64 cores",
+        )
+    }
+
+    /// Reads the shared key.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the file is missing, readable by others, or too short.
+    pub fn read_psk(&self) -> Result<Vec<u8>, ConfigError> {
+        let path = &self.psk_file;
+        let read = |source| ConfigError::Read { path: path.clone(), source };
+        let meta = std::fs::metadata(path).map_err(read)?;
+        let mode = meta.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(ConfigError::KeyMode { path: path.clone(), mode });
+        }
+        if meta.len() > KEY_FILE_BYTES_MAX {
+            return Err(ConfigError::Limit {
+                key: "psk_file",
+                found: format!("{} bytes", meta.len()),
+                rule: "at most 4096 bytes",
+            });
+        }
+        let key = std::fs::read(path).map_err(read)?.trim_ascii().to_vec();
+        if key.len() < KEY_BYTES_MIN {
+            return Err(ConfigError::KeyShort { path: path.clone(), found: key.len() });
+        }
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(file.path())
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = load("nodename = \"a\"").unwrap_err().to_string();
+        assert!(error.contains("nodename"), "{error}");
+    }
+
+    #[test]
+    fn a_value_outside_its_limits_is_refused_by_name() {
+        let error = load("max_version = 2").unwrap_err().to_string();
+        assert!(error.contains("max_version"), "{error}");
+        assert!(load("window_limit_bytes = 1").is_err());
+        assert!(load("lanes_v3 = 0").is_err());
+    }
+
+    #[test]
+    fn a_key_others_can_read_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
+        let config = Config { psk_file: file.path().to_owned(), ..Config::default() };
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(config.read_psk(), Err(ConfigError::KeyMode { .. })));
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(config.read_psk().unwrap().len(), 32);
+        std::fs::write(file.path(), "short").unwrap();
+        assert!(matches!(config.read_psk(), Err(ConfigError::KeyShort { found: 5, .. })));
+    }
+}

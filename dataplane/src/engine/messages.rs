@@ -1,0 +1,175 @@
+//! What the threads of one data plane tell each other. All of it is cold: sessions open and close,
+//! lanes come and go. The stream itself never passes through here.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use dwcp_api::command::{Digest, SessionLimits, Verdict};
+use dwcp_api::event::Event;
+use dwcp_api::{Failure, Role, SessionId, Version};
+
+use crate::transport::handshake::Agreed;
+use crate::transport::{LaneIx, NodeId};
+
+/// How a session comes to be at the source.
+#[derive(Debug)]
+pub struct SourceOrder {
+    /// The session.
+    pub session: SessionId,
+    /// Socket on which the hypervisor will connect; `None` if `first` is given.
+    pub listen: Option<PathBuf>,
+    /// The first connection, when a passive socket already accepted it.
+    pub first: Option<OwnedFd>,
+    /// The peer data plane.
+    pub peer: SocketAddr,
+    /// Name of the passive target; `None` for a session that a control plane announced.
+    pub target: Option<String>,
+    /// Highest version.
+    pub max_version: Version,
+    /// How batches are vouched for.
+    pub digest: Digest,
+    /// Limits; zero means the default.
+    pub limits: SessionLimits,
+}
+
+/// How a session comes to be at the destination.
+#[derive(Debug)]
+pub struct DestinationOrder {
+    /// The session.
+    pub session: SessionId,
+    /// The receiving hypervisor's socket.
+    pub connect: PathBuf,
+    /// Limits; zero means the default.
+    pub limits: SessionLimits,
+}
+
+/// A lane that proved itself at the door.
+#[derive(Debug)]
+pub struct LaneUp {
+    /// Whose lane.
+    pub session: SessionId,
+    /// Which of the bundle.
+    pub lane: LaneIx,
+    /// The connected socket, at its first frame.
+    pub socket: OwnedFd,
+    /// What both sides agreed on.
+    pub agreed: Agreed,
+    /// The peer's node.
+    pub peer_node: NodeId,
+    /// The peer's address.
+    pub peer: SocketAddr,
+}
+
+/// To a worker.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// Open a source session; answer the command.
+    OpenSource(Box<SourceOrder>, Option<u64>),
+    /// Open a destination session; answer the command.
+    OpenDestination(Box<DestinationOrder>, Option<u64>),
+    /// Fail a session closed.
+    Cancel(SessionId, u64),
+    /// End an undecided session.
+    Resolve(SessionId, Verdict, u64),
+    /// Change a session's bandwidth limit.
+    Limit(SessionId, u64, u64),
+    /// Forget a session that has ended.
+    Forget(SessionId, u64),
+    /// A lane is ready.
+    LaneUp(Box<LaneUp>),
+    /// A lane could not be made.
+    LaneFailed {
+        /// Whose lane.
+        session: SessionId,
+        /// Which of the bundle.
+        lane: LaneIx,
+        /// Why.
+        failure: Failure,
+        /// What to do.
+        detail: String,
+        /// No use dialling again.
+        fatal: bool,
+    },
+
+    /// End every session and stop.
+    Stop,
+}
+
+/// To the control thread.
+#[derive(Debug)]
+pub enum ToControl {
+    /// Tell the control plane.
+    Event(Event),
+    /// Keep a duplicate of a hypervisor's connection, and give one to the control plane.
+    Keep {
+        /// Whose connection.
+        session: SessionId,
+        /// Which end of the migration.
+        role: Role,
+        /// Which connection.
+        channel: u16,
+        /// The duplicate.
+        fd: OwnedFd,
+    },
+    /// Let a session's duplicates go.
+    Drop(SessionId),
+}
+
+/// To the door.
+#[derive(Debug)]
+pub enum ToDoor {
+    /// Accept lanes of this session and send them to this worker.
+    Expect(Box<Expected>),
+    /// Dial one lane of a session.
+    Dial(Box<Dial>),
+    /// Refuse lanes of this session from now on and stop dialling it.
+    Forget(SessionId),
+    /// Stop.
+    Stop,
+}
+
+/// A session that the door lets in.
+#[derive(Debug)]
+pub struct Expected {
+    /// The session.
+    pub session: SessionId,
+    /// Index of the worker that has it.
+    pub worker: usize,
+    /// What this side can agree to.
+    pub offer: Offer,
+}
+
+/// One lane to dial.
+#[derive(Debug)]
+pub struct Dial {
+    /// The session.
+    pub session: SessionId,
+    /// Index of the worker that has it.
+    pub worker: usize,
+    /// Which lane of the bundle.
+    pub lane: LaneIx,
+    /// Where to.
+    pub peer: SocketAddr,
+    /// Passive target's name, or `None`.
+    pub target: Option<String>,
+    /// What this side offers.
+    pub offer: Offer,
+}
+
+/// One side's limits, before the two sides have agreed.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Highest version.
+    pub max_version: Version,
+    /// Page store, bytes.
+    pub store_bytes: u64,
+    /// Held bytes, at most.
+    pub window_limit_bytes: u64,
+    /// Lanes for a v1 transport.
+    pub lanes_v1: u16,
+    /// Lanes for a v3 transport.
+    pub lanes_v3: u16,
+    /// How batches are vouched for.
+    pub digest: Digest,
+}

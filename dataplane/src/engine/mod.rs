@@ -1,0 +1,30 @@
+//! The threads of a data plane and what they share.
+//!
+//! In: a configuration. Out: sessions carried. Workers do all the work, one per core; the door lets
+//! lanes in; the control thread speaks with the control plane. They meet only in mailboxes.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`start`] | makes the threads and ends them |
+//! | [`worker`] | one core's loop |
+//! | [`door`] | dials, accepts and proves lanes |
+//! | [`control`] | the border to the control plane |
+//! | [`board`] | the shared segments |
+//! | [`messages`] | what the threads tell each other |
+//! | [`mailbox`] | how |
+//! | [`routes`] | whose event it is |
+//! | [`poller`] | readiness of descriptors |
+//! | [`idle`] | spinning, yielding, parking |
+//! | [`sockets`] | making sockets |
+
+pub mod board;
+pub mod control;
+pub mod door;
+pub mod idle;
+pub mod mailbox;
+pub mod messages;
+pub mod poller;
+pub mod routes;
+pub mod sockets;
+pub mod start;
+pub mod worker;

@@ -1,0 +1,223 @@
+//! Makes the threads of a data plane, and ends them in order.
+//!
+//! In: a configuration and its key. Out: a running data plane. Promises: it is ready when
+//! [`Engine::start`] returns; stopping fails running sessions closed, workers first, then the door, then
+//! the border.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use dwcp_api::Version;
+use dwcp_api::command::Digest;
+use dwcp_drivers::port::{Port, PortConfig};
+use dwcp_drivers::tcp::{TcpOptions, TcpPort};
+
+use super::board::Board;
+use super::control::{Control, Identity};
+use super::door::{Door, DoorOptions};
+use super::mailbox::{Sender, mailbox};
+use super::messages::{Offer, ToDoor, ToWorker};
+use super::worker::{Worker, WorkerOptions};
+use crate::config::{Config, IdlePolicy};
+use crate::transport::NodeId;
+use crate::transport::wire::keys::Psk;
+
+/// Lanes of one worker, over all its sessions.
+const LANES_MAX: u16 = 1024;
+/// Messages that may wait for one thread.
+const MAIL_SLOTS: usize = 1024;
+
+/// A running data plane.
+pub struct Engine {
+    workers: Vec<(Sender<ToWorker>, JoinHandle<()>)>,
+    door: (Sender<ToDoor>, JoinHandle<()>),
+    control: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    listen: std::net::SocketAddr,
+}
+
+impl Engine {
+    /// Starts every thread.
+    ///
+    /// # Errors
+    /// The first thing that could not be made, with what to do about it.
+    pub fn start(config: Config) -> Result<Self> {
+        let psk = Psk(blake3::derive_key("dwcp pre-shared key", &config.read_psk()?));
+        let config = Arc::new(config);
+        let mut instance = [0; 8];
+        getrandom::fill(&mut instance).context("random bytes")?;
+        let instance = u64::from_le_bytes(instance);
+        let board = Arc::new(Board::new(instance).context("shared segments")?);
+        let offer = Offer {
+            max_version: if config.max_version == 1 { Version::V1 } else { Version::V3 },
+            store_bytes: config.store_bytes,
+            window_limit_bytes: config.window_limit_bytes,
+            lanes_v1: config.lanes_v1,
+            lanes_v3: config.lanes_v3,
+            digest: Digest::Fast,
+        };
+        let cores = pick_cores(&config.cores)?;
+        let idle = config.idle.unwrap_or_else(|| {
+            let few = std::thread::available_parallelism().map_or(1, usize::from) <= 2;
+            if few { IdlePolicy::Shared } else { IdlePolicy::Dedicated }
+        });
+
+        let mut port = TcpPort::new(TcpOptions {
+            backing: config.hugepages.policy(),
+            ..TcpOptions::default()
+        });
+        let port_config = PortConfig { lanes_max: LANES_MAX, ..PortConfig::default() };
+        port.validate(&port_config).context("TCP port")?;
+        port.open(port_config).context("TCP port")?;
+        port.start().context("TCP port")?;
+        let port = Arc::new(port);
+
+        let (door_sender, door_mail) = mailbox(MAIL_SLOTS)?;
+        let (control_sender, control_mail) = mailbox(MAIL_SLOTS)?;
+        let mut senders = Vec::new();
+        let mut mails = Vec::new();
+        for _ in &cores {
+            let (sender, mail) = mailbox(MAIL_SLOTS)?;
+            senders.push(sender);
+            mails.push(mail);
+        }
+        let door_options = DoorOptions {
+            psk,
+            node: NodeId::of_name(&config.node),
+            offer,
+            listen: config.listen,
+            targets: config.incoming.clone(),
+        };
+        let mut door = Door::new(door_options, door_mail, senders.clone())
+            .with_context(|| format!("listening for peers on {}", config.listen))?;
+        let listen = door.local_address()?;
+        let identity = Identity {
+            instance,
+            node: config.node.clone(),
+            listen: listen.to_string(),
+            max_version: config.max_version,
+        };
+        let mut control = Control::new(
+            identity,
+            config.control_socket.clone(),
+            Arc::clone(&board),
+            control_mail,
+            senders.clone(),
+        )?;
+
+        let mut workers = Vec::new();
+        for (index, ((core, mail), sender)) in
+            cores.into_iter().zip(mails).zip(&senders).enumerate()
+        {
+            let options = WorkerOptions {
+                index,
+                config: Arc::clone(&config),
+                offer,
+                board: Arc::clone(&board),
+                mail,
+                door: door_sender.clone(),
+                control: control_sender.clone(),
+                idle,
+            };
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            let port = Arc::clone(&port);
+            let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(
+                move || run_worker(options, core, &port, &ready),
+            )?;
+            is_ready
+                .recv()
+                .context("a worker ended before it was ready")?
+                .with_context(|| format!("worker {index} on core {}", core.id))?;
+            workers.push((sender.clone(), handle));
+        }
+        let door_handle =
+            std::thread::Builder::new().name("door".to_owned()).spawn(move || door.run())?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let control_handle = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || control.run(&|| stopped.load(Ordering::Acquire)))?;
+        Ok(Self {
+            workers,
+            door: (door_sender, door_handle),
+            control: control_handle,
+            stop,
+            listen,
+        })
+    }
+
+    /// Where peers connect.
+    #[must_use]
+    pub const fn listen(&self) -> std::net::SocketAddr {
+        self.listen
+    }
+
+    /// Has a worker ended by itself? Then the data plane must end too.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.workers.iter().any(|(_, handle)| handle.is_finished())
+    }
+
+    /// Fails what runs closed and ends every thread.
+    pub fn stop(self) {
+        for (sender, _) in &self.workers {
+            let _ = sender.send(ToWorker::Stop);
+        }
+        for (_, handle) in self.workers {
+            let _ = handle.join();
+        }
+        let _ = self.door.0.send(ToDoor::Stop);
+        let _ = self.door.1.join();
+        // Release: everything the workers said is in the control thread's mailbox before it stops.
+        self.stop.store(true, Ordering::Release);
+        let _ = self.control.join();
+    }
+}
+
+fn run_worker(
+    options: WorkerOptions,
+    core: core_affinity::CoreId,
+    port: &TcpPort,
+    ready: &std::sync::mpsc::Sender<Result<()>>,
+) {
+    let index = options.index;
+    if !core_affinity::set_for_current(core) {
+        tracing::warn!(index, core = core.id, "the worker is not pinned: the system refused");
+    }
+    let made = port
+        .lanes()
+        .map_err(anyhow::Error::from)
+        .and_then(|lanes| Worker::new(options, lanes).map_err(anyhow::Error::from));
+    match made {
+        Ok(mut worker) => {
+            let _ = ready.send(Ok(()));
+            if let Err(error) = worker.run() {
+                tracing::error!(index, %error, "a worker broke; the data plane ends");
+            }
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    }
+}
+
+fn pick_cores(wanted: &[usize]) -> Result<Vec<core_affinity::CoreId>> {
+    let available = core_affinity::get_core_ids().context("the system does not say its cores")?;
+    if wanted.is_empty() {
+        let last = available.last().context("the system has no core for us")?;
+        return Ok(vec![*last]);
+    }
+    wanted
+        .iter()
+        .map(|id| {
+            available.iter().find(|core| core.id == *id).copied().with_context(|| {
+                format!(
+                    "cores names {id}, but this process may use {:?}; correct cores or its cpuset",
+                    available.iter().map(|core| core.id).collect::<Vec<_>>()
+                )
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,447 @@
+//! The lanes of a session: dialling them, spreading over them, replacing what stalls, and the control
+//! frames that keep both ends informed.
+//!
+//! In: lanes from the door, events of the driver, the transport's verdicts. Out: frames on lanes, dial
+//! orders. Promises: the source dials, the destination accepts; a lane that is replaced is closed first;
+//! while v1 is forced no v3 batch is handed to a lane, not even one that was sent before.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use dwcp_api::{Failure, SessionState, Version as ApiVersion, monotonic_ns};
+use dwcp_drivers::lane::{LaneGroup, LaneId};
+
+use super::link::{Link, LinkOptions};
+use super::{Fault, Hands, Session, forward};
+use crate::engine::messages::{Dial, LaneUp, ToDoor};
+use crate::engine::routes::Route;
+use crate::transport::outbound::{SendStep, Verdict};
+use crate::transport::wire::batch::{BatchKind, parse_batch_layout};
+use crate::transport::wire::control::{ByeReason, ControlFrame, MAX_CONTROL_BYTES};
+use crate::transport::{LaneIx, Nanos, Version};
+
+/// Frames handed to lanes in one turn, so that other sessions get theirs.
+const SENDS_PER_TURN: usize = 64;
+/// Pause before a lane is dialled again.
+const REDIAL_NS: u64 = 250_000_000;
+/// A dial that was not answered after this long is given up and begun anew.
+const DIAL_LIMIT_NS: u64 = 2_500_000_000;
+/// Lanes are looked at this often.
+const CHECK_EVERY_NS: u64 = 20_000_000;
+/// Unused allowance of a bandwidth limit that may be spent at once, nanoseconds' worth.
+const BURST_NS: u64 = 20_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Down { dial_at_ns: u64 },
+    Dialling { since_ns: u64 },
+    Up(LaneId),
+}
+
+/// A session's lanes.
+pub struct Bundle {
+    peer: Option<(SocketAddr, Option<String>)>,
+    slots: Vec<Slot>,
+    checked_ns: u64,
+    transport: Option<ApiVersion>,
+}
+
+impl Bundle {
+    /// No lanes yet. `peer` is whom to dial; none at the destination.
+    pub const fn new(peer: Option<(SocketAddr, Option<String>)>) -> Self {
+        Self { peer, slots: Vec::new(), checked_ns: 0, transport: None }
+    }
+
+    /// Lanes that are up.
+    pub fn count_up(&self) -> usize {
+        self.slots.iter().filter(|slot| matches!(slot, Slot::Up(_))).count()
+    }
+
+    /// Does it dial this peer for this passive target?
+    pub fn dials(&self, peer: SocketAddr, target: &str) -> bool {
+        self.peer.as_ref().is_some_and(|(known, name)| {
+            *known == peer && name.as_deref() == Some(target)
+        })
+    }
+
+    fn lane_id(&self, lane: LaneIx) -> Option<LaneId> {
+        match self.slots.get(usize::from(lane.0)) {
+            Some(Slot::Up(id)) => Some(*id),
+            _ => None,
+        }
+    }
+
+    fn ensure(&mut self, lanes: usize) {
+        while self.slots.len() < lanes {
+            self.slots.push(Slot::Down { dial_at_ns: 0 });
+        }
+    }
+
+    /// The lanes that are up.
+    pub fn up(&self) -> impl Iterator<Item = LaneId> + '_ {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Up(id) => Some(*id),
+            _ => None,
+        })
+    }
+}
+
+/// A bandwidth limit as a token bucket.
+#[derive(Debug)]
+pub struct RateLimit {
+    bytes_per_s: u64,
+    /// When the next byte may leave.
+    free_at_ns: u64,
+}
+
+impl RateLimit {
+    /// `bytes_per_s` of 0 is no limit.
+    pub const fn new(bytes_per_s: u64, now_ns: u64) -> Self {
+        Self { bytes_per_s, free_at_ns: now_ns }
+    }
+
+    /// May something leave now?
+    pub const fn allows(&self, now_ns: u64) -> bool {
+        self.bytes_per_s == 0 || self.free_at_ns <= now_ns
+    }
+
+    /// Something left.
+    pub fn spend(&mut self, bytes: u64, now_ns: u64) {
+        if self.bytes_per_s > 0 {
+            let cost = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_s);
+            let start = self.free_at_ns.max(now_ns.saturating_sub(BURST_NS));
+            self.free_at_ns = start.saturating_add(u64::try_from(cost).unwrap_or(u64::MAX));
+        }
+    }
+}
+
+impl Session {
+    /// A lane proved itself at the door. The first one fixes what was agreed.
+    pub fn on_lane_up<G: LaneGroup<Endpoint = OwnedFd>>(
+        &mut self,
+        lane_up: LaneUp,
+        hands: &mut Hands<'_, G>,
+    ) {
+        if let Err(fault) = self.add_lane(lane_up, hands) {
+            self.fail(&fault, hands);
+        }
+    }
+
+    fn add_lane<G: LaneGroup<Endpoint = OwnedFd>>(
+        &mut self,
+        up: LaneUp,
+        hands: &mut Hands<'_, G>,
+    ) -> Result<(), Fault> {
+        if self.is_over() {
+            return Ok(());
+        }
+        let now = Nanos(hands.now_ns);
+        if self.link.is_none() {
+            let transport = hands.switches.read().amst;
+            let lanes_active = match (up.agreed.version, transport) {
+                (Version::V3, ApiVersion::V3) => up.agreed.params.lanes_v3,
+                _ => up.agreed.params.lanes_v1,
+            };
+            let options = LinkOptions {
+                is_source: self.is_source(),
+                backing: self.backing,
+                resume_limit_ns: self.resume_limit_ns,
+                lanes_active,
+            };
+            self.link = Some(Link::new(&up.agreed, &options, now)?);
+            self.picture.peer = dwcp_api::text::Text::clipped(&up.peer.to_string());
+            self.sort_connections(hands);
+        }
+        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let index = usize::from(up.lane.0);
+        if index >= usize::from(link.lanes_v1.max(link.lanes_v3)) {
+            return Err(Fault::new(Failure::Protocol, "the peer opened a lane beyond those agreed"));
+        }
+        self.bundle.ensure(index + 1);
+        if let Slot::Up(old) = self.bundle.slots[index] {
+            hands.routes.forget_lane(old);
+            hands.lanes.close(old);
+            link.outbound.lane_down(up.lane);
+            self.picture.lanes_replaced += 1;
+        }
+        let id = hands.lanes.add(up.socket, &link.pools_in).map_err(|error| {
+            Fault::new(Failure::System, format!("a lane cannot be taken into service: {error}"))
+        })?;
+        hands.routes.add_lane(id, Route { slot: self.slot, lane: up.lane });
+        self.bundle.slots[index] = Slot::Up(id);
+        link.outbound.lane_up(up.lane)?;
+        link.outbound.heard(now);
+        link.inbound.want_ack();
+        if matches!(self.state, SessionState::Waiting | SessionState::Reconnecting) {
+            let state = if self.destination_may_run {
+                SessionState::Switchover
+            } else if self.channels.is_empty() {
+                SessionState::Waiting
+            } else {
+                SessionState::Active
+            };
+            self.set_state(state, Failure::None, "", hands);
+        }
+        Ok(())
+    }
+
+    /// A lane could not be made.
+    pub fn on_lane_failed<G: LaneGroup>(
+        &mut self,
+        lane: LaneIx,
+        fault: &Fault,
+        fatal: bool,
+        hands: &mut Hands<'_, G>,
+    ) {
+        let index = usize::from(lane.0);
+        if let Some(slot @ Slot::Dialling { .. }) = self.bundle.slots.get_mut(index) {
+            *slot = Slot::Down { dial_at_ns: hands.now_ns + REDIAL_NS };
+        }
+        if fatal && !self.is_over() {
+            self.fail(fault, hands);
+        }
+    }
+
+    /// The driver lost a lane.
+    pub fn on_lane_closed<G: LaneGroup>(&mut self, lane: LaneIx, id: LaneId, hands: &Hands<'_, G>) {
+        let index = usize::from(lane.0);
+        if self.bundle.slots.get(index) != Some(&Slot::Up(id)) {
+            return;
+        }
+        self.bundle.slots[index] = Slot::Down { dial_at_ns: hands.now_ns };
+        if let Some(link) = self.link.as_mut() {
+            link.outbound.lane_down(lane);
+        }
+        if !self.is_over() {
+            self.picture.lanes_replaced += u64::from(self.is_source());
+        }
+    }
+
+    /// Dials, sends, acknowledges. Says whether anything was sent.
+    pub(super) fn pump_lanes<G: LaneGroup>(
+        &mut self,
+        hands: &mut Hands<'_, G>,
+    ) -> Result<bool, Fault> {
+        let mut worked = self.send_batches(hands)?;
+        worked |= self.send_control(hands);
+        if hands.now_ns.saturating_sub(self.bundle.checked_ns) >= CHECK_EVERY_NS {
+            self.bundle.checked_ns = hands.now_ns;
+            self.check_lanes(hands)?;
+        }
+        Ok(worked)
+    }
+
+    fn send_batches<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
+        let mut sent = 0;
+        let view = hands.switches.read();
+        while sent < SENDS_PER_TURN && self.rate_limit.allows(hands.now_ns) {
+            let Some(link) = self.link.as_mut() else { return Ok(false) };
+            let (bundle, lanes) = (&self.bundle, &*hands.lanes);
+            let backlog =
+                |lane| bundle.lane_id(lane).map_or(usize::MAX, |id| lanes.backlog_bytes(id));
+            match link.outbound.poll_send(Nanos(monotonic_ns()), !view.forced_v1, backlog) {
+                SendStep::Idle => break,
+                SendStep::NeedsTranscode(seq) => forward::transcode(link, seq)?,
+                SendStep::Send(lane, frame) => {
+                    let bytes = frame.bytes().len() as u64;
+                    let header = parse_batch_layout(frame.bytes())?.header;
+                    let Some(id) = self.bundle.lane_id(lane) else { break };
+                    if hands.lanes.submit(id, frame).is_err() {
+                        // The lane is full or just died: what it was given goes out again.
+                        link.outbound.take_back(header.seq);
+                        break;
+                    }
+                    sent += 1;
+                    self.rate_limit.spend(bytes, hands.now_ns);
+                    self.picture.wire_bytes_sent += bytes;
+                    hands.counters.wire_bytes_sent_total.add(bytes);
+                    if header.kind == BatchKind::Data {
+                        self.note_sent(header.version, hands);
+                    }
+                }
+            }
+        }
+        if let Some(link) = self.link.as_mut() {
+            let waiting = link.outbound.has_queued();
+            let rtt_us = link.outbound.rtt_us().unwrap_or(0);
+            link.wire_rate.look(hands.now_ns, self.picture.wire_bytes_sent, waiting, rtt_us);
+            let held = link.outbound.held_bytes();
+            self.picture.held_bytes_max = self.picture.held_bytes_max.max(held);
+        }
+        Ok(sent > 0)
+    }
+
+    fn note_sent<G: LaneGroup>(&mut self, version: Version, hands: &Hands<'_, G>) {
+        let now_ns = monotonic_ns();
+        let picture = &mut self.picture;
+        picture.batch_version = version as u64;
+        match version {
+            Version::V1 => {
+                picture.batches_v1 += 1;
+                hands.counters.batches_v1_total.add(1);
+                if picture.switch_thrown_ns > 0 && picture.first_v1_batch_ns == 0 {
+                    picture.first_v1_batch_ns = now_ns;
+                    self.published_ns = 0;
+                }
+            }
+            Version::V3 => {
+                picture.batches_v3 += 1;
+                hands.counters.batches_v3_total.add(1);
+                picture.last_v3_batch_ns = now_ns;
+            }
+        }
+    }
+
+    fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
+        let now = Nanos(hands.now_ns);
+        let Some(link) = self.link.as_mut() else { return false };
+        let pong = self.pong.take().map(ControlFrame::Pong);
+        let ack = link.inbound.ack_due(now).map(ControlFrame::Ack);
+        let ping = link.outbound.ping_due(now).map(ControlFrame::Ping);
+        let mut sent = false;
+        for frame in [pong, ack, ping].into_iter().flatten() {
+            sent |= self.send_control_frame(&frame, hands);
+        }
+        sent
+    }
+
+    /// Seals a control frame and hands it to the lane that will write it soonest. One that cannot be
+    /// sent is lost, as on the wire: the next ACK says all of it again.
+    pub(super) fn send_control_frame<G: LaneGroup>(
+        &mut self,
+        frame: &ControlFrame,
+        hands: &mut Hands<'_, G>,
+    ) -> bool {
+        let Some(link) = self.link.as_mut() else { return false };
+        let (bundle, lanes) = (&self.bundle, &*hands.lanes);
+        let backlog = |lane| bundle.lane_id(lane).map_or(usize::MAX, |id| lanes.backlog_bytes(id));
+        let Some(id) = link.outbound.control_lane(backlog).and_then(|lane| bundle.lane_id(lane))
+        else {
+            return false;
+        };
+        let mut bytes = [0; MAX_CONTROL_BYTES];
+        let length = link.sealer.seal(frame, &mut bytes);
+        let Some(frame) = link.pools_out.copy(&bytes[..length]) else { return false };
+        if hands.lanes.submit(id, frame).is_err() {
+            return false;
+        }
+        self.picture.wire_bytes_sent += length as u64;
+        hands.counters.wire_bytes_sent_total.add(length as u64);
+        true
+    }
+
+    fn check_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<(), Fault> {
+        self.want_lanes(hands);
+        while let Some(verdict) =
+            self.link.as_mut().and_then(|link| link.outbound.poll_health(Nanos(hands.now_ns)))
+        {
+            match verdict {
+                Verdict::Suspect(lane) => self.replace_lane(lane, hands),
+                Verdict::Redial => {
+                    if !matches!(self.state, SessionState::Undecided) {
+                        self.set_state(SessionState::Reconnecting, Failure::None, "", hands);
+                    }
+                    for index in 0..self.bundle.slots.len() {
+                        self.replace_lane(LaneIx(index as u16), hands);
+                    }
+                }
+                Verdict::Expired => {
+                    return Err(Fault::new(
+                        Failure::PeerLost,
+                        format!(
+                            "nothing was heard from the peer for {} s; check the migration network \
+                             and start the migration again",
+                            self.resume_limit_ns / 1_000_000_000
+                        ),
+                    ));
+                }
+            }
+        }
+        self.dial_missing(hands);
+        Ok(())
+    }
+
+    /// How many lanes there should be, as the transport's switch says.
+    fn want_lanes<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        let transport = hands.switches.read().amst;
+        let wanted = match &mut self.link {
+            Some(link) => {
+                let wanted = link.lanes_for(transport);
+                if self.bundle.transport != Some(transport) {
+                    link.outbound.set_active_lanes(usize::from(wanted));
+                }
+                wanted
+            }
+            None => match transport {
+                ApiVersion::V3 => self.offer.lanes_v3,
+                ApiVersion::V1 => self.offer.lanes_v1,
+            },
+        };
+        self.bundle.transport = Some(transport);
+        self.picture.lanes_wanted = u64::from(wanted);
+        if self.is_source() {
+            self.bundle.ensure(usize::from(wanted));
+        }
+    }
+
+    /// The dialling side closes a lane that does not move, so that it is dialled again. The other side
+    /// can only wait for that.
+    fn replace_lane<G: LaneGroup>(&mut self, lane: LaneIx, hands: &mut Hands<'_, G>) {
+        if self.bundle.peer.is_none() {
+            return;
+        }
+        let Some(id) = self.bundle.lane_id(lane) else { return };
+        hands.routes.forget_lane(id);
+        hands.lanes.close(id);
+        self.bundle.slots[usize::from(lane.0)] = Slot::Down { dial_at_ns: hands.now_ns };
+        self.picture.lanes_replaced += 1;
+        if let Some(link) = self.link.as_mut() {
+            link.outbound.lane_down(lane);
+        }
+    }
+
+    fn dial_missing<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        let Some((peer, target)) = &self.bundle.peer else { return };
+        let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
+        for (index, slot) in self.bundle.slots.iter_mut().enumerate().take(wanted) {
+            let due = match *slot {
+                Slot::Up(_) => false,
+                Slot::Down { dial_at_ns } => dial_at_ns <= hands.now_ns,
+                Slot::Dialling { since_ns } => since_ns + DIAL_LIMIT_NS <= hands.now_ns,
+            };
+            if !due {
+                continue;
+            }
+            let dial = Dial {
+                session: self.id,
+                worker: self.worker,
+                lane: LaneIx(index as u16),
+                peer: *peer,
+                target: target.clone(),
+                offer: self.offer,
+            };
+            if hands.door.send(ToDoor::Dial(Box::new(dial))).is_ok() {
+                *slot = Slot::Dialling { since_ns: hands.now_ns };
+            }
+        }
+    }
+
+    /// Tells the peer that it is over and lets the lanes drain.
+    pub(super) fn part<G: LaneGroup>(&mut self, reason: ByeReason, hands: &mut Hands<'_, G>) {
+        self.send_control_frame(&ControlFrame::Bye(reason), hands);
+        let up: Vec<LaneId> = self.bundle.up().collect();
+        for id in up {
+            hands.lanes.finish(id);
+        }
+    }
+
+    /// Closes what is left of the lanes.
+    pub(super) fn drop_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
+        let up: Vec<LaneId> = self.bundle.up().collect();
+        for id in up {
+            hands.routes.forget_lane(id);
+            hands.lanes.close(id);
+        }
+        self.bundle.slots.clear();
+    }
+}

@@ -1,0 +1,369 @@
+//! From the hypervisor to the lanes: read, cut, encode, seal, queue.
+//!
+//! In: readable connections, credit, the switch words. Out: batches queued at the transport. Promises:
+//! the switch words are read once for every batch; nothing is encoded ahead of what the lanes can take,
+//! so batches grow when the link is the bottleneck and a rollback finds nothing old in the queue; what a
+//! hypervisor wrote before it fell silent leaves without a timer.
+
+use dwcp_api::switches::SwitchView;
+use dwcp_api::{Failure, Version as ApiVersion, monotonic_ns};
+use dwcp_drivers::frame::{Frame, FrameMut};
+use dwcp_drivers::lane::LaneGroup;
+
+use super::channel::Channel;
+use super::link::{Link, Retained};
+use super::{Fault, Hands, Session};
+use crate::codec::{CodecVersion, EncodeHint, EncodeStats, Encoder};
+use crate::intake::{Cut, HEADROOM, ReadOutcome};
+use crate::stream::Token;
+use crate::transport::outbound::BatchMeta;
+use crate::transport::wire::batch::{DataHeader, FLAG_HISTORY, Marker, MAX_MARKER_BYTES, seal_data, seal_marker};
+use crate::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
+
+/// A batch is cut when this much waits, even if more could be read.
+const BATCH_BYTES: usize = 512 << 10;
+/// A silent connection is cut at once when at least this much waits, else one look later.
+const EAGER_CUT_BYTES: usize = 128 << 10;
+/// Batches of at most this many raw bytes do not count against the number of large ones.
+const SMALL_BATCH_BYTES: usize = 32 << 10;
+/// Encoded batches of at most this many bytes move to a smaller buffer.
+const COMPACT_BYTES: usize = 60 << 10;
+
+impl Session {
+    /// Reads what may be read and sends what should be sent. Says whether anything was done.
+    pub(super) fn pump_forward<G: LaneGroup>(
+        &mut self,
+        hands: &mut Hands<'_, G>,
+    ) -> Result<bool, Fault> {
+        let Some(link) = self.link.as_mut() else { return Ok(false) };
+        let mut worked = false;
+        let count = self.channels.len();
+        // A different connection begins each turn, so that none starves the others.
+        self.turn = self.turn.wrapping_add(1);
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let channel = &mut self.channels[index];
+            if channel.end_sent {
+                continue;
+            }
+            let mut pump = Pump { link, counters: &mut self.picture, hands };
+            worked |= pump.channel(channel)?;
+        }
+        self.note_stream();
+        Ok(worked)
+    }
+
+    /// What the main channel showed decides whether the destination may take over from now on.
+    fn note_stream(&mut self) {
+        if !self.is_source() {
+            return;
+        }
+        for channel in &self.channels {
+            let facts = channel.intake.facts();
+            if channel.kind != crate::stream::ChannelKind::Multifd && facts.destination_may_run() {
+                self.destination_may_run = true;
+            }
+            if channel.kind == crate::stream::ChannelKind::Main {
+                self.picture.rounds = facts.rounds;
+                self.picture.ram_end = u64::from(facts.ram_end_seen);
+            }
+        }
+    }
+}
+
+/// Borrowed parts of one session while one of its channels is pumped.
+struct Pump<'a, 'h, G: LaneGroup> {
+    link: &'a mut Link,
+    counters: &'a mut dwcp_api::session::SessionSnapshot,
+    hands: &'a mut Hands<'h, G>,
+}
+
+impl<G: LaneGroup> Pump<'_, '_, G> {
+    fn channel(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
+        let mut worked = false;
+        loop {
+            let mut progressed = self.read(channel)?;
+            progressed |= self.cut_while_due(channel)?;
+            worked |= progressed;
+            if !progressed {
+                break;
+            }
+        }
+        if channel.intake.has_ended()
+            && channel.intake.waiting_bytes() == 0
+            && self.link.outbound.can_push()
+        {
+            self.half_close(channel)?;
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    fn read(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
+        if !channel.readable {
+            return Ok(false);
+        }
+        let allowed = self.link.outbound.may_read(channel.id);
+        match channel.intake.read(&channel.fd, allowed, &self.link.pools_out) {
+            Ok(ReadOutcome::Bytes(bytes)) => {
+                self.link.outbound.on_read(channel.id, bytes)?;
+                self.counters.hypervisor_bytes_in += bytes as u64;
+                if channel.intake.waiting_bytes() == bytes {
+                    channel.waiting_since_ns = self.hands.now_ns;
+                }
+                channel.quiet = false;
+                Ok(true)
+            }
+            Ok(ReadOutcome::WouldBlock) => {
+                channel.readable = false;
+                Ok(false)
+            }
+            Ok(ReadOutcome::End) => {
+                channel.readable = false;
+                Ok(true)
+            }
+            Ok(ReadOutcome::Full) => Ok(false),
+            Err(error) => {
+                // A hypervisor that died ends its connection like one that closed it: what it wrote
+                // is carried, and its peer finds the stream short.
+                tracing::debug!(%error, channel = channel.id.0, "the hypervisor's connection broke");
+                channel.readable = false;
+                channel.intake.note_broken();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Is the link the bottleneck? Then batches may grow while it is busy.
+    fn lanes_are_busy(&mut self) -> bool {
+        self.link.outbound.has_queued()
+    }
+
+    fn cut_while_due(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
+        let waiting = channel.intake.waiting_bytes();
+        if waiting == 0 || self.lanes_are_busy() || !self.link.outbound.can_push() {
+            return Ok(false);
+        }
+        let large_in_flight = self.link.outbound.in_flight() >= self.link.large_batches_max;
+        if large_in_flight && waiting > SMALL_BATCH_BYTES {
+            return Ok(false);
+        }
+        let ended = channel.intake.has_ended();
+        let silent = !channel.readable;
+        let starved = self.link.outbound.may_read(channel.id) == 0;
+        let due = waiting >= BATCH_BYTES
+            || ended
+            || ((silent || starved)
+                && (channel.intake.ready_bytes() >= EAGER_CUT_BYTES || channel.quiet));
+        if !due {
+            // One more look at the connection before a small batch leaves.
+            channel.quiet = silent || starved;
+            return Ok(false);
+        }
+        // Half a record stays for the next cut unless nothing is left to wait for.
+        let last = ended || (channel.quiet && channel.intake.ready_bytes() == 0);
+        self.send_batch(channel, last)
+    }
+
+    fn send_batch(&mut self, channel: &mut Channel, last: bool) -> Result<bool, Fault> {
+        let link = &mut *self.link;
+        let Some(cut) = channel.intake.cut(last, &mut link.blocks, &mut link.tokens, &link.pools_out)
+        else {
+            return Ok(false);
+        };
+        let seq = link.outbound.next_seq();
+        let view = self.hands.switches.read();
+        self.note_switch(view);
+        let link = &mut *self.link;
+        let version = batch_version(link.version, view);
+        let Cut { mut frame, raw_bytes, offset } = cut;
+        let raw_range = HEADROOM..HEADROOM + raw_bytes;
+        let started_ns = monotonic_ns();
+        let raw = &frame.payload_mut()[raw_range];
+        let digest = channel.chain_out.advance(seq.0, offset, raw);
+        channel.last_out = digest;
+        let hint = EncodeHint {
+            link_bytes_per_s: link.wire_rate.bytes_per_s(),
+            backlog_bytes: 0,
+            idle_cores_hint: 0,
+            latency_critical: channel.intake.facts().ram_end_seen,
+            accepts_raw_as_is: true,
+        };
+        let header = DataHeader {
+            version,
+            method: 0,
+            flags: 0,
+            channel: channel.id,
+            seq,
+            offset,
+            raw_len: raw_bytes as u32,
+            digest,
+        };
+        let (sent, stats) = encode(link, &hint, header, frame, raw_bytes)?;
+        let encode_ns = monotonic_ns().saturating_sub(started_ns);
+        let read_at = Nanos(std::mem::replace(&mut channel.waiting_since_ns, started_ns));
+        let meta = BatchMeta { channel: channel.id, raw_len: raw_bytes as u32, version, read_at };
+        let encoded_bytes = sent.bytes().len() as u64;
+        link.outbound.push(meta, sent, Nanos(monotonic_ns()))?;
+        let picture = &mut *self.counters;
+        picture.pages += stats.pages;
+        picture.pages_zero += stats.zero;
+        picture.pages_duplicate += stats.dup;
+        picture.pages_delta += stats.delta;
+        picture.codec_ns += encode_ns;
+        let counters = self.hands.counters;
+        let (raw_total, encoded_total, ns_total) = match version {
+            Version::V1 => (
+                &counters.raw_bytes_v1_total,
+                &counters.encoded_bytes_v1_total,
+                &counters.encode_v1_ns_total,
+            ),
+            Version::V3 => (
+                &counters.raw_bytes_v3_total,
+                &counters.encoded_bytes_v3_total,
+                &counters.encode_v3_ns_total,
+            ),
+        };
+        raw_total.add(raw_bytes as u64);
+        encoded_total.add(encoded_bytes);
+        ns_total.add(encode_ns);
+        channel.quiet = false;
+        Ok(true)
+    }
+
+    fn note_switch(&mut self, view: SwitchView) {
+        let thrown_ns = if view.forced_v1 { view.changed_ns } else { 0 };
+        if thrown_ns != self.counters.switch_thrown_ns {
+            self.counters.switch_thrown_ns = thrown_ns;
+            self.counters.switches_seen += 1;
+            self.counters.first_v1_batch_ns = 0;
+        }
+    }
+
+    fn half_close(&mut self, channel: &mut Channel) -> Result<(), Fault> {
+        let marker = Marker::HalfClose {
+            total_bytes: channel.intake.offset(),
+            digest: channel.last_out,
+        };
+        push_marker(self.link, channel.id, &marker)?;
+        channel.end_sent = true;
+        Ok(())
+    }
+}
+
+/// The version of the next batch: what both sides may use and what the switches say.
+fn batch_version(agreed: Version, view: SwitchView) -> Version {
+    match (agreed, view.hde) {
+        (Version::V3, ApiVersion::V3) => Version::V3,
+        _ => Version::V1,
+    }
+}
+
+/// Encodes a batch into a sealed frame and keeps what a rollback would need.
+fn encode(
+    link: &mut Link,
+    hint: &EncodeHint,
+    mut header: DataHeader,
+    mut raw: FrameMut,
+    raw_bytes: usize,
+) -> Result<(Frame, EncodeStats), Fault> {
+    let needed = HEADROOM + Encoder::max_encoded_len(raw_bytes);
+    let mut out = match link.scratch_out.take() {
+        Some(out) if out.capacity() >= needed => out,
+        _ => link.pools_out.take(needed).ok_or(Fault::buffers())?,
+    };
+    let codec_version = match header.version {
+        Version::V1 => CodecVersion::V1,
+        Version::V3 => CodecVersion::V3,
+    };
+    let raw_slice = &raw.payload_mut()[HEADROOM..HEADROOM + raw_bytes];
+    let encoded = link.encoder.encode(
+        codec_version,
+        hint,
+        raw_slice,
+        link.tokens.as_slice(),
+        &mut out.payload_mut()[HEADROOM..],
+    )?;
+    header.method = encoded.method;
+    header.flags = if encoded.history { FLAG_HISTORY } else { 0 };
+    let stats = encoded.stats;
+    if encoded.raw_as_is {
+        // The raw bytes are the payload, in the buffer they were read into.
+        link.scratch_out = Some(out);
+        let total = HEADROOM + raw_bytes;
+        seal_data(&link.keys_out, &header, &mut raw.payload_mut()[..total])?;
+        let frame = raw.freeze(total)?;
+        retain(link, &header, frame.clone(), raw_bytes, encoded.history);
+        return Ok((frame, stats));
+    }
+    let total = HEADROOM + encoded.len;
+    seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
+    let frame = compact(link, out, total)?;
+    if header.version == Version::V3 {
+        let raw = raw.freeze(HEADROOM + raw_bytes)?;
+        retain(link, &header, raw, raw_bytes, encoded.history);
+    }
+    Ok((frame, stats))
+}
+
+/// A short frame moves to a small buffer, and the large one is used again.
+fn compact(link: &mut Link, mut out: FrameMut, total: usize) -> Result<Frame, Fault> {
+    if total <= COMPACT_BYTES
+        && let Some(mut small) = link.pools_out.take(total)
+    {
+        small.payload_mut()[..total].copy_from_slice(&out.payload_mut()[..total]);
+        link.scratch_out = Some(out);
+        return Ok(small.freeze(total)?);
+    }
+    Ok(out.freeze(total)?)
+}
+
+fn retain(link: &mut Link, header: &DataHeader, raw: Frame, raw_bytes: usize, history: bool) {
+    let mut tokens: Vec<Token> = link.spare_tokens.pop().unwrap_or_default();
+    tokens.extend_from_slice(link.tokens.as_slice());
+    link.retained.push_back(Retained { header: *header, raw, raw_bytes, tokens, history });
+}
+
+/// Encodes a batch that was queued in v3 once more, in v1, for a rollback.
+pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
+    let kept = link
+        .retained
+        .iter()
+        .find(|kept| kept.header.seq == seq)
+        .ok_or_else(|| Fault::new(Failure::Protocol, "a v3 batch to be re-encoded was not kept"))?;
+    let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes);
+    let mut out = link.pools_out.take(needed).ok_or(Fault::buffers())?;
+    let raw = &kept.raw.bytes()[HEADROOM..HEADROOM + kept.raw_bytes];
+    let encoded = link.encoder.encode_detached_v1(
+        raw,
+        &kept.tokens,
+        kept.history,
+        &mut out.payload_mut()[HEADROOM..],
+    )?;
+    let mut header = kept.header;
+    header.version = Version::V1;
+    header.method = encoded.method;
+    header.flags = if encoded.history { FLAG_HISTORY } else { 0 };
+    let total = HEADROOM + encoded.len;
+    seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
+    let frame = compact(link, out, total)?;
+    link.outbound.replace(seq, Version::V1, frame)?;
+    Ok(())
+}
+
+/// Queues a batch that carries no bytes.
+pub(super) fn push_marker(
+    link: &mut Link,
+    channel: ChannelId,
+    marker: &Marker<'_>,
+) -> Result<(), Fault> {
+    let mut frame = link.pools_out.take(MAX_MARKER_BYTES).ok_or(Fault::buffers())?;
+    let seq = link.outbound.next_seq();
+    let bytes = seal_marker(&link.keys_out, seq, channel, marker, frame.payload_mut())?;
+    let now = Nanos(monotonic_ns());
+    let meta = BatchMeta { channel, raw_len: 0, version: Version::V1, read_at: now };
+    link.outbound.push(meta, frame.freeze(bytes)?, now)?;
+    Ok(())
+}
+
+const _: () = assert!(BATCH_BYTES <= MAX_BATCH_RAW_BYTES);

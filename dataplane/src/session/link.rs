@@ -1,0 +1,229 @@
+//! What a session has once the two sides agree: keys, sequence, codecs, buffers.
+//!
+//! In: the outcome of the handshake and our limits. Out: the two directions' machinery with all memory
+//! taken. Promises: what a peer asks for is cut to our own limits before a byte is taken for it.
+
+use dwcp_api::Version as ApiVersion;
+use dwcp_drivers::frame::{Frame, FrameMut, FramePools, FramePoolsConfig, FramePoolsError};
+use dwcp_hugepages::arena::BackingPolicy;
+
+use crate::codec::{CodecConfig, CodecError, Decoder, DigestKind, Encoder};
+use crate::intake::BATCH_TOKENS;
+use crate::stream::{BlockTable, Token, TokenBuf};
+use crate::transport::handshake::Agreed;
+use crate::transport::inbound::{Inbound, InboundConfig};
+use crate::transport::outbound::{Outbound, OutboundConfig};
+use crate::transport::wire::batch::DataHeader;
+use crate::transport::wire::control::{Ack, ControlOpener, ControlSealer};
+use crate::transport::wire::keys::{Direction, FrameKeys};
+use crate::transport::{MAX_IN_FLIGHT, Nanos, TransportError, Version};
+
+use super::wire_rate::WireRate;
+
+/// Page store of the direction that carries no pages.
+const RETURN_STORE_BYTES: u64 = 1 << 20;
+/// Between these zstd levels the encoder chooses.
+const ZSTD_LEVEL_MIN: i32 = 1;
+/// See [`ZSTD_LEVEL_MIN`].
+const ZSTD_LEVEL_MAX: i32 = 6;
+/// A lane with this much unsent takes no more: what lies in a lane cannot be taken back when the
+/// version changes.
+const LANE_BACKLOG_BYTES: usize = 192 << 10;
+
+/// The raw bytes of a batch that was sent in v3, kept until the peer has it: after a rollback it may
+/// not go out again as it is.
+pub struct Retained {
+    /// Its header as it was sealed.
+    pub header: DataHeader,
+    /// Header room, then the raw bytes.
+    pub raw: Frame,
+    /// Raw bytes behind the header room.
+    pub raw_bytes: usize,
+    /// Their tokens.
+    pub tokens: Vec<Token>,
+    /// Whether the batch changed the page history.
+    pub history: bool,
+}
+
+/// See the module.
+pub struct Link {
+    /// Highest version both sides may use.
+    pub version: Version,
+    /// Digest of the session.
+    pub digest: DigestKind,
+    /// Keys of what we send.
+    pub keys_out: FrameKeys,
+    /// Keys of what we get.
+    pub keys_in: FrameKeys,
+    /// Sequence and lanes of what we send.
+    pub outbound: Outbound<Frame>,
+    /// Sequence of what we get.
+    pub inbound: Inbound<Frame>,
+    /// Seals our control frames.
+    pub sealer: ControlSealer,
+    /// Opens the peer's.
+    pub opener: ControlOpener,
+    /// Encodes what we send.
+    pub encoder: Encoder,
+    /// Decodes what we get.
+    pub decoder: Decoder,
+    /// Buffers for what we send.
+    pub pools_out: FramePools,
+    /// Buffers for what we get.
+    pub pools_in: FramePools,
+    /// RAM block names, shared by the channels.
+    pub blocks: BlockTable,
+    /// Tokens of the batch at hand.
+    pub tokens: TokenBuf,
+    /// Batches kept for transcoding, oldest first.
+    pub retained: std::collections::VecDeque<Retained>,
+    /// Token lists to use again.
+    pub spare_tokens: Vec<Vec<Token>>,
+    /// Batches of more than a small size that may be unacknowledged at once.
+    pub large_batches_max: usize,
+    /// Lanes for a v1 transport.
+    pub lanes_v1: u16,
+    /// Lanes for a v3 transport.
+    pub lanes_v3: u16,
+    /// The negotiated window, raw bytes.
+    pub window_limit_bytes: u64,
+    /// A large buffer to encode into, kept for the next batch when a batch came out small.
+    pub scratch_out: Option<FrameMut>,
+    /// A large buffer to decode into.
+    pub scratch_in: Option<FrameMut>,
+    /// What the wire carries while it is the bottleneck.
+    pub wire_rate: WireRate,
+}
+
+/// Why the machinery could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Buffers.
+    #[error("buffers of the session: {0}")]
+    Pools(#[from] FramePoolsError),
+    /// Page store or compressor.
+    #[error("codec of the session: {0}")]
+    Codec(#[from] CodecError),
+}
+
+/// What our side brings to [`Link::new`].
+pub struct LinkOptions {
+    /// We send towards the destination.
+    pub is_source: bool,
+    /// Where arenas come from.
+    pub backing: BackingPolicy,
+    /// How long the link may be gone, nanoseconds.
+    pub resume_limit_ns: u64,
+    /// Lanes in use at first.
+    pub lanes_active: u16,
+}
+
+impl Link {
+    /// Takes all memory the session will need.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn new(agreed: &Agreed, options: &LinkOptions, now: Nanos) -> Result<Self, LinkError> {
+        let (way_out, way_in) = if options.is_source {
+            (Direction::ToAcceptor, Direction::ToInitiator)
+        } else {
+            (Direction::ToInitiator, Direction::ToAcceptor)
+        };
+        let keys_out = agreed.key.frame_keys(way_out);
+        let keys_in = agreed.key.frame_keys(way_in);
+        let window = agreed.params.window_limit_bytes;
+        let large_batches_max = usize::try_from(window >> 19).unwrap_or(usize::MAX).clamp(16, 1024);
+        let (store_out, store_in) = if options.is_source {
+            (agreed.params.page_store_bytes, RETURN_STORE_BYTES)
+        } else {
+            (RETURN_STORE_BYTES, agreed.params.page_store_bytes)
+        };
+        let pools = |large: usize| {
+            FramePools::new(&FramePoolsConfig {
+                small: 2 * MAX_IN_FLIGHT,
+                medium: 2 * MAX_IN_FLIGHT,
+                large,
+                backing: options.backing,
+            })
+        };
+        // The direction that carries the guest needs room for batches in flight twice (raw bytes and
+        // frame at the sender, frame and decoded bytes at the receiver); the other hardly any.
+        let (large_out, large_in) = if options.is_source {
+            (2 * large_batches_max + 16, 16)
+        } else {
+            (24, 2 * large_batches_max + 16)
+        };
+        let lanes_max = usize::from(agreed.params.lanes_v1.max(agreed.params.lanes_v3));
+        let mut outbound =
+            OutboundConfig::new(window, lanes_max, usize::from(options.lanes_active));
+        outbound.resume_limit_ns = options.resume_limit_ns;
+        outbound.lane_backlog_limit_bytes = LANE_BACKLOG_BYTES;
+        let codec = |store_bytes: u64, key: &[u8; 32]| CodecConfig {
+            store_bytes: usize::try_from(store_bytes).unwrap_or(usize::MAX),
+            key: *key,
+            backing: options.backing,
+            zstd_level_min: ZSTD_LEVEL_MIN,
+            zstd_level_max: ZSTD_LEVEL_MAX,
+        };
+        Ok(Self {
+            version: agreed.version,
+            digest: agreed.params.digest,
+            outbound: Outbound::new(outbound, now),
+            inbound: Inbound::new(InboundConfig {
+                keys: keys_in.clone(),
+                highest: agreed.version,
+                window_limit_bytes: window,
+            }),
+            sealer: ControlSealer::new(keys_out.clone(), agreed.epoch),
+            opener: ControlOpener::new(keys_in.clone(), agreed.epoch),
+            encoder: Encoder::new(&codec(store_out, keys_out.chain_key()))?,
+            decoder: Decoder::new(&codec(store_in, keys_in.chain_key()))?,
+            pools_out: pools(large_out)?,
+            pools_in: pools(large_in)?,
+            blocks: BlockTable::new(),
+            tokens: TokenBuf::with_capacity(BATCH_TOKENS),
+            retained: std::collections::VecDeque::with_capacity(MAX_IN_FLIGHT),
+            spare_tokens: Vec::with_capacity(MAX_IN_FLIGHT),
+            large_batches_max,
+            lanes_v1: agreed.params.lanes_v1,
+            lanes_v3: agreed.params.lanes_v3,
+            window_limit_bytes: window,
+            scratch_out: None,
+            scratch_in: None,
+            wire_rate: WireRate::default(),
+            keys_out,
+            keys_in,
+        })
+    }
+
+    /// Lanes that a transport of this version uses here.
+    pub const fn lanes_for(&self, transport: ApiVersion) -> u16 {
+        match (self.version, transport) {
+            (Version::V3, ApiVersion::V3) => self.lanes_v3,
+            _ => self.lanes_v1,
+        }
+    }
+
+    /// What is held between the hypervisors never passes this.
+    pub fn held_limit_bytes(&self, channels: usize) -> u64 {
+        self.window_limit_bytes
+            + crate::transport::CHANNEL_GUARANTEE_BYTES * channels as u64
+    }
+
+    /// Takes an ACK, and forgets what was kept of the batches that it confirms.
+    ///
+    /// # Errors
+    /// [`TransportError`] for what cannot be true.
+    pub fn on_ack(&mut self, ack: &Ack, now: Nanos) -> Result<(), TransportError> {
+        let (retained, spare) = (&mut self.retained, &mut self.spare_tokens);
+        self.outbound.on_ack(ack, now, |seq| {
+            // Confirmed one by one, mostly from the front.
+            if let Some(at) = retained.iter().position(|kept| kept.header.seq == seq)
+                && let Some(mut kept) = retained.remove(at)
+            {
+                kept.tokens.clear();
+                spare.push(kept.tokens);
+            }
+        })
+    }
+}

@@ -1,0 +1,438 @@
+//! One migration at one end: from the hypervisor's connections to the lanes and back.
+//!
+//! In: orders, connections, lanes, frames, time. Out: bytes for the hypervisor, frames for the lanes, a
+//! picture of itself. Promises: bytes reach the hypervisor unchanged and in order or not at all; what
+//! is held is bounded; a failure before the end of RAM closes at once, so that the guest goes on at the
+//! source; a peer lost after it leaves the hypervisor waiting until somebody knows which side runs.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`channel`] | one hypervisor connection |
+//! | [`link`] | the machinery that exists once both sides agree |
+//! | [`forward`] | hypervisor → lanes |
+//! | [`receive`] | lanes → hypervisor |
+//! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
+//! | [`ending`] | completing, failing, the undecided moment |
+//! | [`wire_rate`] | how fast the wire is |
+//! | [`fault`] | what ends a session |
+
+pub mod bundle;
+pub mod channel;
+mod ending;
+mod fault;
+mod forward;
+pub mod link;
+mod receive;
+mod wire_rate;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use dwcp_api::session::SessionSnapshot;
+use dwcp_api::switches::Switches;
+use dwcp_api::worker::WorkerCounters;
+use dwcp_api::{Failure, Role, SessionId, SessionState};
+use dwcp_drivers::lane::LaneGroup;
+use dwcp_drivers::frame::Frame;
+use dwcp_hugepages::arena::BackingPolicy;
+
+pub use fault::Fault;
+
+use crate::config::PassiveSource;
+use crate::engine::board::SessionCell;
+use crate::engine::mailbox::Sender;
+use crate::engine::messages::{Offer, ToControl, ToDoor};
+use crate::engine::poller::Poller;
+use crate::engine::routes::Routes;
+use crate::stream::ChannelKind;
+use crate::transport::wire::batch::Marker;
+use crate::transport::wire::control::ByeReason;
+use crate::transport::{ChannelId, Nanos};
+use bundle::Bundle;
+use channel::{ChainKeys, Channel, wire_kind};
+use link::Link;
+
+/// Pictures are published this often at least while something moves.
+const PICTURE_EVERY_NS: u64 = 50_000_000;
+
+/// What a session may touch while it is its turn.
+pub struct Hands<'a, G: LaneGroup> {
+    /// The worker's lanes.
+    pub lanes: &'a mut G,
+    /// Whose lane is whose.
+    pub routes: &'a mut Routes,
+    /// Readiness of descriptors.
+    pub poller: &'a Poller,
+    /// Dials and accepts.
+    pub door: &'a Sender<ToDoor>,
+    /// The border to the control plane.
+    pub control: &'a Sender<ToControl>,
+    /// The words that every batch reads.
+    pub switches: &'a Switches,
+    /// The worker's counters.
+    pub counters: &'a WorkerCounters,
+    /// Now, `CLOCK_MONOTONIC` nanoseconds.
+    pub now_ns: u64,
+}
+
+/// What a session is made of.
+pub struct SessionOptions {
+    /// Its id.
+    pub id: SessionId,
+    /// Our end.
+    pub role: Role,
+    /// Index in the worker's table, for tokens and routes.
+    pub slot: u32,
+    /// Index of the worker.
+    pub worker: usize,
+    /// Source: where the hypervisor connects. Destination: where the hypervisor listens.
+    pub socket_path: PathBuf,
+    /// Source: the socket at `socket_path`; none for a passive session.
+    pub listener: Option<OwnedFd>,
+    /// Source: the peer, and the passive target's name.
+    pub peer: Option<(std::net::SocketAddr, Option<String>)>,
+    /// What we can agree to.
+    pub offer: Offer,
+    /// Where arenas come from.
+    pub backing: BackingPolicy,
+    /// How long the link may be gone, nanoseconds.
+    pub resume_limit_ns: u64,
+    /// How long the beginning may take, nanoseconds.
+    pub setup_limit_ns: u64,
+    /// Wire bytes a second, at most; 0: no limit.
+    pub rate_limit_bytes_per_s: u64,
+}
+
+/// See the module.
+pub struct Session {
+    id: SessionId,
+    role: Role,
+    slot: u32,
+    worker: usize,
+    socket_path: PathBuf,
+    listener: Option<OwnedFd>,
+    offer: Offer,
+    backing: BackingPolicy,
+    resume_limit_ns: u64,
+    setup_deadline_ns: u64,
+    state: SessionState,
+    link: Option<Link>,
+    bundle: Bundle,
+    /// Index is the channel's number.
+    channels: Vec<Channel>,
+    /// Connections whose first bytes have not come yet, or that came before the link.
+    unsorted: VecDeque<OwnedFd>,
+    pending_connects: VecDeque<(ChannelId, ChannelKind)>,
+    turn: usize,
+    /// The stream has shown the end of RAM, or cannot be understood: from now on the destination
+    /// may run the guest although we do not know it.
+    destination_may_run: bool,
+    pong: Option<Nanos>,
+    peer_bye: Option<ByeReason>,
+    linger_until_ns: u64,
+    rate_limit: bundle::RateLimit,
+    picture: SessionSnapshot,
+    published_ns: u64,
+    cell: SessionCell,
+}
+
+impl Session {
+    /// A session that waits for its hypervisor and its peer.
+    pub fn new(options: SessionOptions, cell: SessionCell, now_ns: u64) -> Self {
+        let picture = SessionSnapshot {
+            id: options.id,
+            role: u64::from(options.role.code()),
+            state: u64::from(SessionState::Waiting.code()),
+            opened_ns: now_ns,
+            ..SessionSnapshot::FREE
+        };
+        Self {
+            id: options.id,
+            role: options.role,
+            slot: options.slot,
+            worker: options.worker,
+            socket_path: options.socket_path,
+            listener: options.listener,
+            bundle: Bundle::new(options.peer),
+            offer: options.offer,
+            backing: options.backing,
+            resume_limit_ns: options.resume_limit_ns,
+            setup_deadline_ns: now_ns.saturating_add(options.setup_limit_ns),
+            state: SessionState::Waiting,
+            link: None,
+            channels: Vec::with_capacity(16),
+            unsorted: VecDeque::new(),
+            pending_connects: VecDeque::new(),
+            turn: 0,
+            destination_may_run: false,
+            pong: None,
+            peer_bye: None,
+            linger_until_ns: u64::MAX,
+            rate_limit: bundle::RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
+            picture,
+            published_ns: 0,
+            cell,
+        }
+    }
+
+    /// Its id.
+    pub const fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Where it stands.
+    pub const fn state(&self) -> SessionState {
+        self.state
+    }
+
+    /// Does this end read the guest?
+    pub fn is_source(&self) -> bool {
+        self.role == Role::Source
+    }
+
+    /// Nothing will change any more.
+    pub const fn is_over(&self) -> bool {
+        self.state.is_final()
+    }
+
+    /// Changes the bandwidth limit; 0 lifts it.
+    pub fn set_rate_limit(&mut self, bytes_per_s: u64, now_ns: u64) {
+        self.rate_limit = bundle::RateLimit::new(bytes_per_s, now_ns);
+    }
+
+    /// Bytes held between the hypervisors, as this end knows it.
+    pub fn held_bytes(&self) -> u64 {
+        self.link.as_ref().map_or(0, |link| link.outbound.held_bytes())
+    }
+
+    /// The hypervisor's listener became readable.
+    pub fn on_knock<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
+        while let Some(listener) = &self.listener {
+            match crate::engine::sockets::accept(listener) {
+                Ok(fd) => self.take_connection(fd, hands),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A connection of the sending hypervisor.
+    pub fn take_connection<G: LaneGroup>(&mut self, fd: OwnedFd, hands: &mut Hands<'_, G>) {
+        if self.channels.len() + self.unsorted.len() >= crate::transport::MAX_CHANNELS {
+            tracing::warn!(session = %self.id, "more hypervisor connections than a session may have");
+            return;
+        }
+        // Its first bytes wake us; until they come it has no channel number.
+        let token = Routes::token(self.slot, Routes::UNSORTED);
+        if let Err(error) = hands.poller.add_stream(&fd, token) {
+            tracing::warn!(%error, "a hypervisor connection cannot be watched");
+            return;
+        }
+        self.unsorted.push_back(fd);
+        self.sort_connections(hands);
+    }
+
+    /// Gives connections whose first bytes have come their channels, in the order they came.
+    pub fn sort_connections<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
+        let mut left = VecDeque::with_capacity(self.unsorted.len());
+        while let Some(fd) = self.unsorted.pop_front() {
+            match first_bytes(&fd) {
+                FirstBytes::NotYet => left.push_back(fd),
+                FirstBytes::Closed => hands.poller.remove(&fd),
+                FirstBytes::Kind(kind) => {
+                    if self.link.as_ref().is_none_or(|link| !link.outbound.can_push()) {
+                        left.push_back(fd);
+                        continue;
+                    }
+                    if let Err(fault) = self.open_channel(kind, fd, hands) {
+                        self.fail(&fault, hands);
+                        return;
+                    }
+                }
+            }
+        }
+        self.unsorted = left;
+    }
+
+    fn open_channel<G: LaneGroup>(
+        &mut self,
+        kind: ChannelKind,
+        fd: OwnedFd,
+        hands: &mut Hands<'_, G>,
+    ) -> Result<(), Fault> {
+        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let id = ChannelId(u16::try_from(self.channels.len()).unwrap_or(u16::MAX));
+        hands.poller.remove(&fd);
+        link.outbound.open_channel(id)?;
+        link.inbound.open_channel(id)?;
+        forward::push_marker(link, id, &Marker::Open(wire_kind(kind)))?;
+        let keys = ChainKeys {
+            out: link.keys_out.chain_key(),
+            into: link.keys_in.chain_key(),
+            is_source: true,
+            kind: link.digest,
+        };
+        let channel = Channel::new(id, kind, fd, &keys);
+        if kind == ChannelKind::Opaque {
+            // Nothing is known of such a stream, so nothing rules out that the destination runs.
+            self.destination_may_run = true;
+        }
+        self.adopt(channel, hands)
+    }
+
+    /// Watches a new channel and gives a second descriptor of it in escrow.
+    fn adopt<G: LaneGroup>(
+        &mut self,
+        channel: Channel,
+        hands: &mut Hands<'_, G>,
+    ) -> Result<(), Fault> {
+        hands.poller.add_stream(&channel.fd, Routes::token(self.slot, u32::from(channel.id.0)))?;
+        let fd = channel.fd.as_fd().try_clone_to_owned()?;
+        let (session, role, number) = (self.id, self.role, channel.id.0);
+        if hands.control.send(ToControl::Keep { session, role, channel: number, fd }).is_err() {
+            tracing::warn!(%session, "a connection is not in escrow: the control thread is behind");
+        }
+        self.channels.push(channel);
+        self.picture.channels = self.channels.len() as u64;
+        Ok(())
+    }
+
+    /// A frame of this session came over one of its lanes.
+    pub fn take_frame<G: LaneGroup>(&mut self, frame: Frame, hands: &mut Hands<'_, G>) {
+        if let Err(fault) = self.on_frame(frame, hands.now_ns) {
+            self.fail(&fault, hands);
+        }
+    }
+
+    /// Was this session begun by the passive socket that `source` describes, and does it still take
+    /// connections?
+    pub fn takes_passive(&self, source: &PassiveSource) -> bool {
+        self.is_source()
+            && matches!(self.state, SessionState::Waiting | SessionState::Active)
+            && self.bundle.dials(source.peer, &source.target)
+    }
+
+    /// Lets go of lanes that still drain: the session is about to be forgotten.
+    pub fn release_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
+        self.drop_lanes(hands);
+    }
+
+    /// A channel's socket, or one without a channel yet, became ready.
+    pub fn on_ready<G: LaneGroup>(
+        &mut self,
+        sub: u32,
+        readable: bool,
+        writable: bool,
+        hands: &mut Hands<'_, G>,
+    ) {
+        if sub == Routes::UNSORTED {
+            self.sort_connections(hands);
+        } else if let Some(channel) = self.channels.get_mut(sub as usize) {
+            channel.readable |= readable;
+            channel.writable |= writable;
+        }
+    }
+
+    /// One turn. Says whether there was work.
+    pub fn turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
+        if self.is_over() {
+            return self.linger(hands);
+        }
+        match self.try_turn(hands) {
+            Ok(worked) => {
+                self.update_picture(hands.now_ns, worked);
+                worked
+            }
+            Err(fault) => {
+                self.fail(&fault, hands);
+                true
+            }
+        }
+    }
+
+    fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
+        let mut worked = self.pump_receive(hands)?;
+        worked |= self.pump_release()?;
+        if self.state != SessionState::Undecided {
+            worked |= self.pump_forward(hands)?;
+        }
+        worked |= self.pump_lanes(hands)?;
+        worked |= self.check_end(hands)?;
+        Ok(worked)
+    }
+
+    /// Is something waiting that no descriptor will announce?
+    pub fn wants_turn(&self) -> bool {
+        !self.is_over() && self.channels.iter().any(|channel| channel.quiet)
+    }
+
+    pub(super) fn update_picture(&mut self, now_ns: u64, force: bool) {
+        if now_ns.saturating_sub(self.published_ns) < PICTURE_EVERY_NS && !self.is_over() {
+            // A short transfer is seen too: the last picture follows within a tick.
+            let _ = force;
+            return;
+        }
+        self.published_ns = now_ns;
+        if let Some(link) = &self.link {
+            let picture = &mut self.picture;
+            picture.held_bytes = link.outbound.held_bytes();
+            picture.held_bytes_limit = link.held_limit_bytes(self.channels.len());
+            picture.window_bytes = link.outbound.window_bytes();
+            picture.rtt_us = link.outbound.rtt_us().unwrap_or(0);
+            picture.delivery_bytes_per_s = link.outbound.delivery_rate_bytes_s();
+            picture.batches_resent = link.outbound.resent_batches();
+            picture.negotiated_version = link.version as u64;
+        }
+        self.picture.lanes_up = self.bundle.count_up() as u64;
+        self.picture.state = u64::from(self.state.code());
+        self.cell.publish(&self.picture);
+    }
+
+    fn set_state<G: LaneGroup>(
+        &mut self,
+        state: SessionState,
+        failure: Failure,
+        detail: &str,
+        hands: &mut Hands<'_, G>,
+    ) {
+        if self.state == state {
+            return;
+        }
+        self.state = state;
+        let detail = dwcp_api::text::Text::clipped(detail);
+        self.picture.failure = u64::from(failure.code());
+        self.picture.detail = detail;
+        if state.is_final() {
+            self.picture.ended_ns = hands.now_ns;
+        }
+        self.published_ns = 0;
+        self.update_picture(hands.now_ns, true);
+        let event =
+            dwcp_api::event::Event::State { session: self.id, role: self.role, state, failure, detail };
+        // The picture has the fact; the event only says to look.
+        let _ = hands.control.send(ToControl::Event(event));
+        tracing::info!(
+            session = %self.id, role = %self.role, %state, %failure, detail = detail.as_str(),
+            "session"
+        );
+    }
+}
+
+enum FirstBytes {
+    NotYet,
+    Closed,
+    Kind(ChannelKind),
+}
+
+fn first_bytes(fd: &OwnedFd) -> FirstBytes {
+    let mut first = [0u8; 4];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    match rustix::net::recv(fd, &mut first, flags) {
+        Ok((0, _)) => FirstBytes::Closed,
+        Ok((4, _)) => FirstBytes::Kind(ChannelKind::sniff(&first)),
+        // Fewer than four bytes: more are on their way, or the connection ends, which wakes us.
+        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => FirstBytes::NotYet,
+        Err(_) => FirstBytes::Closed,
+    }
+}
+
