@@ -580,4 +580,44 @@ mod tests {
         let seen = pools.starve();
         assert!(!pools.relieved(seen));
     }
+
+    #[test]
+    fn no_relief_is_lost_between_threads() {
+        let pools = pools(1, 0, 0);
+        let waker = Arc::new(Waker::new().unwrap());
+        pools.wake_on_relief(&waker);
+        let (give, taken) = std::sync::mpsc::channel::<FrameMut>();
+        let giver = std::thread::spawn(move || taken.iter().for_each(drop));
+        for round in 0..20_000 {
+            let held = loop {
+                if let Some(frame) = pools.take(1) {
+                    break frame;
+                }
+                let seen = pools.starve();
+                if let Some(frame) = pools.take(1) {
+                    break frame;
+                }
+                waker.clear();
+                if !pools.relieved(seen) {
+                    let mut fds = [rustix::event::PollFd::new(
+                        &*waker,
+                        rustix::event::PollFlags::IN,
+                    )];
+                    let hang = rustix::event::Timespec {
+                        tv_sec: 60,
+                        tv_nsec: 0,
+                    };
+                    let woken = rustix::event::poll(&mut fds, Some(&hang)).unwrap();
+                    assert_eq!(
+                        woken, 1,
+                        "round {round}: the buffer came back and nobody said so"
+                    );
+                }
+            };
+            give.send(held).unwrap();
+        }
+        drop(give);
+        giver.join().unwrap();
+        assert_eq!(pools.available().small, 1);
+    }
 }

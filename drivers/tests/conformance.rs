@@ -23,6 +23,8 @@ fn connected() -> (TcpStream, TcpStream) {
     for end in [&near, &far] {
         tune(end, &SocketTuning::default()).unwrap();
     }
+    // A lane works alike on a socket that somebody used without blocking before.
+    near.set_nonblocking(true).unwrap();
     (near, far)
 }
 

@@ -196,8 +196,11 @@ impl Connection {
                 self.sent(entry.result());
             }
             Op::SendZc(slot) => self.sent_zc(slot, entry),
-            // Not found and already done are as good as cancelled.
-            Op::Cancel => self.requests = self.requests.saturating_sub(1),
+            Op::Cancel => {
+                self.requests = self.requests.saturating_sub(1);
+                // Not found means done already; being executed means ask again.
+                self.cancelled = entry.result() != -libc::EALREADY;
+            }
         }
     }
 

@@ -56,6 +56,17 @@ pub(super) fn from_user_data(data: u64) -> Option<(LaneId, Op)> {
     Some((LaneId(u32::from_le_bytes(lane)), op))
 }
 
+/// When the kernel does the work behind a completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TaskRun {
+    /// In our own calls only (6.1).
+    Deferred,
+    /// In any call of ours, never by interrupting us (5.19).
+    Cooperative,
+    /// As soon as it can.
+    Interrupting,
+}
+
 pub(super) struct Ring {
     ring: IoUring,
     waker: Arc<Waker>,
@@ -63,14 +74,32 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring for `lanes` lanes with at most `per_lane` completions each under way.
+    /// A ring for `lanes` lanes with at most `per_lane` completions each under way, as well as this
+    /// kernel makes it.
     ///
     /// # Errors
     /// The kernel's: no io_uring, not allowed, or no memory.
     pub(super) fn new(lanes: u32, per_lane: u32) -> io::Result<Self> {
+        Self::of(TaskRun::Deferred, lanes, per_lane)
+            .or_else(|_| Self::of(TaskRun::Cooperative, lanes, per_lane))
+            .or_else(|_| Self::of(TaskRun::Interrupting, lanes, per_lane))
+    }
+
+    fn of(task_run: TaskRun, lanes: u32, per_lane: u32) -> io::Result<Self> {
         let entries = (lanes * 2).next_power_of_two().clamp(32, 4096);
         let completions = (lanes * per_lane).next_power_of_two().clamp(256, 65_536);
-        let ring = build(entries, completions)?;
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_clamp().setup_cqsize(completions);
+        match task_run {
+            TaskRun::Deferred => builder
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_taskrun_flag()
+                .setup_submit_all(),
+            TaskRun::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag(),
+            TaskRun::Interrupting => &mut builder,
+        };
+        let ring = builder.build(entries)?;
         let waker = Arc::new(Waker::new()?);
         ring.submitter()
             .register_eventfd(waker.as_fd().as_raw_fd())?;
@@ -176,25 +205,6 @@ impl Ring {
     }
 }
 
-/// The best ring that this kernel makes: completions only on our own calls (6.1), without
-/// interrupting us (5.19), or plain.
-fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder.dontfork().setup_clamp().setup_cqsize(completions);
-    let mut cooperative = builder.clone();
-    cooperative.setup_coop_taskrun().setup_taskrun_flag();
-    let mut deferred = builder.clone();
-    deferred
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .setup_submit_all();
-    deferred
-        .build(entries)
-        .or_else(|_| cooperative.build(entries))
-        .or_else(|_| builder.build(entries))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,7 +229,19 @@ mod tests {
 
     #[test]
     fn an_armed_ring_is_readable_after_a_completion_and_not_before() {
-        let mut ring = Ring::new(1, 1).unwrap();
+        for task_run in [
+            TaskRun::Deferred,
+            TaskRun::Cooperative,
+            TaskRun::Interrupting,
+        ] {
+            match Ring::of(task_run, 1, 1) {
+                Ok(ring) => wake_up(ring),
+                Err(cause) => println!("not on this kernel: {task_run:?}: {cause}"),
+            }
+        }
+    }
+
+    fn wake_up(mut ring: Ring) {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let poll = io_uring::opcode::PollAdd::new(
             io_uring::types::Fd(near.as_raw_fd()),

@@ -33,7 +33,7 @@ impl Default for SocketTuning {
         Self {
             send_buf_bytes: None,
             recv_buf_bytes: None,
-            unsent_bytes_max: 512 << 10,
+            unsent_bytes_max: 256 << 10,
             congestion: None,
             pacing_max_bytes_per_s: None,
         }
