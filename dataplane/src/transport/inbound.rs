@@ -135,6 +135,9 @@ impl<F: FrameHandle> Inbound<F> {
         if seq.0 - next.0 >= MAX_IN_FLIGHT as u64 {
             return Err(TransportError::BeyondWindow { seq, next });
         }
+        if self.slots[slot_of(seq)].is_some() {
+            return Ok(self.duplicate(seq));
+        }
         if header.version > self.config.highest {
             let (version, agreed) = (header.version, self.config.highest);
             return Err(TransportError::VersionNotAgreed {
@@ -150,9 +153,6 @@ impl<F: FrameHandle> Inbound<F> {
                 held_bytes,
                 limit_bytes,
             });
-        }
-        if self.slots[slot_of(seq)].is_some() {
-            return Ok(self.duplicate(seq));
         }
         self.waiting_batches += 1;
         self.waiting_raw_bytes += u64::from(header.raw_len);

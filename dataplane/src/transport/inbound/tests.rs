@@ -150,6 +150,9 @@ fn a_peer_beyond_its_limits_is_cut_off() {
         "{error:?}"
     );
     assert!(taken <= inbound.limit_bytes());
+    // A repeat adds nothing, so it is none even when all room is taken.
+    let repeat = inbound.on_batch(data(0, 0, 0, 1 << 20)).unwrap();
+    assert_eq!(repeat, Accepted::Duplicate(BatchSeq(0)));
 }
 
 #[test]
