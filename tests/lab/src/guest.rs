@@ -54,7 +54,7 @@ pub enum GuestError {
         source: io::Error,
     },
     /// The guest did not say what it should.
-    #[error("the guest did not say {expected:?} within {limit_s} s\n{log}")]
+    #[error("the guest ended or did not say {expected:?} within {limit_s} s\n{log}")]
     Silent {
         /// The start of the line awaited.
         expected: String,
@@ -101,12 +101,14 @@ impl Default for GuestConfig {
 }
 
 impl GuestConfig {
-    /// A guest of this size with three quarters of it filled.
+    /// A guest of this size with three quarters of it filled, less when the kernel needs more.
     #[must_use]
     pub fn sized(memory_mb: u32) -> Self {
+        let kernel_mb = (memory_mb / 4).max(112);
+        let load_mb = memory_mb.saturating_sub(kernel_mb).max(8);
         Self {
             memory_mb,
-            load_mb: memory_mb / 4 * 3,
+            load_mb,
             ..Self::default()
         }
     }

@@ -38,6 +38,8 @@ struct Log {
     ticks: Vec<Tick>,
     /// Lines that are no ticks, with a number that only grows.
     lines: Vec<(Side, String)>,
+    /// Sides whose QEMU ended: nothing more will come.
+    ended: Vec<Side>,
 }
 
 /// The ticks of one guest, whichever side it runs on. Clones share the log.
@@ -111,11 +113,11 @@ impl TickLog {
             .sum()
     }
 
-    /// Waits for a tick from `side` after now.
+    /// Waits for a tick from `side` after now; `None` at the limit or when that QEMU ended.
     #[must_use]
     pub fn wait_tick(&self, side: Side, limit: Duration) -> Option<Tick> {
         let asked = Instant::now();
-        self.wait(limit, |log| {
+        self.wait(side, limit, |log| {
             log.ticks
                 .iter()
                 .rev()
@@ -139,14 +141,19 @@ impl TickLog {
         prefix: &str,
         limit: Duration,
     ) -> Option<String> {
-        self.wait(limit, |log| {
+        self.wait(side, limit, |log| {
             let fresh = log.lines.get(mark..).unwrap_or_default();
             let fits = |(from, line): &&(Side, String)| *from == side && line.starts_with(prefix);
             fresh.iter().find(fits).map(|(_, line)| line.clone())
         })
     }
 
-    fn wait<T>(&self, limit: Duration, mut find: impl FnMut(&Log) -> Option<T>) -> Option<T> {
+    fn wait<T>(
+        &self,
+        side: Side,
+        limit: Duration,
+        mut find: impl FnMut(&Log) -> Option<T>,
+    ) -> Option<T> {
         let end = Instant::now() + limit;
         let mut log = self.log();
         loop {
@@ -154,7 +161,7 @@ impl TickLog {
                 return Some(found);
             }
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || log.ended.contains(&side) {
                 return None;
             }
             log = self
@@ -164,6 +171,11 @@ impl TickLog {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    fn end(&self, side: Side) {
+        self.log().ended.push(side);
+        self.0.1.notify_all();
     }
 
     fn push(&self, side: Side, line: &str) {
@@ -229,6 +241,7 @@ impl Serial {
                 log.push(side, String::from_utf8_lossy(&line).trim());
                 line.clear();
             }
+            log.end(side);
         });
         Ok(Self(stream))
     }
@@ -265,6 +278,19 @@ mod tests {
         log.push(Side::Destination, "T 3 3 0");
         log.push(Side::Destination, "T 6 6 0");
         assert_eq!((log.doubled(), log.missing()), (1, 2));
+    }
+
+    #[test]
+    fn a_qemu_that_ended_is_not_waited_for() {
+        let log = TickLog::new();
+        log.push(Side::Source, "READY");
+        log.end(Side::Source);
+        let day = Duration::from_secs(86_400);
+        assert!(
+            log.wait_line(Side::Source, 0, "READY", day).is_some(),
+            "what came counts"
+        );
+        assert!(log.wait_tick(Side::Source, day).is_none());
     }
 
     #[test]
