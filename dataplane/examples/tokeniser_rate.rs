@@ -32,13 +32,18 @@ fn measure(name: &str, kind: ChannelKind, input: &[u8]) {
         best = best.min(start.elapsed().as_secs_f64());
     }
     let rate = input.len() as f64 / best / 1e9;
-    println!("{name:8} {rate:8.1} GB/s {:8.1} ns/token", best * 1e9 / tokens as f64);
+    println!(
+        "{name:8} {rate:8.1} GB/s {:8.1} ns/token",
+        best * 1e9 / tokens as f64
+    );
 }
 
 fn main() {
     let page = [0x5a; 4096];
     let mut builder = StreamBuilder::new();
-    builder.ram_start(&[("pc.ram", PAGES * 4096)]).part(RAM_SECTION);
+    builder
+        .ram_start(&[("pc.ram", PAGES * 4096)])
+        .part(RAM_SECTION);
     builder.page(Some("pc.ram"), 0, &page);
     let prologue = builder.bytes().to_vec();
     for index in 1..PAGES {
@@ -57,7 +62,9 @@ fn main() {
 
     let mut builder = MultifdBuilder::new(0, [0; 16]);
     for packet in 0..PAGES / 128 {
-        let pages: Vec<_> = (0..128).map(|page_in| (packet * 128 + page_in, &page)).collect();
+        let pages: Vec<_> = (0..128)
+            .map(|page_in| (packet * 128 + page_in, &page))
+            .collect();
         builder.packet("pc.ram", &pages, &[]);
     }
     measure("multifd", ChannelKind::Multifd, &builder.finish());

@@ -11,22 +11,31 @@ use dwcp_dataplane::stream::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let [kind, cuts, rest @ ..] = data else { return };
+    let [kind, cuts, rest @ ..] = data else {
+        return;
+    };
     let kind = match kind % 4 {
         0 => ChannelKind::Main,
         1 => ChannelKind::Multifd,
         2 => ChannelKind::ReturnPath,
         _ => ChannelKind::Opaque,
     };
-    let Some((cuts, rest)) = rest.split_at_checked(usize::from(cuts % 16) * 3) else { return };
-    let Some((capacity, stream)) = rest.split_first() else { return };
+    let Some((cuts, rest)) = rest.split_at_checked(usize::from(cuts % 16) * 3) else {
+        return;
+    };
+    let Some((capacity, stream)) = rest.split_first() else {
+        return;
+    };
 
     let mut tokeniser = Tokeniser::new(kind);
     let mut blocks = BlockTable::new();
     let mut out = TokenBuf::with_capacity(usize::from(*capacity));
     let (mut pos, mut end) = (0, 0);
     let cuts = cuts.chunks_exact(3).map(|cut| {
-        (usize::from(u16::from_be_bytes([cut[0], cut[1]])), cut[2] & 1 == 1)
+        (
+            usize::from(u16::from_be_bytes([cut[0], cut[1]])),
+            cut[2] & 1 == 1,
+        )
     });
     for (len, flush) in cuts.chain([(stream.len(), true)]) {
         end = stream.len().min(end + len);
