@@ -4,18 +4,24 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`api`] | the REST API |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
+//! | [`node`] | one node's control plane, put together |
 //! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
+//! | [`telemetry`] | metrics, health, counters |
 //! | [`token`] | the API's bearer token |
 
+pub mod api;
 pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod node;
 pub mod qmp;
 pub mod store;
+pub mod telemetry;
 pub mod token;

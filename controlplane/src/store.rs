@@ -13,6 +13,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -88,6 +89,39 @@ pub enum StoreError {
     },
 }
 
+/// A row ready to be written.
+pub struct Row {
+    table: String,
+    key: String,
+    json: Vec<u8>,
+}
+
+impl Row {
+    /// Turns a value into a row.
+    ///
+    /// # Errors
+    /// [`StoreError::Encode`] if it is no JSON or longer than [`VALUE_BYTES_MAX`].
+    pub fn new(table: &str, key: &str, value: &impl Serialize) -> Result<Self, StoreError> {
+        let bad = |reason: String| StoreError::Encode {
+            table: table.to_owned(),
+            key: key.to_owned(),
+            reason,
+        };
+        let json = serde_json::to_vec(value).map_err(|error| bad(error.to_string()))?;
+        if json.len() > VALUE_BYTES_MAX {
+            return Err(bad(format!(
+                "{} bytes, at most {VALUE_BYTES_MAX} are kept",
+                json.len()
+            )));
+        }
+        Ok(Self {
+            table: table.to_owned(),
+            key: key.to_owned(),
+            json,
+        })
+    }
+}
+
 type Rows<'a> = TableDefinition<'a, &'static str, &'static [u8]>;
 
 impl Store {
@@ -119,13 +153,17 @@ impl Store {
                 mode & 0o777
             )));
         }
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_file(file)
-            .map_err(|error| match error {
-                DatabaseError::DatabaseAlreadyOpen => StoreError::Held(path.to_path_buf()),
-                other => refused(other.to_string()),
-            })?;
+        let taken = |error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::Held(path.to_path_buf()),
+            other => refused(other.to_string()),
+        };
+        let database = FileBackend::new(file)
+            .and_then(|file| {
+                Database::builder()
+                    .set_cache_size(CACHE_BYTES)
+                    .create_with_backend(file)
+            })
+            .map_err(taken)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 database,
@@ -144,29 +182,27 @@ impl Store {
         key: &str,
         value: &impl Serialize,
     ) -> Result<(), StoreError> {
-        let bad = |reason: String| StoreError::Encode {
-            table: table.to_owned(),
-            key: key.to_owned(),
-            reason,
-        };
-        let json = serde_json::to_vec(value).map_err(|error| bad(error.to_string()))?;
-        if json.len() > VALUE_BYTES_MAX {
-            return Err(bad(format!(
-                "{} bytes, at most {VALUE_BYTES_MAX} are kept",
-                json.len()
-            )));
-        }
-        let io = |error: redb::Error| self.io("write", table, &error);
+        self.put_rows(&[Row::new(table, key, value)?])
+    }
+
+    /// Writes rows together: after a crash either all are there or none.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn put_rows(&self, rows: &[Row]) -> Result<(), StoreError> {
+        let first = rows.first().map_or("", |row| row.table.as_str());
+        let io = |error: redb::Error| self.io("write", first, &error);
         let write = self
             .inner
             .database
             .begin_write()
             .map_err(|e| io(e.into()))?;
-        {
-            let mut rows = write
-                .open_table(Rows::new(table))
+        for row in rows {
+            let mut table = write
+                .open_table(Rows::new(&row.table))
                 .map_err(|e| io(e.into()))?;
-            rows.insert(key, json.as_slice())
+            table
+                .insert(row.key.as_str(), row.json.as_slice())
                 .map_err(|e| io(e.into()))?;
         }
         write.commit().map_err(|e| io(e.into()))
@@ -265,7 +301,7 @@ mod tests {
     use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct Row {
+    struct Note {
         n: u32,
     }
 
@@ -275,24 +311,24 @@ mod tests {
         let path = folder.path().join("state.redb");
         {
             let store = Store::open(&path).unwrap();
-            store.put_json("jobs", "b", &Row { n: 2 }).unwrap();
-            store.put_json("jobs", "a", &Row { n: 1 }).unwrap();
-            store.put_json("jobs", "a", &Row { n: 3 }).unwrap();
+            store.put_json("jobs", "b", &Note { n: 2 }).unwrap();
+            store.put_json("jobs", "a", &Note { n: 1 }).unwrap();
+            store.put_json("jobs", "a", &Note { n: 3 }).unwrap();
             assert!(store.delete("jobs", "b").unwrap());
             assert!(!store.delete("jobs", "b").unwrap());
         }
         let store = Store::open(&path).unwrap();
         assert_eq!(
-            store.get_json::<Row>("jobs", "a").unwrap(),
-            Some(Row { n: 3 })
+            store.get_json::<Note>("jobs", "a").unwrap(),
+            Some(Note { n: 3 })
         );
-        assert_eq!(store.get_json::<Row>("jobs", "b").unwrap(), None);
-        assert_eq!(store.get_json::<Row>("other", "a").unwrap(), None);
+        assert_eq!(store.get_json::<Note>("jobs", "b").unwrap(), None);
+        assert_eq!(store.get_json::<Note>("other", "a").unwrap(), None);
         assert_eq!(
-            store.list_json::<Row>("jobs").unwrap(),
-            [("a".to_owned(), Row { n: 3 })]
+            store.list_json::<Note>("jobs").unwrap(),
+            [("a".to_owned(), Note { n: 3 })]
         );
-        assert_eq!(store.list_json::<Row>("other").unwrap(), []);
+        assert_eq!(store.list_json::<Note>("other").unwrap(), []);
     }
 
     #[test]
@@ -317,7 +353,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.redb")).unwrap();
         store.put_json("jobs", "a", &"text").unwrap();
-        let error = store.get_json::<Row>("jobs", "a").unwrap_err();
+        let error = store.get_json::<Note>("jobs", "a").unwrap_err();
         assert!(error.to_string().contains("row a of table jobs"), "{error}");
         let long = "x".repeat(VALUE_BYTES_MAX);
         assert!(matches!(

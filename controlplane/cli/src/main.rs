@@ -1,2 +1,67 @@
-//! The operator command line.
-fn main() {}
+//! `dwcpctl`, the operator's command line, over the REST API alone.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`args`] | the command line |
+//! | [`exit`] | how the program ends |
+//! | [`client`] | requests, and errors that say what to type next |
+//! | [`migrate`], [`follow`] | one migration to its end |
+//! | [`steer`] | flags, kill switch, health, lists |
+//! | [`progress`] | bars and lines |
+//! | [`sse`], [`view`] | the API's event stream and its views |
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod client;
+mod exit;
+mod follow;
+mod migrate;
+mod progress;
+mod sse;
+mod steer;
+mod view;
+
+use args::{Cli, Command};
+use client::{Api, ApiError};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("dwcpctl: the async runtime cannot start: {error}");
+            return Exit::Failed.into();
+        }
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("dwcpctl: {error}");
+            error.exit().into()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<Exit, ApiError> {
+    let api = Api::new(&cli.api, cli.token_file)?;
+    let as_json = cli.json;
+    match cli.command {
+        Command::Migrate(args) => migrate::migrate(&api, &args, as_json).await,
+        Command::Status {
+            id: Some(id),
+            watch: true,
+        } => migrate::watch(&api, &id, as_json).await,
+        Command::Status { id, .. } => steer::status(&api, id.as_deref(), as_json).await,
+        Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
+        Command::Flags { command } => steer::flags(&api, command, as_json).await,
+        Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
+        Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
+    }
+}

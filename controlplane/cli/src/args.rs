@@ -1,0 +1,198 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit;
+
+/// Moves running virtual machines, and steers how.
+#[derive(Parser, Debug)]
+#[command(name = "dwcpctl", version, after_help = exit::HELP)]
+pub struct Cli {
+    /// Address of this host's control plane
+    #[arg(
+        long,
+        env = "DWCP_API",
+        global = true,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7780"
+    )]
+    pub api: String,
+    /// File that holds the token [default: /etc/dwcp/token; DWCP_TOKEN may hold the token itself]
+    #[arg(long, env = "DWCP_TOKEN_FILE", global = true, value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
+    /// Results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Move a running guest to another host and follow it to its end
+    Migrate(Migrate),
+    /// Show all migrations, or one
+    Status {
+        /// Which one
+        id: Option<String>,
+        /// Follow it to its end
+        #[arg(long, requires = "id")]
+        watch: bool,
+    },
+    /// Cancel a migration; the guest goes on at the source
+    Cancel {
+        /// Which one
+        id: String,
+    },
+    /// Show or change feature flags
+    Flags {
+        /// What to do with them [default: list]
+        #[command(subcommand)]
+        command: Option<Flags>,
+    },
+    /// Throw the kill switch: everything goes back to v1, running migrations included
+    Rollback {
+        /// Release it: the flags decide again
+        #[arg(long)]
+        off: bool,
+    },
+    /// Is this node fit to move guests?
+    Health {
+        /// With everything behind the judgement
+        #[arg(long)]
+        detailed: bool,
+    },
+}
+
+/// `dwcpctl migrate`
+#[derive(Args, Debug)]
+pub struct Migrate {
+    /// QMP socket of the guest on this host
+    #[arg(long, value_name = "QMP")]
+    pub vm: String,
+    /// Control plane of the destination
+    #[arg(long, value_name = "URL")]
+    pub to: String,
+    /// QMP socket of the waiting hypervisor (`-incoming defer`) on the destination
+    #[arg(long, value_name = "PATH")]
+    pub to_qmp: String,
+    /// A name for the guest
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Extra migration connections of the hypervisor; 0: the single stream
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub multifd: u32,
+    /// Highest protocol version to use
+    #[arg(long, value_enum, default_value_t = MaxVersion::V3)]
+    pub max_version: MaxVersion,
+    /// The hypervisor's downtime limit
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub downtime_limit_ms: u64,
+    /// Bytes a second on the wire, with K, M or G for powers of 1000; 0: no limit
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]
+    pub bandwidth_limit: u64,
+    /// Cancel it after so many seconds
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Do not follow it: print its id
+    #[arg(long, conflicts_with = "timeout")]
+    pub detach: bool,
+}
+
+/// A protocol version.
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub enum MaxVersion {
+    /// The plain and proven way
+    V1,
+    /// Everything since
+    V3,
+}
+
+impl MaxVersion {
+    /// The word of the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V3 => "v3",
+        }
+    }
+}
+
+/// `dwcpctl flags`
+#[derive(Subcommand, Debug)]
+pub enum Flags {
+    /// Show them
+    List,
+    /// Switch one, or change its share of the nodes
+    Set {
+        /// For example dwcp_v3_hde
+        feature: String,
+        /// Share of the nodes, 0 to 100
+        #[arg(long, value_name = "N", required_unless_present = "enabled")]
+        percentage: Option<f64>,
+        /// On or off
+        #[arg(long, value_name = "BOOL")]
+        enabled: Option<bool>,
+    },
+    /// Keep nodes out of a flag whatever its share
+    Exclude {
+        /// For example dwcp_v3_hde
+        feature: String,
+        /// Names of the nodes
+        #[arg(required = true)]
+        nodes: Vec<String>,
+        /// Let them in again
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Show who changed what
+    History,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1_000),
+        Some(b'M') => (&text[..text.len() - 1], 1_000_000),
+        Some(b'G') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "write a whole number, or one with K, M or G".to_owned())?;
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| "that is too much".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds @ 1..=86_400_000) => Ok(Duration::from_secs(seconds)),
+        _ => Err("write whole seconds, at least 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn amounts_are_read_or_refused() {
+        assert_eq!(bytes("250M"), Ok(250_000_000));
+        assert_eq!(bytes("7"), Ok(7));
+        for bad in ["", "M", "1.5G", "-1", "1MB", "99999999999G", "é"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+        assert!(seconds("0").is_err() && seconds("x").is_err());
+    }
+}

@@ -1,0 +1,157 @@
+//! Routes of migrations that start here, and of those that arrive here.
+//!
+//! | route | answer |
+//! |---|---|
+//! | `POST /v1/migrations` | 201 and the migration's view |
+//! | `GET /v1/migrations` | `{"migrations":[…]}`, the newest first |
+//! | `GET /v1/migrations/{id}` | its view |
+//! | `PATCH /v1/migrations/{id}` `{"bandwidth_limit_bytes_per_s":n}` | its view; 0 lifts the limit |
+//! | `DELETE /v1/migrations/{id}` | cancels it; its view |
+//! | `POST /v1/incoming` | 201 and `{"session","dataplane",…}` |
+//! | `GET /v1/incoming` | `{"incoming":[…]}` |
+//! | `GET /v1/incoming/{session}` | its view |
+//! | `POST /v1/incoming/{session}/verdict` | `{"guest":"here"}`, `never_here` or `unknown` |
+//! | `DELETE /v1/incoming/{session}` | cancels it; its view |
+//!
+//! What changes something runs in a task of its own: a client that goes away in the middle of a request
+//! leaves no half-prepared hypervisor behind.
+
+use std::future::Future;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use dwcp_api::SessionId;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::body::JsonBody;
+use super::problem::Problem;
+use crate::jobs::{
+    IncomingRequest, IncomingView, JobError, MigrationRequest, MigrationView, Verdict,
+};
+
+/// Body of `PATCH /v1/migrations/{id}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchRequest {
+    bandwidth_limit_bytes_per_s: u64,
+}
+
+/// `POST /v1/migrations`
+pub async fn start(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<MigrationRequest>,
+) -> Result<impl IntoResponse, Problem> {
+    let view = detached(async move { app.jobs.start(request).await }).await?;
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+/// `GET /v1/migrations`
+pub async fn list(State(app): State<App>) -> impl IntoResponse {
+    Json(json!({ "migrations": app.jobs.list() }))
+}
+
+/// `GET /v1/migrations/{id}`
+pub async fn get(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<MigrationView>, Problem> {
+    let id = session(&id)?;
+    app.jobs
+        .get(&id)
+        .map(Json)
+        .ok_or_else(|| JobError::Unknown(id).into())
+}
+
+/// `PATCH /v1/migrations/{id}`
+pub async fn patch(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    JsonBody(request): JsonBody<PatchRequest>,
+) -> Result<Json<MigrationView>, Problem> {
+    let id = session(&id)?;
+    let limit = request.bandwidth_limit_bytes_per_s;
+    Ok(Json(
+        detached(async move { app.jobs.limit(&id, limit).await }).await?,
+    ))
+}
+
+/// `DELETE /v1/migrations/{id}`
+pub async fn cancel(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<MigrationView>, Problem> {
+    let id = session(&id)?;
+    Ok(Json(
+        detached(async move { app.jobs.cancel(&id).await }).await?,
+    ))
+}
+
+/// `POST /v1/incoming`
+pub async fn incoming_open(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<IncomingRequest>,
+) -> Result<impl IntoResponse, Problem> {
+    let view = detached(async move { app.jobs.incoming_open(request).await }).await?;
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+/// `GET /v1/incoming`
+pub async fn incoming_list(State(app): State<App>) -> impl IntoResponse {
+    Json(json!({ "incoming": app.jobs.incoming_list() }))
+}
+
+/// `GET /v1/incoming/{session}`
+pub async fn incoming_get(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<IncomingView>, Problem> {
+    let id = session(&id)?;
+    app.jobs
+        .incoming_get(&id)
+        .map(Json)
+        .ok_or_else(|| JobError::Unknown(id).into())
+}
+
+/// `POST /v1/incoming/{session}/verdict`
+pub async fn incoming_verdict(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Verdict>, Problem> {
+    let id = session(&id)?;
+    Ok(Json(
+        detached(async move { app.jobs.incoming_verdict(&id).await }).await?,
+    ))
+}
+
+/// `DELETE /v1/incoming/{session}`
+pub async fn incoming_cancel(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<IncomingView>, Problem> {
+    let id = session(&id)?;
+    Ok(Json(
+        detached(async move { app.jobs.incoming_cancel(&id).await }).await?,
+    ))
+}
+
+/// Checks the id in a path and gives it back as it is written everywhere.
+///
+/// # Errors
+/// [`Problem`] with status 400.
+pub fn session(id: &str) -> Result<String, Problem> {
+    SessionId::parse(id)
+        .map(|id| id.to_string())
+        .ok_or_else(|| Problem::bad_request("the id in the path is not 32 hexadecimal digits"))
+}
+
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, JobError>> + Send + 'static,
+) -> Result<T, Problem> {
+    Ok(tokio::spawn(work)
+        .await
+        .map_err(|error| Problem::lost_task(&error))??)
+}

@@ -1,0 +1,166 @@
+//! The REST API: JSON in, JSON or `application/problem+json` out, a bearer token on every route.
+//!
+//! In: requests. Out: calls into [`crate::jobs`], [`crate::flags`] and [`crate::telemetry`]. Promises:
+//! nothing without the token; every size and every wait is bounded; a client that goes away or stops
+//! reading costs a bounded time; stopping the API stops no migration.
+//!
+//! | module | routes or part |
+//! |---|---|
+//! | [`migrations`] | `/v1/migrations`, `/v1/incoming` |
+//! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
+//! | [`flags`] | `/v1/feature-flags` |
+//! | [`health`] | `/v1/health`, `/v1/perf/counters`, `/metrics` |
+//! | [`auth`] | the token |
+//! | [`body`] | bounded reading of bodies |
+//! | [`problem`] | refusals |
+//! | [`serve`] | connections |
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::http::{StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+pub mod auth;
+pub mod body;
+pub mod events;
+pub mod flags;
+pub mod health;
+pub mod migrations;
+pub mod problem;
+pub mod serve;
+
+use crate::flags::Flags;
+use crate::host::Host;
+use crate::jobs::Jobs;
+use crate::store::Store;
+use crate::telemetry::health::StoreHealth;
+use crate::telemetry::tally::Tally;
+use crate::token::Token;
+use problem::Problem;
+
+/// What the routes work on; a clone is the same.
+#[derive(Clone)]
+pub struct App {
+    /// The data plane.
+    pub host: Host,
+    /// Migrations.
+    pub jobs: Jobs,
+    /// Feature flags.
+    pub flags: Flags,
+    /// What the control plane counts.
+    pub tally: Tally,
+    /// The store, for probing it.
+    pub store: Store,
+    /// The token every request must bear.
+    pub token: Arc<Token>,
+    /// Serve `/metrics` without it.
+    pub metrics_open: bool,
+    /// Becomes true when the process stops.
+    pub stop: watch::Receiver<bool>,
+    /// When the process began.
+    pub started: Instant,
+    streams: Arc<Semaphore>,
+    probe: Arc<Mutex<Option<(Instant, StoreHealth)>>>,
+}
+
+/// The parts of an [`App`] that come from outside.
+pub struct Parts {
+    /// The data plane.
+    pub host: Host,
+    /// Migrations.
+    pub jobs: Jobs,
+    /// Feature flags.
+    pub flags: Flags,
+    /// The store.
+    pub store: Store,
+    /// The token every request must bear.
+    pub token: Token,
+    /// Serve `/metrics` without it.
+    pub metrics_open: bool,
+    /// Becomes true when the process stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+impl App {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            host: parts.host,
+            jobs: parts.jobs,
+            flags: parts.flags,
+            tally: Tally::default(),
+            store: parts.store,
+            token: Arc::new(parts.token),
+            metrics_open: parts.metrics_open,
+            stop: parts.stop,
+            started: Instant::now(),
+            streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+            probe: Arc::default(),
+        }
+    }
+
+    /// Every route, behind the token.
+    #[must_use]
+    pub fn router(self) -> Router {
+        Router::new()
+            .route(
+                "/v1/migrations",
+                get(migrations::list).post(migrations::start),
+            )
+            .route(
+                "/v1/migrations/{id}",
+                get(migrations::get)
+                    .patch(migrations::patch)
+                    .delete(migrations::cancel),
+            )
+            .route("/v1/migrations/{id}/events", get(events::one))
+            .route("/v1/events", get(events::all))
+            .route(
+                "/v1/incoming",
+                get(migrations::incoming_list).post(migrations::incoming_open),
+            )
+            .route(
+                "/v1/incoming/{session}",
+                get(migrations::incoming_get).delete(migrations::incoming_cancel),
+            )
+            .route(
+                "/v1/incoming/{session}/verdict",
+                post(migrations::incoming_verdict),
+            )
+            .route("/v1/feature-flags", get(flags::list).post(flags::set))
+            .route("/v1/feature-flags/history", get(flags::history))
+            .route("/v1/feature-flags/exclude", post(flags::exclude))
+            .route("/v1/feature-flags/force-v1", post(flags::force_v1))
+            .route("/v1/feature-flags/{feature}", get(flags::get))
+            .route("/v1/health", get(health::simple))
+            .route("/v1/health/detailed", get(health::detailed))
+            .route("/v1/perf/counters", get(health::counters))
+            .route("/metrics", get(health::metrics))
+            .fallback(no_route)
+            .method_not_allowed_fallback(no_method)
+            .layer(from_fn_with_state(self.clone(), auth::require_token))
+            .with_state(self)
+    }
+}
+
+async fn no_route(uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(100).collect();
+    Problem::not_found(
+        format!("there is no {path}"),
+        "see the API's documentation for the routes; they begin with /v1",
+    )
+}
+
+async fn no_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this route does not take that method",
+        "see the API's documentation for the methods of each route",
+    )
+}

@@ -1,0 +1,138 @@
+//! What a client is told when something is refused: `application/problem+json` (RFC 9457) with one
+//! more member, `cure`.
+//!
+//! In: an error of a module. Out: a response. Promise: every refusal says what happened and what to
+//! do next; none repeats a token or more than a few words of what the client sent.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::flags::FlagError;
+use crate::jobs::JobError;
+use crate::store::StoreError;
+
+/// A refusal.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    /// `urn:dwcp:problem:` and a word that programs may compare.
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    cure: String,
+    #[serde(skip)]
+    challenge: Option<&'static str>,
+}
+
+impl Problem {
+    /// A refusal with a word for programs, an account of what happened, and what to do.
+    #[must_use]
+    pub fn new(
+        status: StatusCode,
+        code: &str,
+        detail: impl Into<String>,
+        cure: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind: format!("urn:dwcp:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: detail.into(),
+            cure: cure.into(),
+            challenge: None,
+        }
+    }
+
+    /// 400: the request is not what this route takes.
+    #[must_use]
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        let cure = "correct the request; the API's documentation shows one for each route";
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail, cure)
+    }
+
+    /// 401 with a challenge: who asks is not known.
+    #[must_use]
+    pub fn unauthorized(detail: &str, challenge: &'static str) -> Self {
+        let cure = "send `authorization: Bearer TOKEN` with the token of this node's token_file";
+        Self {
+            challenge: Some(challenge),
+            ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail, cure)
+        }
+    }
+
+    /// 404: nothing of that name.
+    #[must_use]
+    pub fn not_found(detail: impl Into<String>, cure: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail, cure)
+    }
+
+    /// 500: a task of ours ended without an answer.
+    #[must_use]
+    pub fn lost_task(error: &tokio::task::JoinError) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            format!("the work ended without an answer: {error}"),
+            "look at the control plane's log; then ask again",
+        )
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_string(&self).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(challenge) = self.challenge {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(challenge),
+            );
+        }
+        response
+    }
+}
+
+impl From<FlagError> for Problem {
+    fn from(error: FlagError) -> Self {
+        match error {
+            FlagError::Unknown(_) => Self::not_found(
+                error.to_string(),
+                "list the flags with GET /v1/feature-flags or `dwcpctl flags list`",
+            ),
+            FlagError::TooMany { .. } => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "too_many_nodes",
+                error.to_string(),
+                "exclude fewer nodes, or lower the percentage",
+            ),
+            FlagError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "store",
+            error.to_string(),
+            "check the space and the health of the disk that holds state_dir",
+        )
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(error: JobError) -> Self {
+        let status =
+            StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self::new(status, error.code(), error.to_string(), error.cure())
+    }
+}

@@ -1,0 +1,315 @@
+//! Settings of the control plane.
+//!
+//! In: a TOML file, then the environment (`DWCP_…`), then flags; the later one wins. Out: [`Config`],
+//! checked. Promise: a key that is not known is refused and named, so that a typing error never
+//! means a default.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::flags::NodeId;
+
+/// Where the file is looked for when none is named; it may be missing there.
+pub const FILE_DEFAULT: &str = "/etc/dwcp/controlplane.toml";
+
+/// The control plane of one host.
+#[derive(Parser, Clone, Debug, Default)]
+#[command(name = "dwcp-controlplane", version, about, long_about = None)]
+pub struct Args {
+    /// Settings file; without it /etc/dwcp/controlplane.toml is read if it exists
+    #[arg(long, env = "DWCP_CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Check the settings, print those in force and exit
+    #[arg(long)]
+    pub check: bool,
+    /// The settings themselves
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// The settings as one source gives them: what is absent is left to the source before.
+#[derive(clap::Args, Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Address of the API [default: 127.0.0.1:7780]
+    #[arg(long, env = "DWCP_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Attach socket of the data plane [default: /run/dwcp/dataplane.sock]
+    #[arg(long, env = "DWCP_ATTACH", value_name = "PATH")]
+    pub attach: Option<PathBuf>,
+    /// Folder of what outlives a restart [default: /var/lib/dwcp]
+    #[arg(long, env = "DWCP_STATE_DIR", value_name = "PATH")]
+    pub state_dir: Option<PathBuf>,
+    /// Folder of the sockets that hypervisors connect to [default: /run/dwcp/sessions]
+    #[arg(long, env = "DWCP_SOCKET_DIR", value_name = "PATH")]
+    pub socket_dir: Option<PathBuf>,
+    /// Folders whose QMP sockets may be used, separated by colons [default: /run/dwcp/qmp]
+    #[arg(
+        long,
+        env = "DWCP_QMP_ALLOWED_DIRS",
+        value_name = "PATH",
+        value_delimiter = ':'
+    )]
+    pub qmp_allowed_dirs: Option<Vec<PathBuf>>,
+    /// Name of this node in rollouts [default: the host's name]
+    #[arg(long, env = "DWCP_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// File with the API's bearer token, mode 0600 [default: /etc/dwcp/token]
+    #[arg(long, env = "DWCP_TOKEN_FILE", value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
+    /// File with the token for peers' APIs [default: token_file]
+    #[arg(long, env = "DWCP_PEER_TOKEN_FILE", value_name = "PATH")]
+    pub peer_token_file: Option<PathBuf>,
+    /// Serve /metrics without a token [default: false]
+    #[arg(long, env = "DWCP_METRICS_OPEN", value_name = "BOOL")]
+    pub metrics_open: Option<bool>,
+    /// Threads that serve requests, 1 to 16 [default: 1]
+    #[arg(long, env = "DWCP_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// The settings in force.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address of the API.
+    pub listen: SocketAddr,
+    /// Attach socket of the data plane.
+    pub attach: PathBuf,
+    /// Folder of what outlives a restart.
+    pub state_dir: PathBuf,
+    /// Folder of the sockets that hypervisors connect to.
+    pub socket_dir: PathBuf,
+    /// Folders whose QMP sockets may be used.
+    pub qmp_allowed_dirs: Vec<PathBuf>,
+    /// Name of this node in rollouts.
+    pub node: NodeId,
+    /// File with the API's bearer token.
+    pub token_file: PathBuf,
+    /// File with the token for peers' APIs.
+    pub peer_token_file: PathBuf,
+    /// Serve `/metrics` without a token.
+    pub metrics_open: bool,
+    /// Threads that serve requests.
+    pub threads: usize,
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {reason}")]
+    Unreadable {
+        /// File meant.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The file is no TOML, or has a key or a value that is not known.
+    #[error(
+        "{path}: {reason}\ncorrect the key or remove it; `dwcp-controlplane --help` lists the settings"
+    )]
+    Refused {
+        /// File meant.
+        path: PathBuf,
+        /// What the parser said, with the line and the key.
+        reason: String,
+    },
+    /// A value is outside its limits.
+    #[error("{key} = {found:?} {why}")]
+    Value {
+        /// Key meant.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is wrong and what would be right.
+        why: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the file and lays the environment and the flags (both in `args`) over it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        let default = Path::new(FILE_DEFAULT);
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None if default.exists() => read_file(default)?,
+            None => Settings::default(),
+        };
+        Self::resolve(args.settings.clone().over(file))
+    }
+
+    fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+        let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
+        let node = settings.node.unwrap_or_else(|| {
+            rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned()
+        });
+        let token_file = path(settings.token_file, "/etc/dwcp/token");
+        let config = Self {
+            listen: settings
+                .listen
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7780))),
+            attach: path(settings.attach, "/run/dwcp/dataplane.sock"),
+            state_dir: path(settings.state_dir, "/var/lib/dwcp"),
+            socket_dir: path(settings.socket_dir, "/run/dwcp/sessions"),
+            qmp_allowed_dirs: settings
+                .qmp_allowed_dirs
+                .unwrap_or_else(|| vec!["/run/dwcp/qmp".into()]),
+            node: NodeId::new(&node).ok_or(ConfigError::Value {
+                key: "node",
+                found: node,
+                why: "is no node name: 1 to 64 characters out of A-Z a-z 0-9 . _ -",
+            })?,
+            peer_token_file: settings
+                .peer_token_file
+                .unwrap_or_else(|| token_file.clone()),
+            token_file,
+            metrics_open: settings.metrics_open.unwrap_or(false),
+            threads: settings.threads.unwrap_or(1),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, found: &dyn ToString, why| {
+            Err(ConfigError::Value {
+                key,
+                found: found.to_string(),
+                why,
+            })
+        };
+        if !(1..=16).contains(&self.threads) {
+            return value("threads", &self.threads, "is outside 1 to 16");
+        }
+        let single = [
+            ("attach", &self.attach),
+            ("state_dir", &self.state_dir),
+            ("socket_dir", &self.socket_dir),
+            ("token_file", &self.token_file),
+            ("peer_token_file", &self.peer_token_file),
+        ];
+        let allowed = self
+            .qmp_allowed_dirs
+            .iter()
+            .map(|path| ("qmp_allowed_dirs", path));
+        for (key, path) in single.into_iter().chain(allowed) {
+            if !path.is_absolute() {
+                return value(key, &path.display(), "is no absolute path: begin it with /");
+            }
+        }
+        if self.qmp_allowed_dirs.is_empty() {
+            return value(
+                "qmp_allowed_dirs",
+                &"",
+                "is empty: name the folders of the QMP sockets",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// These settings where they are given, `below` where not.
+    fn over(self, below: Self) -> Self {
+        Self {
+            listen: self.listen.or(below.listen),
+            attach: self.attach.or(below.attach),
+            state_dir: self.state_dir.or(below.state_dir),
+            socket_dir: self.socket_dir.or(below.socket_dir),
+            qmp_allowed_dirs: self.qmp_allowed_dirs.or(below.qmp_allowed_dirs),
+            node: self.node.or(below.node),
+            token_file: self.token_file.or(below.token_file),
+            peer_token_file: self.peer_token_file.or(below.peer_token_file),
+            metrics_open: self.metrics_open.or(below.metrics_open),
+            threads: self.threads.or(below.threads),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Refused {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, flags: &[&str]) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("controlplane.toml");
+        std::fs::write(&path, file).unwrap();
+        let mut args = vec!["dwcp-controlplane", "--config", path.to_str().unwrap()];
+        args.extend(flags);
+        Config::load(&Args::try_parse_from(args).unwrap())
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let config = load("node = \"a\"\nthreads = 2\n", &["--threads", "3"]).unwrap();
+        assert_eq!((config.node.as_str(), config.threads), ("a", 3));
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7780");
+        assert_eq!(config.peer_token_file, config.token_file);
+        let dirs = load("", &["--qmp-allowed-dirs", "/a:/b"])
+            .unwrap()
+            .qmp_allowed_dirs;
+        assert_eq!(dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = load("lissten = \"127.0.0.1:1\"\n", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("lissten") && error.contains("--help"),
+            "{error}"
+        );
+        let error = load("[listen]\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("listen"), "{error}");
+    }
+
+    #[test]
+    fn values_outside_their_limits_are_named() {
+        for (file, key) in [
+            ("threads = 0", "threads"),
+            ("threads = 17", "threads"),
+            ("node = \"a b\"", "node"),
+            ("attach = \"run/attach\"", "attach"),
+            ("qmp_allowed_dirs = []", "qmp_allowed_dirs"),
+            ("qmp_allowed_dirs = [\"x\"]", "qmp_allowed_dirs"),
+        ] {
+            match load(file, &[]) {
+                Err(ConfigError::Value { key: named, .. }) => assert_eq!(named, key),
+                other => panic!("{file}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_exist() {
+        let args = Args {
+            config: Some("/nonexistent.toml".into()),
+            ..Args::default()
+        };
+        assert!(matches!(
+            Config::load(&args),
+            Err(ConfigError::Unreadable { .. })
+        ));
+    }
+}

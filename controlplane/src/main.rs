@@ -1,0 +1,93 @@
+//! The control plane's process: reads the settings, opens the API's socket, runs until SIGTERM or
+//! SIGINT. Stopping it stops no migration.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use dwcp_controlplane::config::{Args, Config};
+use dwcp_controlplane::node;
+use dwcp_controlplane::token::Token;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dwcp-controlplane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    if args.check {
+        Token::read(&config.token_file)?;
+        Token::read(&config.peer_token_file)?;
+        println!(
+            "{}",
+            toml::to_string(&config).context("the settings cannot be printed")?
+        );
+        return Ok(());
+    }
+    let filter = EnvFilter::try_from_env("DWCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let mut runtime = if config.threads == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(config.threads);
+        builder
+    };
+    let runtime = runtime
+        .enable_all()
+        // What blocks is an fsync now and then.
+        .max_blocking_threads(8)
+        .build()
+        .context("the async runtime cannot start")?;
+    runtime.block_on(run(&config))
+}
+
+async fn run(config: &Config) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: choose another address with --listen",
+            config.listen
+        )
+    })?;
+    let address = listener.local_addr().context("the socket has no address")?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "the token crosses the network in clear: keep this address on a trusted migration network"
+        );
+    }
+    let (stopper, stop) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("no SIGTERM handler")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("no SIGINT handler")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; running migrations go on");
+        stopper.send_replace(true);
+        // A second signal does not wait for requests in progress.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    tracing::info!(%address, node = config.node.as_str(), "the API listens");
+    node::run(config, listener, stop).await?;
+    Ok(())
+}

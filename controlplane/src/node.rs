@@ -1,0 +1,136 @@
+//! One node's control plane, put together.
+//!
+//! In: the settings and a listening socket. Out: a running API with its background work. Promise: it
+//! ends when told to, within the grace of [`crate::api::serve`], and what it started goes on: migrations
+//! belong to the data plane and to the rows in the store.
+
+use tokio::net::TcpListener;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+
+use crate::api::{App, Parts, serve};
+use crate::config::Config;
+use crate::flags::Flags;
+use crate::host::Host;
+use crate::jobs::{JobError, Jobs, JobsConfig, PeerToken};
+use crate::store::{Store, StoreError};
+use crate::telemetry::tally::Tally;
+use crate::token::{Token, TokenError};
+
+/// Why a control plane cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A token file.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The migrations that were running.
+    #[error("migrations cannot be taken up again: {0}; {cure}", cure = .0.cure())]
+    Jobs(#[from] JobError),
+    /// The folder of the state.
+    #[error("cannot create {path}: {reason}; create it, or choose another state_dir")]
+    StateDir {
+        /// Folder meant.
+        path: std::path::PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// Runs a control plane until `stop` becomes true.
+///
+/// # Errors
+/// [`NodeError`] if it cannot begin.
+pub async fn run(
+    config: &Config,
+    listener: TcpListener,
+    stop: watch::Receiver<bool>,
+) -> Result<(), NodeError> {
+    let token = Token::read(&config.token_file)?;
+    let peer_token = Token::read(&config.peer_token_file)?;
+    std::fs::create_dir_all(&config.state_dir).map_err(|error| NodeError::StateDir {
+        path: config.state_dir.clone(),
+        reason: error.to_string(),
+    })?;
+    let store = Store::open(&config.state_dir.join("controlplane.redb"))?;
+    let (host, attaching) = Host::spawn(config.attach.clone());
+    let flags = Flags::open(store.clone(), config.node.clone(), Box::new(host.clone()))?;
+    let jobs_config = JobsConfig {
+        socket_dir: config.socket_dir.clone(),
+        qmp_allowed_dirs: config.qmp_allowed_dirs.clone(),
+        peer_token: Some(PeerToken(peer_token.reveal().to_owned())),
+    };
+    let jobs = Jobs::new(host.clone(), store.clone(), jobs_config)?;
+    let app = App::new(Parts {
+        host: host.clone(),
+        jobs: jobs.clone(),
+        flags: flags.clone(),
+        store,
+        token,
+        metrics_open: config.metrics_open,
+        stop: stop.clone(),
+    });
+    let tally = app.tally.clone();
+    let background = [
+        attaching,
+        tokio::spawn(apply_at_attach(host.clone(), flags)),
+        tokio::spawn(tally_failures(host, tally.clone())),
+        tokio::spawn(tally_migrations(jobs, tally)),
+    ];
+    serve::serve(listener, app.router(), stop).await;
+    for task in background {
+        task.abort();
+    }
+    Ok(())
+}
+
+/// Sets the switch words of every data plane that attaches.
+async fn apply_at_attach(host: Host, flags: Flags) {
+    let mut attaches = host.on_attach();
+    loop {
+        attaches.borrow_and_update();
+        let flags = flags.clone();
+        let applied = tokio::task::spawn_blocking(move || flags.apply_all()).await;
+        // Not attached, or gone again: the next attach comes here too.
+        tracing::debug!(?applied, "switch words");
+        if attaches.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Looks at the session table at each event, so that a failure is counted before it is forgotten.
+async fn tally_failures(host: Host, tally: Tally) {
+    let mut events = host.events();
+    while next(&mut events).await.is_some() {
+        if let Ok(sessions) = host.sessions() {
+            tally.observe_sessions(&sessions);
+        }
+    }
+}
+
+async fn tally_migrations(jobs: Jobs, tally: Tally) {
+    let mut views = jobs.subscribe();
+    while let Some(view) = next(&mut views).await {
+        if let Some(view) = view {
+            tally.observe_migration(&view);
+        } else {
+            // Some were missed: the list has them all.
+            jobs.list()
+                .iter()
+                .for_each(|view| tally.observe_migration(view));
+        }
+    }
+}
+
+/// The next message; `Some(None)` if some were missed; `None` at the end.
+async fn next<T: Clone>(receiver: &mut Receiver<T>) -> Option<Option<T>> {
+    match receiver.recv().await {
+        Ok(message) => Some(Some(message)),
+        Err(RecvError::Lagged(_)) => Some(None),
+        Err(RecvError::Closed) => None,
+    }
+}
