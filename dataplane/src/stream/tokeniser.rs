@@ -38,7 +38,9 @@ pub struct Tokeniser {
     skip: u64,
     /// A page to let pass before the parser is asked again.
     body: Option<PageAddr>,
-    /// Bytes that a flush pushed out as raw before the parser could decide on them.
+    /// Bytes that a flush pushed out as raw before the parser could decide on them: at most one
+    /// incomplete head, which the next step that the parser decides uses up, but for the few bytes
+    /// of a record header that the block list looks ahead at.
     held: ArrayVec<u8, MAX_HEAD_BYTES>,
     facts: StreamFacts,
 }
@@ -119,13 +121,17 @@ impl Tokeniser {
         final_: bool,
         out: &mut TokenBuf,
     ) -> Option<usize> {
-        if !self.held.is_empty() || (rest.len() < PAGE_BYTES && final_) {
+        debug_assert!(
+            self.held.is_empty(),
+            "only a record header is looked at ahead of time"
+        );
+        if rest.len() < PAGE_BYTES {
+            if !final_ {
+                return None;
+            }
             self.body = None;
             self.skip = PAGE_BYTES as u64;
             return Some(0);
-        }
-        if rest.len() < PAGE_BYTES {
-            return None;
         }
         self.body = None;
         self.push(Token::Body { addr }, out);

@@ -312,11 +312,11 @@ fn early_virtio_mem_state_is_walked() {
     builder.full(40, "0000:00:04.0/virtio-mem-device-early", 1);
     builder
         .be64(0x1_4000_0000)
-        .be64(256 << 20)
+        .be64(260 << 20)
         .be64(2 << 20)
         .be32(0)
         .be64(64 << 20)
-        .raw(&[9; 16]);
+        .raw(&[9; 24]);
     builder
         .footer(40)
         .part(RAM_SECTION)
