@@ -176,7 +176,8 @@ fn receive(plan: &Plan, ends: Vec<OwnedFd>, stop: &AtomicBool) -> Outcome<(u64, 
 
 fn main() -> Outcome<()> {
     let plan = plan()?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
+    // Two addresses, or `auto` would see one host and not even try to send without a copy.
+    let listener = TcpListener::bind("127.0.0.2:0")?;
     let (mut near, mut far) = (Vec::new(), Vec::new());
     for _ in 0..plan.lanes {
         let end = TcpStream::connect(listener.local_addr()?)?;

@@ -175,7 +175,8 @@ pub trait LaneGroup {
     /// What becomes a lane: a connected socket, a queue pair.
     type Endpoint: Send;
 
-    /// Makes a lane of `endpoint`; its received frames land in `pools`.
+    /// Makes a lane of `endpoint`; its received frames land in `pools`. Send from other pools: two
+    /// sides that fill all buffers with frames to send have none to receive what would free them.
     ///
     /// # Errors
     /// See [`AddError`]; the endpoint is closed then.

@@ -17,7 +17,9 @@ struct Tcp {
 }
 
 fn connected() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Nearby is 127.0.0.1, far is 127.0.0.2: not the same address, so `SendMode::Auto` begins
+    // without a copy and learns that the kernel copies here.
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let far = listener.accept().unwrap().0;
     for end in [&near, &far] {

@@ -40,9 +40,20 @@ pub fn a_slow_reader_holds_the_sender<H: Harness>(harness: &H) {
     until(&mut a, &mut b, |_, b| b.count(far) == taken.len());
     b.expect(far, &taken);
     assert_eq!(a.writable, [near], "one Writable for many refusals");
-    assert!(a.offer(near, b"again"));
+    b.got.clear();
+    // Frames that are hardly any bytes are bounded by their number.
+    let mut small = 0;
+    while a.offer(near, b"again") {
+        small += 1;
+    }
+    assert!(
+        free(&a.sends) > before - 100,
+        "a lane holds {small} short frames"
+    );
+    let mut arrived = 0;
     until(&mut a, &mut b, |a, b| {
-        b.count(far) == 1 && free(&a.sends) == before
+        arrived += b.got.remove(&far).unwrap_or_default().len();
+        arrived == small && free(&a.sends) == before
     });
 }
 
