@@ -185,7 +185,7 @@ impl Frame {
         unsafe { self.header.as_ref() }
     }
 
-    /// The payload: 1 to [`MAX_FRAME_BYTES`] bytes.
+    /// The payload: 1 to [`crate::MAX_FRAME_BYTES`] bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         let len = self.header().len as usize;

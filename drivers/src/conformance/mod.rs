@@ -1,7 +1,7 @@
 //! One suite that every back end passes, unchanged.
 //!
 //! Comes in: a [`Harness`] for the back end. Goes out: a panic where the back end does not do what
-//! [`crate::lane`] promises. A test target names its harness once, with [`conformance_suite!`].
+//! [`crate::lane`] promises. A test target names its harness once, with [`crate::conformance_suite!`].
 //! Nothing asserts a maximum time; a watchdog ends a hang.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed check is a panic
 
