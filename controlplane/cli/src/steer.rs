@@ -159,10 +159,10 @@ async fn first_batches(api: &Api) -> Result<Exit, ApiError> {
             .and_then(|list| serde_json::from_value(list.clone()).ok())
             .unwrap_or_default();
         let mut waiting = 0;
-        for view in all
-            .iter()
-            .filter(|view| !view.is_final() && !said.contains(&view.id))
-        {
+        for view in &all {
+            if view.is_final() || said.contains(&view.id) {
+                continue;
+            }
             let first = view
                 .rollback
                 .as_ref()

@@ -1,4 +1,4 @@
-//! Reads the JSON body of a request.
+//! Reads the JSON body of a request, and the word in its path.
 //!
 //! In: whatever a client sends. Out: a typed value or a [`Problem`]. Promise: at most
 //! [`BODY_BYTES_MAX`] are kept and at most [`BODY_TIME_MAX`] is waited, however slowly they come.
@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -53,6 +54,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
             let message: String = error.to_string().chars().take(300).collect();
             Problem::bad_request(format!("the body is not what this route takes: {message}"))
         })
+    }
+}
+
+/// The one word that a path holds.
+pub struct PathWord(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathWord {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(word)) => Ok(Self(word)),
+            Err(_) => Err(Problem::bad_request("the path is not UTF-8")),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::future::ready;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -23,6 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::App;
+use super::body::PathWord;
 use super::migrations::session;
 use super::problem::Problem;
 use super::serve::stopped;
@@ -45,7 +46,7 @@ pub async fn all(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
 /// `GET /v1/migrations/{id}/events`
 pub async fn one(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
 ) -> Result<impl IntoResponse, Problem> {
     let id = session(&id)?;
     let permit = permit(&app)?;

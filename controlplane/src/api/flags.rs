@@ -13,14 +13,14 @@
 //! the other four start disabled at 0 % and decide nothing while `available` is false.
 
 use axum::Json;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::App;
 use super::auth::Caller;
-use super::body::JsonBody;
+use super::body::{JsonBody, PathWord};
 use super::problem::Problem;
 use crate::flags::{FlagView, FlagsView, ForceView, NodeId, Percentage};
 
@@ -62,7 +62,7 @@ pub async fn list(State(app): State<App>) -> Json<FlagsView> {
 /// `GET /v1/feature-flags/{feature}`
 pub async fn get(
     State(app): State<App>,
-    Path(feature): Path<String>,
+    PathWord(feature): PathWord,
 ) -> Result<Json<FlagView>, Problem> {
     Ok(Json(app.flags.get(&feature)?))
 }

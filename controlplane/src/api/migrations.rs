@@ -19,7 +19,7 @@
 use std::future::Future;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use dwcp_api::SessionId;
@@ -27,7 +27,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::App;
-use super::body::JsonBody;
+use super::body::{JsonBody, PathWord};
 use super::problem::Problem;
 use crate::jobs::{
     IncomingRequest, IncomingView, JobError, MigrationRequest, MigrationView, Verdict,
@@ -57,7 +57,7 @@ pub async fn list(State(app): State<App>) -> impl IntoResponse {
 /// `GET /v1/migrations/{id}`
 pub async fn get(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
 ) -> Result<Json<MigrationView>, Problem> {
     let id = session(&id)?;
     app.jobs
@@ -69,7 +69,7 @@ pub async fn get(
 /// `PATCH /v1/migrations/{id}`
 pub async fn patch(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
     JsonBody(request): JsonBody<PatchRequest>,
 ) -> Result<Json<MigrationView>, Problem> {
     let id = session(&id)?;
@@ -82,7 +82,7 @@ pub async fn patch(
 /// `DELETE /v1/migrations/{id}`
 pub async fn cancel(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
 ) -> Result<Json<MigrationView>, Problem> {
     let id = session(&id)?;
     Ok(Json(
@@ -107,7 +107,7 @@ pub async fn incoming_list(State(app): State<App>) -> impl IntoResponse {
 /// `GET /v1/incoming/{session}`
 pub async fn incoming_get(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
 ) -> Result<Json<IncomingView>, Problem> {
     let id = session(&id)?;
     app.jobs
@@ -119,7 +119,7 @@ pub async fn incoming_get(
 /// `POST /v1/incoming/{session}/verdict`
 pub async fn incoming_verdict(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
 ) -> Result<Json<Verdict>, Problem> {
     let id = session(&id)?;
     Ok(Json(
@@ -130,7 +130,7 @@ pub async fn incoming_verdict(
 /// `DELETE /v1/incoming/{session}`
 pub async fn incoming_cancel(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathWord(id): PathWord,
 ) -> Result<Json<IncomingView>, Problem> {
     let id = session(&id)?;
     Ok(Json(

@@ -1,0 +1,172 @@
+//! The REST API with something behind it: a stand-in data plane in a process of its own, with real
+//! shared memory, and real hypervisors.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod api_support;
+#[allow(dead_code, reason = "the kit serves the tests of jobs as well")]
+mod jobs_kit;
+
+use api_support::{Server, TOKEN, watchdog};
+use futures_util::StreamExt;
+use jobs_kit::{DataPlane, Qemu, releases};
+use serde_json::{Value, json};
+
+/// The way into the process that plays the data plane.
+#[test]
+fn fake_data_plane() {
+    jobs_kit::fake_entry();
+}
+
+async fn attached(server: &Server) {
+    server
+        .until("/v1/feature-flags", |flags| flags["attached"] == true)
+        .await;
+}
+
+#[tokio::test]
+async fn the_kill_switch_is_in_force_when_it_says_so_and_again_at_the_next_attach() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plane = DataPlane::start(&folder.path().join("attach.sock"));
+    let server = Server::start(folder.path(), &[]).await;
+    attached(&server).await;
+    let (_, thrown) = server
+        .post("/v1/feature-flags/force-v1", json!({"force_v1": true}))
+        .await;
+    assert_eq!(
+        (&thrown["applied"], &thrown["persisted"]),
+        (&json!(true), &json!(true)),
+        "{thrown}"
+    );
+    assert!(thrown["applied_us"].is_u64(), "{thrown}");
+    eprintln!("kill switch in force after {} us", thrown["applied_us"]);
+    let (status, health) = server.get("/v1/health").await;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")));
+
+    // Another data plane begins with words of its own: it is told again.
+    plane.kill();
+    server
+        .until("/v1/feature-flags", |flags| flags["attached"] == false)
+        .await;
+    let _plane = DataPlane::start(&folder.path().join("attach.sock"));
+    attached(&server).await;
+    let (_, flags) = server.get("/v1/feature-flags").await;
+    assert_eq!(flags["force_v1"], true);
+    let (_, released) = server
+        .post("/v1/feature-flags/force-v1", json!({"force_v1": false}))
+        .await;
+    assert_eq!(
+        (&released["applied"], &released["force_v1"]),
+        (&json!(true), &json!(false))
+    );
+    let (status, counters) = server.get("/v1/perf/counters").await;
+    assert_eq!(status, 200);
+    assert!(
+        counters["workers"][0]["counters"]["turns_busy"].is_u64(),
+        "{counters}"
+    );
+    server.stop().await;
+}
+
+/// A guest moves from one node to another through the API alone, followed by its events.
+#[tokio::test]
+async fn a_guest_moves_and_its_events_tell() {
+    let folder = tempfile::tempdir().unwrap();
+    let release = &releases()[0];
+    let mut hosts = Vec::new();
+    for name in ["a", "b"] {
+        let folder = folder.path().join(name);
+        std::fs::create_dir_all(folder.join("qmp")).unwrap();
+        let plane = DataPlane::start(&folder.join("attach.sock"));
+        let server = Server::start(&folder, &[]).await;
+        attached(&server).await;
+        let qemu = Qemu::start(release, &folder.join("qmp"), "vm", name == "b");
+        hosts.push((plane, server, qemu));
+    }
+    let request = json!({
+        "vm": { "qmp": hosts[0].2.monitor, "name": "guest" },
+        "destination": { "api": hosts[1].1.url(""), "qmp": hosts[1].2.monitor, "token": TOKEN },
+    });
+    let source = &hosts[0].1;
+    let (status, view) = source.post("/v1/migrations", request).await;
+    assert_eq!(status, 201, "{view}");
+    let id = view["id"].as_str().unwrap().to_owned();
+    assert!(
+        !view.to_string().contains(TOKEN),
+        "the peer's token must not be shown"
+    );
+
+    let path = format!("/v1/migrations/{id}/events");
+    let response = watchdog(source.request("GET", &path).send()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let chunks = watchdog(response.bytes_stream().collect::<Vec<_>>()).await;
+    let text: Vec<u8> = chunks
+        .into_iter()
+        .flat_map(|chunk| chunk.unwrap().to_vec())
+        .collect();
+    let text = String::from_utf8(text).unwrap();
+    let mut last_id = 0;
+    let mut views: Vec<Value> = Vec::new();
+    for event in text.split("\n\n").filter(|event| event.contains("data: ")) {
+        let field = |name: &str| {
+            event
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .map(str::trim)
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(field("event:"), "migration");
+        let id: u64 = field("id:").parse().unwrap();
+        assert!(id > last_id, "ids grow");
+        last_id = id;
+        views.push(serde_json::from_str(&field("data:")).unwrap());
+    }
+    assert!(views.iter().all(|view| view["id"] == id));
+    let last = views.last().unwrap();
+    assert_eq!(
+        (&last["state"], &last["guest"]),
+        (&json!("completed"), &json!("destination")),
+        "{last}"
+    );
+    assert_eq!(
+        views
+            .iter()
+            .filter(|view| view["state"] == "completed")
+            .count(),
+        1,
+        "it ends there"
+    );
+
+    // Asked for again, the stream of an ended migration is one event long.
+    let response = watchdog(source.request("GET", &path).send()).await.unwrap();
+    let again = watchdog(response.text()).await.unwrap();
+    assert_eq!(again.matches("event:").count(), 1);
+
+    let metrics = watchdog(source.request("GET", "/metrics").send())
+        .await
+        .unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let measured = |name: &str| -> f64 {
+        ["v1", "v3"]
+            .iter()
+            .filter_map(|v| {
+                let sample = format!("dwcp_{v}_{name} ");
+                metrics.lines().find_map(|line| line.strip_prefix(&sample))
+            })
+            .map(|value| value.parse::<f64>().unwrap())
+            .sum()
+    };
+    assert!(
+        (measured("latency_seconds_count") - 1.0).abs() < 0.1,
+        "{metrics}"
+    );
+    assert!((measured("migration_duration_seconds_count") - 1.0).abs() < 0.1);
+
+    let (_, list) = source.get("/v1/migrations").await;
+    assert_eq!(list["migrations"].as_array().unwrap().len(), 1);
+    let (_, incoming) = hosts[1].1.get(&format!("/v1/incoming/{id}")).await;
+    assert_eq!(incoming["guest"], "here", "{incoming}");
+    for (_plane, server, _qemu) in hosts {
+        server.stop().await;
+    }
+}
