@@ -52,6 +52,14 @@ impl Jobs {
             table: Arc::new(Table::new(host, store, config, client, sockets)),
         };
         jobs.go_on()?;
+        let table = Arc::clone(&jobs.table);
+        tokio::spawn(async move {
+            let mut attaches = table.host.on_attach();
+            attaches.mark_changed();
+            while attaches.changed().await.is_ok() {
+                table.sweep().await;
+            }
+        });
         Ok(jobs)
     }
 

@@ -23,9 +23,10 @@ use super::record::{IncomingRecord, failure, failure_cure, unix_ms};
 use super::request::IncomingRequest;
 use super::settings::End;
 use super::sockets::path_text;
-use super::source::next_event;
+
 use super::table::{Claim, Entry, IncomingEntry, IncomingOrder, Table, lock};
 use super::view::{FailureView, GuestVerdict, IncomingState, IncomingView, Verdict};
+use super::watch::next_event;
 
 /// How often the hypervisor is looked at.
 const POLL_EVERY: Duration = Duration::from_millis(250);

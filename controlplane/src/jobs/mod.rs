@@ -11,7 +11,7 @@
 //! | [`verdict`] | where the guest runs: the decision, as a pure function |
 //! | [`settings`], [`progress`], [`record`] | capabilities and parameters; figures; what is written down |
 //! | [`peer`], [`sockets`] | the other control plane; paths of the sockets |
-//! | `source`, `prepare`, `settle` | the source's task: its life, its beginning, its open ends |
+//! | `source`, `prepare`, `watch`, `settle` | the source's task: its life, beginning, middle, open ends |
 //! | `incoming`, `closing` | the destination's task; how it fails closed |
 
 mod api;
@@ -30,6 +30,7 @@ mod source;
 mod table;
 pub mod verdict;
 pub mod view;
+mod watch;
 
 pub use api::{Jobs, JobsConfig};
 pub use error::JobError;

@@ -331,11 +331,7 @@ impl Run {
                 "look at the source's hypervisor; `cont` lets its guest go on",
             ));
         }
-        self.update(|record| {
-            record.view.state = MigrationState::Cancelled;
-            record.view.guest = GuestSide::Source;
-        });
-        let _ = answer.send(Ok(self.record().view));
+        self.cancelled_by = Some(answer);
         Some(outcome)
     }
 }

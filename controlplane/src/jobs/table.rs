@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dwcp_api::SessionId;
+use dwcp_api::command::Command;
+use dwcp_api::{SessionId, SessionState};
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -194,6 +195,27 @@ impl Table {
         prune(&self.store, INCOMING_TABLE, incoming, |record| {
             record.started_unix_ms
         });
+    }
+
+    /// Sessions of jobs that have ended already: a control plane before this one ended before it could
+    /// have them forgotten.
+    pub(super) async fn sweep(&self) {
+        for snapshot in self.host.sessions().unwrap_or_default() {
+            let session = snapshot.id;
+            let over = snapshot.state().is_some_and(SessionState::is_final);
+            let source = self
+                .source(session)
+                .is_some_and(|entry| !entry.is_running());
+            let incoming = self
+                .incoming(session)
+                .is_some_and(|entry| !entry.is_running());
+            if over && (source || incoming) {
+                let outcome = self.host.command(Command::Forget { session }).await;
+                tracing::info!(%session, ?outcome, "left-over session forgotten");
+                self.host.escrow_release(session);
+                self.sockets.clear(session);
+            }
+        }
     }
 
     pub(super) fn source_views(&self) -> Vec<MigrationView> {

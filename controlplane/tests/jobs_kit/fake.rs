@@ -60,10 +60,101 @@ struct Plane {
     carried: AtomicU64,
 }
 
+/// The attach socket and what outlives one attach.
+pub struct Door {
+    socket: OwnedFd,
+    switches: Arc<Segment>,
+}
+
+/// One attached control plane.
+pub struct Guest {
+    pub socket: OwnedFd,
+    pub commands: Consumer<CommandRecord>,
+    pub events: Producer<EventRecord>,
+    pub bell: Doorbell,
+    pub event_bell: Doorbell,
+    pub rings: Arc<Segment>,
+}
+
+impl Door {
+    pub fn open(attach: &Path) -> Self {
+        let flags = SocketFlags::CLOEXEC;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                .unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(attach).unwrap()).unwrap();
+        rustix::net::listen(&socket, 4).unwrap();
+        let layout = switches_layout();
+        let switches = Segment::create("switches", layout, 1, PeerAccess::ReadWrite).unwrap();
+        Self {
+            socket,
+            switches: Arc::new(switches),
+        }
+    }
+
+    pub fn words(&self) -> &Switches {
+        self.switches.body().at(0).unwrap()
+    }
+
+    /// Waits for a control plane and greets it. `None` if it is gone again.
+    pub fn admit(&self, stats: &Segment, change: impl FnOnce(&mut Greeting)) -> Option<Guest> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::accept_with(&self.socket, flags).unwrap();
+        let mut greeting = Greeting {
+            magic: GREETING_MAGIC,
+            generation: 1,
+            instance: 1,
+            layout_hash: LAYOUT_HASH,
+            abi: ABI_VERSION,
+            pid: std::process::id(),
+            workers: 1,
+            max_version: 3,
+            listen: Text::clipped("127.0.0.1:1"),
+            node: Text::clipped("fake"),
+        };
+        let before = greeting.generation;
+        change(&mut greeting);
+        let generation = if greeting.generation == 0 {
+            before
+        } else {
+            greeting.generation
+        };
+        let rings =
+            Segment::create("rings", rings_layout(), generation, PeerAccess::ReadWrite).unwrap();
+        let rings = Arc::new(rings);
+        let ring = |offset| RingMem::in_segment(Arc::clone(&rings), offset);
+        let commands = Consumer::new(ring(COMMAND_RING_OFFSET), COMMAND_SLOTS).unwrap();
+        let events = Producer::new(ring(event_ring_offset()), EVENT_SLOTS).unwrap();
+        let bell = Doorbell::with_flag(rings.shared(COMMAND_PARK_OFFSET).unwrap()).unwrap();
+        let event_bell = Doorbell::with_flag(rings.shared(EVENT_PARK_OFFSET).unwrap()).unwrap();
+        let fds = [
+            stats.fd(),
+            self.switches.fd(),
+            rings.fd(),
+            bell.fd(),
+            event_bell.fd(),
+        ];
+        send_with_fds(&socket, greeting.as_bytes(), &fds).ok()?;
+        Some(Guest {
+            socket,
+            commands,
+            events,
+            bell,
+            event_bell,
+            rings,
+        })
+    }
+}
+
+/// The stats segment of a data plane.
+pub fn stats() -> Segment {
+    Segment::create("stats", stats_layout(), 1, PeerAccess::ReadOnly).unwrap()
+}
+
 /// Runs until it is killed. Orders come line by line on the standard input.
 pub fn run(attach: &Path) {
     let plane = Arc::new(Plane {
-        stats: Segment::create("stats", stats_layout(), 1, PeerAccess::ReadOnly).unwrap(),
+        stats: stats(),
         sessions: Mutex::default(),
         attached: Mutex::default(),
         knobs: Knobs::default(),
@@ -108,62 +199,33 @@ impl Plane {
     }
 
     fn serve(self: &Arc<Self>, attach: &Path, listen: &str) {
-        let flags = SocketFlags::CLOEXEC;
-        let door =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-                .unwrap();
-        rustix::net::bind(&door, &SocketAddrUnix::new(attach).unwrap()).unwrap();
-        rustix::net::listen(&door, 4).unwrap();
-        let switches = Arc::new(
-            Segment::create("switches", switches_layout(), 1, PeerAccess::ReadWrite).unwrap(),
-        );
+        let door = Door::open(attach);
         let instance = monotonic_ns();
         for generation in 1.. {
-            let socket =
-                rustix::net::accept_with(&door, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
-                    .unwrap();
-            let rings = Arc::new(
-                Segment::create("rings", rings_layout(), generation, PeerAccess::ReadWrite)
-                    .unwrap(),
-            );
-            let ring = |offset| RingMem::in_segment(Arc::clone(&rings), offset);
-            let mut commands =
-                Consumer::<CommandRecord>::new(ring(COMMAND_RING_OFFSET), COMMAND_SLOTS).unwrap();
-            let events = Producer::new(ring(event_ring_offset()), EVENT_SLOTS).unwrap();
-            let bell = Doorbell::with_flag(rings.shared(COMMAND_PARK_OFFSET).unwrap()).unwrap();
-            let event_bell = Doorbell::with_flag(rings.shared(EVENT_PARK_OFFSET).unwrap()).unwrap();
-            let greeting = Greeting {
-                magic: GREETING_MAGIC,
-                generation,
-                instance,
-                layout_hash: LAYOUT_HASH,
-                abi: ABI_VERSION,
-                pid: std::process::id(),
-                workers: 1,
-                max_version: 3,
-                listen: Text::new(listen).unwrap(),
-                node: Text::clipped("fake"),
-            };
-            let fds = [
-                self.stats.fd(),
-                switches.fd(),
-                rings.fd(),
-                bell.fd(),
-                event_bell.fd(),
-            ];
-            if send_with_fds(&socket, greeting.as_bytes(), &fds).is_err() {
+            let Some(guest) = door.admit(&self.stats, |greeting| {
+                greeting.generation = generation;
+                greeting.instance = instance;
+                greeting.listen = Text::new(listen).unwrap();
+            }) else {
                 continue;
-            }
+            };
+            let Guest {
+                socket,
+                mut commands,
+                events,
+                bell,
+                event_bell,
+                ..
+            } = guest;
             let watch = socket.try_clone().unwrap();
             *self.attached.lock().unwrap() = Some((socket, events, event_bell));
             self.keep_all();
-            let words: &Switches = switches.body().at(0).unwrap();
             loop {
                 bell.prepare_park();
                 match commands.pop().unwrap() {
                     Some(record) => {
                         bell.cancel_park();
-                        self.command(&record, words);
+                        self.command(&record, door.words());
                     }
                     None => {
                         bell.park(Duration::from_millis(20)).unwrap();
