@@ -1,6 +1,7 @@
 //! Migrations between real hypervisors, driven by two control planes over the stand-in data plane.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code, reason = "each test file uses its part of the kit")]
 mod jobs_kit;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! The border to the data plane, against one that lies, is slow, hangs up or dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code, reason = "each test file uses its part of the kit")]
 mod jobs_kit;
 
 use std::io::Read;

@@ -28,6 +28,9 @@ const EVENTS_KEPT: usize = 256;
 /// Commands that may wait for an answer on one connection.
 const PENDING_MAX: usize = 64;
 
+/// What was returned, or class and words of a refusal.
+type Answer = Result<Value, (String, String)>;
+
 /// Something that the hypervisor reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QmpEvent {
@@ -61,7 +64,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     closed: bool,
-    answers: HashMap<u64, oneshot::Sender<Result<Value, (String, String)>>>,
+    answers: HashMap<u64, oneshot::Sender<Answer>>,
 }
 
 impl Drop for Inner {
@@ -212,11 +215,7 @@ impl Qmp {
 }
 
 impl Shared {
-    fn register(
-        &self,
-        id: u64,
-        sender: oneshot::Sender<Result<Value, (String, String)>>,
-    ) -> Result<(), QmpError> {
+    fn register(&self, id: u64, sender: oneshot::Sender<Answer>) -> Result<(), QmpError> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.closed {
             return Err(QmpError::Closed);
@@ -238,7 +237,7 @@ impl Shared {
             .remove(&id);
     }
 
-    fn answer(&self, id: Option<u64>, answer: Result<Value, (String, String)>) {
+    fn answer(&self, id: Option<u64>, answer: Answer) {
         let Some(id) = id else { return };
         let sender = self
             .pending

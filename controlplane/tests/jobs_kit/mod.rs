@@ -1,6 +1,5 @@
 //! What the tests of jobs stand on: real hypervisors, a control plane that can be stopped like a
 //! process, and the stand-in data plane as a process that can be killed.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod fake;
 
