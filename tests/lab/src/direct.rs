@@ -113,7 +113,7 @@ pub fn run(config: &DirectConfig) -> Result<(MigrationFigures, u64), MigrationEr
     let figures = observe(
         &mut source,
         &mut destination,
-        &link,
+        &|| link.wire_bytes(),
         config.limit,
         |source, target| {
             let listen = format!("tcp:{}:{PORT}", link.b);
@@ -153,16 +153,16 @@ pub fn prepare(
 pub fn observe(
     source: &mut Guest,
     destination: &mut Guest,
-    link: &WanLink,
+    wire_bytes: &dyn Fn() -> u64,
     limit: Duration,
     start: impl FnOnce(&mut Guest, &mut Guest) -> Result<(), MigrationError>,
 ) -> Result<MigrationFigures, MigrationError> {
-    let wire_before = link.wire_bytes();
+    let wire_before = wire_bytes();
     let cpu_before = [source.process().cpu_ms(), destination.process().cpu_ms()];
     let began = Instant::now();
     start(source, destination)?;
     let state = wait_end(source, limit)?;
-    let wire_bytes = link.wire_bytes() - wire_before;
+    let wire_bytes = wire_bytes() - wire_before;
     let status = state["status"].as_str().unwrap_or_default().to_owned();
     let completed = status == "completed";
     let identical = if completed {

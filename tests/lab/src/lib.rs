@@ -5,9 +5,12 @@
 //! - [`guest`], [`qemu`], [`image`], [`qmp`], [`ticks`], [`content`]: guests and what they say
 //! - [`mitm`]: faults at exact bytes of TCP connections
 //! - [`direct`]: QEMU's own migration as the reference, and the measuring of any other
+//! - [`stack`]: the product on a host: both planes, its API and its command line
+//! - [`demo`]: the main job beside QEMU's own, as a table
 //! - [`procs`], [`dir`], [`watchdog`]: nothing outlives a test, nothing hangs
 
 pub mod content;
+pub mod demo;
 pub mod dir;
 pub mod direct;
 pub mod flows;
@@ -20,6 +23,7 @@ pub mod netns;
 pub mod procs;
 pub mod qemu;
 pub mod qmp;
+pub mod stack;
 pub mod ticks;
 mod tun;
 pub mod watchdog;

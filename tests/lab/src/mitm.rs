@@ -29,6 +29,8 @@ pub enum Damage {
     Drop(u64),
     /// So many bytes come twice.
     Repeat(u64),
+    /// The so many bytes before and those before them change places.
+    Swap(u64),
 }
 
 /// One fault.
@@ -206,6 +208,11 @@ fn pump(
                     skip += length.saturating_sub((bytes.len() - at) as u64);
                     bytes.drain(at..end.min(bytes.len()));
                 }
+                Damage::Swap(length) => {
+                    let length = usize::try_from(length).unwrap_or(usize::MAX).min(at / 2);
+                    let (first, second) = bytes[at - 2 * length..at].split_at_mut(length);
+                    first.swap_with_slice(second);
+                }
                 Damage::Repeat(length) => {
                     let start = at.saturating_sub(usize::try_from(length).unwrap_or(at));
                     let again = bytes[start..at].to_vec();
@@ -281,6 +288,9 @@ mod tests {
 
         let (sent, got, _) = through(fault(150_000, Damage::Drop(100_000)));
         assert_eq!(got, [&sent[..150_000], &sent[250_000..]].concat());
+
+        let (sent, got, _) = through(fault(150_000, Damage::Swap(100)));
+        assert!(got != sent && got.len() == sent.len());
 
         let (_, got, struck) = through(fault(150_000, Damage::Repeat(100)));
         assert!(got.len() > 300_000 && got.len() <= 300_100 && struck == 1);

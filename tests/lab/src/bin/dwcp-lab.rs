@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use dwcp_lab::demo::DemoConfig;
 use dwcp_lab::direct::{DirectConfig, run};
 use dwcp_lab::guest::{Arrival, Guest, GuestConfig};
 use dwcp_lab::image::Image;
@@ -21,6 +22,8 @@ struct Arguments {
 enum Task {
     /// Build what guests boot, and one saved guest of the default size.
     Image,
+    /// Move a guest through two data planes by dwcpctl, then by QEMU alone, and compare.
+    Demo(Demo),
     /// Migrate a guest by QEMU alone over a shaped link and print what was measured.
     Direct(Direct),
 }
@@ -59,8 +62,61 @@ struct Direct {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct Demo {
+    /// The line: RATE_MBIT DELAY_MS LOSS_PERCENT [QUEUE_MS], one way.
+    #[arg(long, default_value = "200 40 0")]
+    link: Shape,
+    /// Memory of the guest in MiB.
+    #[arg(long, default_value_t = 512)]
+    guest_mb: u32,
+    /// Pages the guest changes per second.
+    #[arg(long, default_value_t = 500)]
+    dirty_pages: u32,
+    /// Multifd channels of the hypervisor; 0: the single stream.
+    #[arg(long, default_value_t = 0)]
+    multifd: u32,
+    /// QEMU's downtime limit in milliseconds.
+    #[arg(long, default_value_t = 300)]
+    downtime_ms: u32,
+    /// Do not run QEMU's own migration beside it.
+    #[arg(long)]
+    no_compare: bool,
+    /// Throw the kill switch once a third of the guest is across.
+    #[arg(long)]
+    rollback_midway: bool,
+    /// Write the figures to this file as JSON.
+    #[arg(long)]
+    json: Option<std::path::PathBuf>,
+}
+
+fn demo(options: &Demo) -> Result<()> {
+    let report = dwcp_lab::demo::run(
+        &DemoConfig {
+            shape: options.link,
+            guest_mb: options.guest_mb,
+            dirty_pages_per_s: options.dirty_pages,
+            multifd: options.multifd,
+            rollback_midway: options.rollback_midway,
+            compare: !options.no_compare,
+            downtime_limit_ms: options.downtime_ms,
+        },
+        &|step| eprintln!("== {step}"),
+    )?;
+    println!("{}", dwcp_lab::demo::table(&report));
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
+    }
+    anyhow::ensure!(
+        report.status == "completed" && report.identical && report.guest_memory_ok,
+        "the guest did not arrive as it left"
+    );
+    Ok(())
+}
+
 fn main() -> Result<()> {
     match Arguments::parse().command {
+        Task::Demo(options) => demo(&options),
         Task::Image => image(),
         Task::Direct(direct) => migrate(&direct),
     }

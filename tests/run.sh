@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Sets a fresh Debian 12 machine with Rust up and runs every test. Root; about 20 minutes on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+started=$(date +%s)
+step() { printf '\n== %s (%d s)\n' "$1" "$(($(date +%s) - started))"; }
+
+step "packages"
+bash tests/lab/setup.sh
+for tool in nextest fuzz deny; do
+    command -v "cargo-$tool" >/dev/null || cargo install --locked "cargo-$tool"
+done
+
+# Real hugepages where the machine has them to give; the tests say which they got.
+hugepages=/proc/sys/vm/nr_hugepages
+before=$(cat "$hugepages" 2>/dev/null || echo 0)
+restore() { echo "$before" >"$hugepages" 2>/dev/null || true; }
+trap restore EXIT
+if [ "$before" -lt 64 ]; then echo 64 >"$hugepages" 2>/dev/null || true; fi
+echo "hugepages of 2 MiB: $(cat "$hugepages" 2>/dev/null || echo none)"
+
+step "format, lints, licences"
+cargo fmt --all --check
+cargo clippy --workspace --all-targets -- -D warnings
+cargo deny --all-features check bans licenses sources
+
+step "build"
+cargo build --workspace --bins --examples
+cargo nextest run --workspace --no-run
+
+step "fuzz targets"
+# libFuzzer needs unstable compiler flags; the stable compiler takes them with this variable.
+export RUSTC_BOOTSTRAP=1
+fuzz_seconds=${DWCP_FUZZ_SECONDS:-60}
+(cd dataplane && cargo fuzz build)
+fuzz() {
+    local log
+    log=$(mktemp)
+    # New inputs go to a scratch folder: the corpus in the tree is kept as it is.
+    local scratch
+    scratch=$(mktemp -d)
+    if (cd dataplane && cargo fuzz run "$1" "$scratch" "fuzz/corpus/$1" -- \
+        -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=20 -print_final_stats=1) >"$log" 2>&1; then
+        echo "fuzz $1: $(grep -o 'stat::number_of_executed_units: *[0-9]*' "$log" | grep -o '[0-9]*$') inputs, nothing found"
+    else
+        tail -n 40 "$log"
+        echo "fuzz $1: FAILED"
+        return 1
+    fi
+    rm -rf "$scratch" "$log"
+}
+targets=$(cd dataplane && cargo fuzz list)
+running=()
+for target in $targets; do
+    fuzz "$target" &
+    running+=($!)
+    if [ "${#running[@]}" -eq 2 ]; then
+        for job in "${running[@]}"; do wait "$job"; done
+        running=()
+    fi
+done
+for job in "${running[@]}"; do wait "$job"; done
+unset RUSTC_BOOTSTRAP
+
+step "lock-free parts under loom"
+RUSTFLAGS="--cfg loom" cargo test --release --package dwcp-hugepages --lib --target-dir target/loom loom
+
+step "examples in the documentation"
+cargo test --quiet --workspace --doc
+
+step "tests"
+cargo nextest run --workspace
+
+step "done"

@@ -1,0 +1,164 @@
+//! Two data planes in this process, joined by TCP, with a passive socket at one and a hypervisor's
+//! listener at the other.
+//!
+//! In: versions, limits, whether a man stands in the middle. Out: connected sockets. Promise: no wait is
+//! without an end.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test has nothing better to do than to stop"
+)]
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dwcp_dataplane::config::{Config, Hugepages, IdlePolicy, PassiveSource, PassiveTarget};
+use dwcp_dataplane::engine::start::Engine;
+use dwcp_lab::mitm::Mitm;
+use dwcp_lab::watchdog::poll_until;
+
+/// How long anything may take before the test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the two are set up.
+#[derive(Clone, Copy, Debug)]
+pub struct PairOptions {
+    /// Highest version of the sending node.
+    pub source_version: u32,
+    /// Highest version of the receiving node.
+    pub destination_version: u32,
+    /// Bytes held, at most.
+    pub window_limit_bytes: u64,
+    /// A man stands between the two and damages what he is told to.
+    pub mitm: bool,
+    /// How long the link may be gone, ms.
+    pub resume_limit_ms: u64,
+}
+
+impl Default for PairOptions {
+    fn default() -> Self {
+        Self {
+            source_version: 3,
+            destination_version: 3,
+            window_limit_bytes: 8 << 20,
+            mitm: false,
+            resume_limit_ms: 30_000,
+        }
+    }
+}
+
+/// See the module.
+pub struct Pair {
+    mitm: Option<Mitm>,
+    source: Engine,
+    destination: Engine,
+    listener: UnixListener,
+    dir: tempfile::TempDir,
+}
+
+fn config(dir: &Path, node: &str, version: u32, window_limit_bytes: u64) -> Config {
+    Config {
+        node: node.to_owned(),
+        control_socket: dir.join(format!("{node}.control")),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        psk_file: dir.join("psk"),
+        idle: Some(IdlePolicy::Test),
+        max_version: version,
+        lanes_v1: 8,
+        lanes_v3: 4,
+        window_limit_bytes,
+        store_bytes: 16 << 20,
+        hugepages: Hugepages::Off,
+        ..Config::default()
+    }
+}
+
+impl Pair {
+    /// Starts both.
+    #[must_use]
+    pub fn start(options: PairOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let psk: PathBuf = dir.path().join("psk");
+        std::fs::write(&psk, "a shared key for tests only").unwrap();
+        std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let target = dir.path().join("hypervisor-b.sock");
+        let listener = UnixListener::bind(&target).unwrap();
+        let window = options.window_limit_bytes;
+        let mut b = config(dir.path(), "b", options.destination_version, window);
+        b.resume_limit_ms = options.resume_limit_ms;
+        b.incoming.push(PassiveTarget { target: "vm".to_owned(), connect: target });
+        let destination = Engine::start(b).unwrap();
+        let mitm = options.mitm.then(|| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let target = destination.listen();
+            Mitm::start(listener, move || TcpStream::connect(target), Vec::new()).unwrap()
+        });
+        let mut a = config(dir.path(), "a", options.source_version, window);
+        a.resume_limit_ms = options.resume_limit_ms;
+        a.passive.push(PassiveSource {
+            listen: dir.path().join("to-b.sock"),
+            peer: mitm.as_ref().map_or_else(|| destination.listen(), Mitm::address),
+            target: "vm".to_owned(),
+        });
+        let source = Engine::start(a).unwrap();
+        Self { mitm, source, destination, listener, dir }
+    }
+
+    /// Connects as the sending hypervisor does.
+    #[must_use]
+    pub fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.dir.path().join("to-b.sock")).unwrap()
+    }
+
+    /// Takes the next connection as the receiving hypervisor does.
+    #[must_use]
+    pub fn accept(&self) -> UnixStream {
+        self.accept_within(PATIENCE).expect("nobody connected")
+    }
+
+    /// The same, if there is one in time.
+    #[must_use]
+    pub fn accept_within(&self, limit: Duration) -> Option<UnixStream> {
+        self.listener.set_nonblocking(true).unwrap();
+        poll_until(limit, || match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                Some(stream)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        })
+    }
+
+    /// The man in the middle.
+    #[must_use]
+    pub fn mitm(&self) -> &Mitm {
+        self.mitm.as_ref().unwrap()
+    }
+
+    /// Ends both.
+    pub fn stop(self) {
+        self.source.stop();
+        self.destination.stop();
+    }
+}
+
+/// Bytes without structure, the same for the same seed.
+#[must_use]
+pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(bytes + 8);
+    while out.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(bytes);
+    out
+}

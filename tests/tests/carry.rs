@@ -1,0 +1,104 @@
+//! Two data planes in one process carry streams between real UNIX sockets, unannounced: what goes in
+//! comes out, both ways, on every version and however many connections there are.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Read, Write};
+use std::thread;
+
+use dwcp_dataplane::stream::testing::StreamBuilder;
+use dwcp_tests::pair::{Pair, PairOptions, noise};
+
+/// A main channel with pages of every kind: new, repeated, changed a little, zero.
+fn main_stream(seed: u64, pages: u64) -> Vec<u8> {
+    let bytes = noise(seed, 64 * 4096);
+    let contents: Vec<[u8; 4096]> = bytes
+        .chunks_exact(4096)
+        .enumerate()
+        .map(|(index, chunk)| {
+            let mut page: [u8; 4096] = chunk.try_into().unwrap();
+            if index % 3 == 0 {
+                page[100..].fill(index as u8);
+            }
+            if index % 7 == 0 {
+                page.fill(0);
+            }
+            page
+        })
+        .collect();
+    let mut changed = contents.clone();
+    for (index, page) in changed.iter_mut().enumerate() {
+        page[index * 8] ^= 0x55;
+    }
+    let sent: Vec<(u64, &[u8; 4096])> = (0..pages)
+        .map(|n| {
+            let round = if n < pages / 2 { &contents } else { &changed };
+            (n % (pages / 2).max(1), &round[(n * 13 % 64) as usize])
+        })
+        .collect();
+    StreamBuilder::precopy(&sent, &noise(seed + 9, 50_000))
+}
+
+fn carry(options: PairOptions, streams: Vec<Vec<u8>>, answer: &[u8]) {
+    let pair = Pair::start(options);
+    let mut clients = Vec::new();
+    for stream in &streams {
+        let mut client = pair.connect();
+        // The hypervisor's first bytes say what the connection is, so order is kept by sending them.
+        client.write_all(&stream[..64.min(stream.len())]).unwrap();
+        let server = pair.accept();
+        clients.push((client, server));
+    }
+    let mut handles = Vec::new();
+    for ((mut client, mut server), stream) in clients.into_iter().zip(streams.clone()) {
+        let answer = answer.to_vec();
+        let mut writer = client.try_clone().unwrap();
+        let sent = stream.clone();
+        handles.push(thread::spawn(move || {
+            writer.write_all(&sent[64.min(sent.len())..]).unwrap();
+            writer.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut back = Vec::new();
+            client.read_to_end(&mut back).unwrap();
+            back
+        }));
+        handles.push(thread::spawn(move || {
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).unwrap();
+            assert!(got == stream, "{} bytes in, {} bytes out", stream.len(), got.len());
+            server.write_all(&answer).unwrap();
+            answer
+        }));
+    }
+    for handle in handles {
+        assert_eq!(handle.join().unwrap(), answer);
+    }
+    pair.stop();
+}
+
+#[test]
+fn a_main_channel_arrives_as_it_was_sent() {
+    carry(PairOptions::default(), vec![main_stream(1, 5_000)], b"return path");
+}
+
+#[test]
+fn a_v1_only_node_works_with_a_v3_node_both_ways() {
+    for (source, destination) in [(1, 3), (3, 1), (1, 1)] {
+        let options = PairOptions { source_version: source, destination_version: destination, ..PairOptions::default() };
+        carry(options, vec![main_stream(2, 2_000)], b"x");
+    }
+}
+
+#[test]
+fn bytes_that_nobody_understands_arrive_too() {
+    carry(PairOptions::default(), vec![noise(3, 20_000_000)], b"");
+}
+
+#[test]
+fn several_connections_of_one_session_are_kept_apart() {
+    let mut streams = vec![main_stream(4, 100)];
+    for channel in 0..4u8 {
+        let mut bytes = vec![0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1];
+        bytes.extend(noise(u64::from(channel) + 5, 3_000_000));
+        streams.push(bytes);
+    }
+    carry(PairOptions::default(), streams, b"");
+}
