@@ -24,6 +24,10 @@ use dwcp_lab::watchdog::poll_until;
 
 /// How long anything may take before the test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The key that both nodes share, as their key files have it.
+pub const PSK: &str = "a shared key for tests only";
+/// The name under which the receiving node knows its hypervisor.
+pub const TARGET: &str = "vm";
 
 /// How the two are set up.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,12 @@ pub struct PairOptions {
     pub mitm: bool,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
+    /// Both have the same shared key.
+    pub same_key: bool,
+    /// The core that each has its worker on, as an index into those there are; it wraps.
+    pub core: usize,
+    /// Workers of the receiving node.
+    pub destination_workers: usize,
 }
 
 impl Default for PairOptions {
@@ -48,6 +58,9 @@ impl Default for PairOptions {
             window_limit_bytes: 8 << 20,
             mitm: false,
             resume_limit_ms: 30_000,
+            same_key: true,
+            core: usize::MAX,
+            destination_workers: 1,
         }
     }
 }
@@ -66,7 +79,7 @@ fn config(dir: &Path, node: &str, version: u32, window_limit_bytes: u64) -> Conf
         node: node.to_owned(),
         control_socket: dir.join(format!("{node}.control")),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        psk_file: dir.join("psk"),
+        psk_file: dir.join(format!("{node}.psk")),
         idle: Some(IdlePolicy::Test),
         max_version: version,
         lanes_v1: 8,
@@ -78,20 +91,32 @@ fn config(dir: &Path, node: &str, version: u32, window_limit_bytes: u64) -> Conf
     }
 }
 
+/// `workers` cores from the one with index `first` on, wrapping; the last core for no wish.
+fn cores(first: usize, workers: usize) -> Vec<usize> {
+    let there: Vec<usize> =
+        core_affinity::get_core_ids().unwrap().into_iter().map(|core| core.id).collect();
+    let first = if first == usize::MAX { there.len() - 1 } else { first };
+    (0..workers).map(|nth| there[(first + nth) % there.len()]).collect()
+}
+
 impl Pair {
     /// Starts both.
     #[must_use]
     pub fn start(options: PairOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let psk: PathBuf = dir.path().join("psk");
-        std::fs::write(&psk, "a shared key for tests only").unwrap();
-        std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let keys = [("a.psk", options.same_key), ("b.psk", true)];
+        for (name, same) in keys {
+            let path = dir.path().join(name);
+            std::fs::write(&path, if same { PSK } else { "another key, for the stranger" }).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
         let target = dir.path().join("hypervisor-b.sock");
         let listener = UnixListener::bind(&target).unwrap();
         let window = options.window_limit_bytes;
         let mut b = config(dir.path(), "b", options.destination_version, window);
         b.resume_limit_ms = options.resume_limit_ms;
-        b.incoming.push(PassiveTarget { target: "vm".to_owned(), connect: target });
+        b.cores = cores(options.core, options.destination_workers);
+        b.incoming.push(PassiveTarget { target: TARGET.to_owned(), connect: target });
         let destination = Engine::start(b).unwrap();
         let mitm = options.mitm.then(|| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -100,13 +125,44 @@ impl Pair {
         });
         let mut a = config(dir.path(), "a", options.source_version, window);
         a.resume_limit_ms = options.resume_limit_ms;
+        a.cores = cores(options.core, 1);
         a.passive.push(PassiveSource {
             listen: dir.path().join("to-b.sock"),
             peer: mitm.as_ref().map_or_else(|| destination.listen(), Mitm::address),
-            target: "vm".to_owned(),
+            target: TARGET.to_owned(),
         });
         let source = Engine::start(a).unwrap();
         Self { mitm, source, destination, listener, dir }
+    }
+
+    /// Where a control plane attaches to the sending node.
+    #[must_use]
+    pub fn source_control(&self) -> PathBuf {
+        self.dir.path().join("a.control")
+    }
+
+    /// Where a control plane attaches to the receiving node.
+    #[must_use]
+    pub fn destination_control(&self) -> PathBuf {
+        self.dir.path().join("b.control")
+    }
+
+    /// Where the receiving node awaits its peers.
+    #[must_use]
+    pub fn destination_address(&self) -> SocketAddr {
+        self.destination.listen()
+    }
+
+    /// The socket of the receiving hypervisor.
+    #[must_use]
+    pub fn hypervisor(&self) -> PathBuf {
+        self.dir.path().join("hypervisor-b.sock")
+    }
+
+    /// Has a worker of either ended by itself?
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.source.is_broken() || self.destination.is_broken()
     }
 
     /// Connects as the sending hypervisor does.

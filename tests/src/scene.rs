@@ -34,8 +34,8 @@ pub struct SceneConfig {
     pub destination_qemu: QemuVersion,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
-    /// More lines for both data planes' configuration.
-    pub dataplane_extra: String,
+    /// More lines for the configuration of each data plane.
+    pub dataplane_extra: [String; 2],
 }
 
 impl Default for SceneConfig {
@@ -50,7 +50,7 @@ impl Default for SceneConfig {
             arrival: Arrival::Run,
             destination_qemu: QemuVersion::V10,
             resume_limit_ms: 30_000,
-            dataplane_extra: "store_bytes = 67108864\n".to_owned(),
+            dataplane_extra: [const { String::new() }; 2],
         }
     }
 }
@@ -99,14 +99,16 @@ impl<'g> Scene<'g> {
     /// Sets the scene.
     #[must_use]
     pub fn new(ground: &'g Ground, config: SceneConfig) -> Self {
-        let node = |host, name, data, management, version| {
+        let node = |host, name, data, management, version, extra: &str| {
             let mut node = NodeConfig::new(name, data, management);
             node.max_version = version;
-            node.dataplane_extra = config.dataplane_extra.clone();
+            node.dataplane_extra = format!("store_bytes = 67108864\n{extra}");
             Node::start(host, node).expect("node")
         };
-        let a = node(&ground.a, "a", ground.link.a, ground.management.a, config.versions.0);
-        let b = node(&ground.b, "b", ground.link.b, ground.management.b, config.versions.1);
+        let [extra_a, extra_b] = &config.dataplane_extra;
+        let (link, management) = (&ground.link, &ground.management);
+        let a = node(&ground.a, "a", link.a, management.a, config.versions.0, extra_a);
+        let b = node(&ground.b, "b", link.b, management.b, config.versions.1, extra_b);
         let (source, destination) = guests(ground, &config).expect("guests");
         Self { a, b, source, destination, ground, config }
     }

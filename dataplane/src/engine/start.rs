@@ -13,6 +13,7 @@ use dwcp_api::Version;
 use dwcp_api::command::Digest;
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::tcp::{TcpOptions, TcpPort};
+use dwcp_hugepages::arena::BackingPolicy;
 
 use super::board::Board;
 use super::control::{Control, Identity};
@@ -65,7 +66,9 @@ impl Engine {
         });
 
         let mut port = TcpPort::new(TcpOptions {
-            backing: config.hugepages.policy(),
+            // A place for every lane there may be, few of which there are: ordinary pages cost
+            // nothing until they are used.
+            backing: BackingPolicy::Ordinary,
             ..TcpOptions::default()
         });
         let port_config = PortConfig { lanes_max: LANES_MAX, ..PortConfig::default() };

@@ -205,9 +205,9 @@ impl Link {
     }
 
     /// What is held between the hypervisors never passes this.
-    pub fn held_limit_bytes(&self, channels: usize) -> u64 {
+    pub const fn held_limit_bytes(&self, channels: u64) -> u64 {
         self.window_limit_bytes
-            + crate::transport::CHANNEL_GUARANTEE_BYTES * channels as u64
+            + crate::transport::CHANNEL_GUARANTEE_BYTES * channels
     }
 
     /// Takes an ACK, and forgets what was kept of the batches that it confirms.

@@ -376,7 +376,8 @@ impl Session {
         if let Some(link) = &self.link {
             let picture = &mut self.picture;
             picture.held_bytes = link.outbound.held_bytes();
-            picture.held_bytes_limit = link.held_limit_bytes(self.channels.len());
+            // Those that have closed count: their share was used while they were open.
+            picture.held_bytes_limit = link.held_limit_bytes(picture.channels);
             picture.window_bytes = link.outbound.window_bytes();
             picture.rtt_us = link.outbound.rtt_us().unwrap_or(0);
             picture.delivery_bytes_per_s = link.outbound.delivery_rate_bytes_s();
