@@ -6,6 +6,10 @@ mod jobs_kit;
 
 use std::time::Duration;
 
+use dwcp_api::command::{Command, Digest, SessionLimits};
+use dwcp_api::text::Text;
+use dwcp_api::{SessionId, Version};
+use dwcp_controlplane::host::Host;
 use dwcp_controlplane::jobs::request::MigrationOptions;
 use dwcp_controlplane::jobs::settings::{End, capabilities, parameters, verify};
 use dwcp_controlplane::jobs::view::{GuestSide, MigrationState};
@@ -266,6 +270,62 @@ async fn an_undecided_hand_over_is_decided_by_asking() {
         exactly_one(&mut scene, &id, cut).await;
         scene.is_clean().await;
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_has_moved_is_not_cancelled() {
+    let mut scene = Scene::new(&releases()[0]).await;
+    let id = handed_over(&mut scene, Cut::Return).await;
+    let url = format!("{}/v1/migrations/{id}", scene.controls[0].api);
+    let (status, problem) = call(Method::DELETE, &url, None).await;
+    assert_eq!((status, &problem["type"]), (409, &json!("too_late")));
+    let there = format!("{}/v1/incoming/{id}", scene.controls[1].api);
+    let (status, problem) = call(Method::DELETE, &there, None).await;
+    assert_eq!((status, &problem["type"]), (409, &json!("too_late")));
+    assert!(scene.destination.state().await.running);
+    scene.planes[0].order("undecided");
+    exactly_one(&mut scene, &id, Cut::Return).await;
+}
+
+#[tokio::test]
+async fn a_session_left_over_by_a_dead_control_plane_is_swept() {
+    let mut scene = Scene::new(&releases()[0]).await;
+    let id = scene.start(&json!({})).await;
+    scene.controls[0].ended(&id).await;
+    scene.is_clean().await;
+    scene.controls[0].stop();
+    {
+        // As if the control plane had died between the end of the migration and its clean-up.
+        let (host, task) = Host::spawn(scene.host(0).join("dp.sock"));
+        let mut changes = host.status_changes();
+        changes
+            .wait_for(|status| status.instance().is_some())
+            .await
+            .unwrap();
+        let session = SessionId::parse(&id).unwrap();
+        host.command(Command::OpenSource {
+            session,
+            listen: Text::new(scene.host(0).join("left").to_str().unwrap()).unwrap(),
+            peer: Text::clipped("127.0.0.1:1"),
+            max_version: Version::V3,
+            digest: Digest::Keyed,
+            limits: SessionLimits::default(),
+        })
+        .await
+        .unwrap();
+        host.command(Command::Cancel { session }).await.unwrap();
+        assert_eq!(host.sessions().unwrap().len(), 1);
+        task.abort();
+        let _ = task.await;
+    }
+    scene.controls[0] = ControlPlane::start(&scene.host(0), "127.0.0.1:0".parse().unwrap());
+    scene.controls[0].attached().await;
+    scene.is_clean().await;
+    assert_eq!(
+        scene.controls[0].get(&id).await.state,
+        COMPLETED,
+        "its result is kept"
+    );
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use super::watch::next_event;
 const POLL_EVERY: Duration = Duration::from_millis(250);
 /// How long a source may take to begin.
 const SOURCE_LIMIT: Duration = Duration::from_secs(120);
-/// How long a session may take to end once the guest is here.
+/// How long a session may take to end once the guest is here and the link is up.
 const SESSION_END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Everything that the task works with.
@@ -335,6 +335,8 @@ impl Incoming {
                 GuestVerdict::NeverHere | GuestVerdict::Unknown => IncomingState::Failed,
             };
         });
+        // Others may use the monitor from here on.
+        (self.qmp, self.events) = (None, None);
         self.end_session().await;
         self.table.host.escrow_release(self.session);
         self.table.sockets.clear(self.session);
@@ -345,7 +347,9 @@ impl Incoming {
     /// The last bytes of the return path may still be on their way; only then is the session forgotten.
     async fn end_session(&mut self) {
         let (host, session) = (self.table.host.clone(), self.session);
-        let mut deadline = Instant::now() + SESSION_END_LIMIT;
+        // A link that was cut just now may come back: the source waits for the last bytes so long.
+        let resume_ms = self.entry.record().request.options.resume_limit_ms;
+        let mut deadline = Instant::now() + Duration::from_millis(resume_ms) + SESSION_END_LIMIT;
         let mut asked = false;
         loop {
             // Answered at once: the word is final.
