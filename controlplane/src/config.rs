@@ -20,7 +20,7 @@ pub const FILE_DEFAULT: &str = "/etc/dwcp/controlplane.toml";
 #[command(name = "dwcp-controlplane", version, about, long_about = None)]
 pub struct Args {
     /// Settings file; without it /etc/dwcp/controlplane.toml is read if it exists
-    #[arg(long, env = "DWCP_CONFIG", value_name = "PATH")]
+    #[arg(long, env = "DWCP_CONTROLPLANE_CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
     /// Check the settings, print those in force and exit
     #[arg(long)]

@@ -1,6 +1,7 @@
 //! The control plane's process: reads the settings, opens the API's socket, runs until SIGTERM or
 //! SIGINT. Stopping it stops no migration.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -36,7 +37,10 @@ fn start(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let filter = EnvFilter::try_from_env("DWCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Colours are for terminals: a log file or a journal gets plain text.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
+        .with_ansi(colours)
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
@@ -87,7 +91,6 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         }
         std::process::exit(1);
     });
-    tracing::info!(%address, node = config.node.as_str(), "the API listens");
     node::run(config, listener, stop).await?;
     Ok(())
 }

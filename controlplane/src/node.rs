@@ -80,9 +80,12 @@ pub async fn run(
         tokio::spawn(tally_failures(host, tally.clone())),
         tokio::spawn(tally_migrations(jobs, tally)),
     ];
+    tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
     serve::serve(listener, app.router(), stop).await;
     for task in background {
         task.abort();
+        // Until it is gone it holds the store.
+        let _ = task.await;
     }
     Ok(())
 }

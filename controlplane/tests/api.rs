@@ -413,7 +413,7 @@ async fn health_says_what_is_missing() {
         health["problems"][0]
             .as_str()
             .unwrap()
-            .contains("dwcp-dataplane"),
+            .contains("no data plane"),
         "{health}"
     );
     let (status, problem) = server.get("/v1/perf/counters").await;

@@ -28,7 +28,7 @@ const UNDECIDED_MAX: Duration = Duration::from_secs(60);
 /// Why following ended.
 pub enum End {
     /// Nothing will change any more, or nothing by itself.
-    Settled(Box<serde_json::Value>, Migration),
+    Settled(Box<(serde_json::Value, Migration)>),
     /// It was told to let go.
     LetGo,
 }
@@ -173,7 +173,7 @@ pub async fn follow(
             }
             let stuck = undecided_since.is_some_and(|since| since.elapsed() > UNDECIDED_MAX);
             if migration.is_final() || stuck {
-                return Ok(End::Settled(Box::new(value), migration));
+                return Ok(End::Settled(Box::new((value, migration))));
             }
         }
         if events.is_none() {

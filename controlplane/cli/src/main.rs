@@ -7,7 +7,7 @@
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`steer`] | flags, kill switch, health, lists |
-//! | [`progress`] | bars and lines |
+//! | [`progress`], [`say`] | bars and lines |
 //! | [`sse`], [`view`] | the API's event stream and its views |
 
 use std::process::ExitCode;
@@ -20,6 +20,7 @@ mod exit;
 mod follow;
 mod migrate;
 mod progress;
+mod say;
 mod sse;
 mod steer;
 mod view;
@@ -36,14 +37,16 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("dwcpctl: the async runtime cannot start: {error}");
+            say::aside(format_args!(
+                "dwcpctl: the async runtime cannot start: {error}"
+            ));
             return Exit::Failed.into();
         }
     };
     match runtime.block_on(run(cli)) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("dwcpctl: {error}");
+            say::aside(format_args!("dwcpctl: {error}"));
             error.exit().into()
         }
     }

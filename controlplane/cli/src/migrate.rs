@@ -11,6 +11,7 @@ use crate::client::{Api, ApiError};
 use crate::exit::Exit;
 use crate::follow::{End, follow};
 use crate::progress::{Progress, printable, size};
+use crate::say;
 use crate::view::Migration;
 
 /// Why this program itself wants the migration to end.
@@ -43,13 +44,13 @@ pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, A
         .to_owned();
     if args.detach {
         if as_json {
-            println!("{started}");
+            say::result(format_args!("{started}"));
         } else {
-            println!("{id}");
+            say::result(format_args!("{id}"));
         }
         return Ok(Exit::Done);
     }
-    eprintln!("migration {id}");
+    say::aside(format_args!("migration {id}"));
     attend(api, &id, args.timeout, as_json).await
 }
 
@@ -72,16 +73,21 @@ async fn attend(
         wish = next;
     }
     let exit = match end {
-        Ok(End::Settled(value, view)) => {
+        Ok(End::Settled(last)) => {
+            let (value, view) = *last;
             report(&value, &view, as_json);
             view.exit()
         }
         Ok(End::LetGo) => {
-            eprintln!("let go; it goes on: dwcpctl status {id} --watch");
+            say::aside(format_args!(
+                "let go; it goes on: dwcpctl status {id} --watch"
+            ));
             return Ok(Exit::Interrupted);
         }
         Err(error) => {
-            eprintln!("the migration goes on by itself; ask again: dwcpctl status {id}");
+            say::aside(format_args!(
+                "the migration goes on by itself; ask again: dwcpctl status {id}"
+            ));
             return Err(error);
         }
     };
@@ -114,14 +120,14 @@ async fn steer(
         ),
         () = timeout => (Wish::TimedOut, "the time is over; cancelling"),
     };
-    eprintln!("{text}");
+    say::aside(format_args!("{text}"));
     let _ = wishes.send(wish).await;
     let path = format!("/v1/migrations/{id}");
     let cancel = api.json(Method::DELETE, &path, None);
     tokio::select! {
         answer = cancel => {
             if let Err(error) = answer {
-                eprintln!("not cancelled: {error}");
+                say::aside(format_args!("not cancelled: {error}"));
             }
             let _ = tokio::signal::ctrl_c().await;
         }
@@ -140,14 +146,15 @@ pub async fn watch(api: &Api, id: &str, as_json: bool) -> Result<Exit, ApiError>
     });
     let mut print = |value: &Value| {
         if as_json {
-            println!("{value}");
+            say::result(format_args!("{value}"));
         }
     };
     let end = follow(api, id, &mut progress, &mut print, &mut let_go).await;
     progress.finish();
     interrupt.abort();
     match end? {
-        End::Settled(value, view) => {
+        End::Settled(last) => {
+            let (value, view) = *last;
             if !as_json {
                 report(&value, &view, false);
             }
@@ -163,15 +170,15 @@ pub async fn cancel(api: &Api, id: &str, as_json: bool) -> Result<Exit, ApiError
         .json(Method::DELETE, &format!("/v1/migrations/{id}"), None)
         .await?;
     if as_json {
-        println!("{value}");
+        say::result(format_args!("{value}"));
     } else {
         let view: Migration = serde_json::from_value(value).unwrap_or_default();
-        println!(
+        say::result(format_args!(
             "{}  {}  guest: {}",
             view.id,
             printable(&view.state),
             printable(&view.guest)
-        );
+        ));
     }
     Ok(Exit::Done)
 }
@@ -179,7 +186,7 @@ pub async fn cancel(api: &Api, id: &str, as_json: bool) -> Result<Exit, ApiError
 /// The result, on standard output; what to do about a failure, on standard error.
 pub fn report(value: &Value, view: &Migration, as_json: bool) {
     if as_json {
-        println!("{value}");
+        say::result(format_args!("{value}"));
     } else {
         let downtime = view
             .downtime_ms
@@ -187,7 +194,7 @@ pub fn report(value: &Value, view: &Migration, as_json: bool) {
         let saved = view.bytes.saved_fraction.map_or_else(String::new, |saved| {
             format!(", saved {:.1} %", saved * 100.0)
         });
-        println!(
+        say::result(format_args!(
             "{}  {}  {} → {}: {:.1} s{downtime}, {} from the hypervisor, {} on the wire{saved}{}",
             view.id,
             printable(&view.state),
@@ -199,27 +206,30 @@ pub fn report(value: &Value, view: &Migration, as_json: bool) {
             view.version
                 .as_deref()
                 .map_or_else(String::new, |v| format!(", {}", printable(v))),
-        );
+        ));
     }
     for note in &view.notes {
-        eprintln!("note: {}", printable(note));
+        say::aside(format_args!("note: {}", printable(note)));
     }
     if let Some(failure) = &view.failure {
-        eprintln!(
+        say::aside(format_args!(
             "failed ({}): {}",
             printable(&failure.code),
             printable(&failure.detail)
-        );
+        ));
         let guest = match view.guest.as_str() {
             "source" => "runs at the source, nothing was lost",
             "destination" => "runs at the destination",
             _ => "is held on both sides until it is known which one has it",
         };
-        eprintln!("  guest: {guest}\n  next: {}", printable(&failure.cure));
+        say::aside(format_args!(
+            "  guest: {guest}\n  next: {}",
+            printable(&failure.cure)
+        ));
     } else if view.state == "undecided" {
-        eprintln!(
+        say::aside(format_args!(
             "undecided: the guest is held on both sides until the destination answers\n  next: bring the destination's control plane back, then: dwcpctl status {} --watch",
             view.id
-        );
+        ));
     }
 }

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::say;
 use crate::view::Migration;
 
 /// Steps of the bar.
 const STEPS: u64 = 1_000;
 /// Time between two plain lines of one state.
 const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Bytes from the hypervisor before a share of them means something.
+const SAVED_AFTER_BYTES: u64 = 100_000;
 
 /// The display.
 pub struct Progress {
@@ -55,7 +59,10 @@ impl Progress {
             .is_none_or(|(at, state)| *state != view.state || at.elapsed() >= LINE_EVERY);
         if due {
             let percent = view.progress.map_or_else(|| "  ? %".to_owned(), percent);
-            eprintln!("{:>5} s  {percent}  {text}", self.began.elapsed().as_secs());
+            say::aside(format_args!(
+                "{:>5} s  {percent}  {text}",
+                self.began.elapsed().as_secs()
+            ));
             self.last = Some((Instant::now(), view.state.clone()));
         }
     }
@@ -64,7 +71,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say::aside(format_args!("{text}")),
         }
     }
 
@@ -95,14 +102,18 @@ fn describe(view: &Migration) -> String {
             size(rates.wire_bytes_per_s)
         );
     }
-    if let Some(saved) = view.bytes.saved_fraction {
+    // Before that the greetings weigh more than the guest.
+    let enough = view.bytes.hypervisor >= SAVED_AFTER_BYTES;
+    if let Some(saved) = view.bytes.saved_fraction.filter(|_| enough) {
         text += &format!("  saved {:.0} %", saved * 100.0);
     }
     if let Some(version) = &view.version {
         text += &format!("  {}", printable(version));
     }
     match view.expected_finish_s {
-        Some(left) if !view.is_final() => text += &format!("  ends in about {left:.0} s"),
+        Some(left) if left >= 1.0 && !view.is_final() => {
+            text += &format!("  ends in about {left:.0} s")
+        }
         _ => {}
     }
     text

@@ -10,6 +10,7 @@ use crate::client::{Api, ApiError};
 use crate::exit::Exit;
 use crate::migrate::report;
 use crate::progress::printable;
+use crate::say;
 use crate::view::Migration;
 
 /// How long a running migration is watched for its first v1 batch.
@@ -35,7 +36,9 @@ pub async fn flags(api: &Api, command: Option<Flags>, as_json: bool) -> Result<E
                 .cloned()
                 .unwrap_or_default();
             if !as_json && value.get("force_v1") == Some(&Value::Bool(true)) {
-                println!("kill switch: ON, everything goes in v1 (dwcpctl rollback --off)");
+                say::result(format_args!(
+                    "kill switch: ON, everything goes in v1 (dwcpctl rollback --off)"
+                ));
             }
             (value, rows)
         }
@@ -72,7 +75,7 @@ pub async fn flags(api: &Api, command: Option<Flags>, as_json: bool) -> Result<E
                 .json(Method::GET, "/v1/feature-flags/history", None)
                 .await?;
             if as_json {
-                println!("{value}");
+                say::result(format_args!("{value}"));
             } else {
                 for entry in value
                     .get("entries")
@@ -80,20 +83,20 @@ pub async fn flags(api: &Api, command: Option<Flags>, as_json: bool) -> Result<E
                     .into_iter()
                     .flatten()
                 {
-                    println!("{entry}");
+                    say::result(format_args!("{entry}"));
                 }
             }
             return Ok(Exit::Done);
         }
     };
     if as_json {
-        println!("{value}");
+        say::result(format_args!("{value}"));
         return Ok(Exit::Done);
     }
-    println!(
+    say::result(format_args!(
         "{:<14} {:>7} {:>8} {:>5} {:>5}  excluded",
         "flag", "enabled", "percent", "here", "v3"
-    );
+    ));
     for flag in rows {
         let excluded: Vec<String> = flag
             .get("excluded_nodes")
@@ -107,7 +110,7 @@ pub async fn flags(api: &Api, command: Option<Flags>, as_json: bool) -> Result<E
         } else {
             "not yet"
         };
-        println!(
+        say::result(format_args!(
             "{:<14} {:>7} {:>8} {:>5} {:>5}  {}",
             word(&flag, "feature"),
             word(&flag, "enabled"),
@@ -115,7 +118,7 @@ pub async fn flags(api: &Api, command: Option<Flags>, as_json: bool) -> Result<E
             word(&flag, "version_here"),
             available,
             excluded.join(" ")
-        );
+        ));
     }
     Ok(Exit::Done)
 }
@@ -127,7 +130,7 @@ pub async fn rollback(api: &Api, off: bool, as_json: bool) -> Result<Exit, ApiEr
         .json(Method::POST, "/v1/feature-flags/force-v1", Some(&body))
         .await?;
     if as_json {
-        println!("{answer}");
+        say::result(format_args!("{answer}"));
     } else {
         let state = if answer.get("force_v1") == Some(&Value::Bool(true)) {
             "on"
@@ -135,12 +138,12 @@ pub async fn rollback(api: &Api, off: bool, as_json: bool) -> Result<Exit, ApiEr
             "off"
         };
         match answer.get("applied_us").and_then(Value::as_u64) {
-            Some(us) => println!("kill switch {state}, in force after {us} µs"),
-            None => println!("kill switch {state}"),
+            Some(us) => say::result(format_args!("kill switch {state}, in force after {us} µs")),
+            None => say::result(format_args!("kill switch {state}")),
         }
     }
     if let Some(note) = answer.get("note").and_then(Value::as_str) {
-        eprintln!("note: {}", printable(note));
+        say::aside(format_args!("note: {}", printable(note)));
     }
     if off || answer.get("applied") != Some(&Value::Bool(true)) {
         return Ok(Exit::Done);
@@ -173,11 +176,11 @@ async fn first_batches(api: &Api) -> Result<Exit, ApiError> {
                 continue;
             };
             match rollback.rollback_us {
-                Some(us) => eprintln!(
+                Some(us) => say::aside(format_args!(
                     "migration {}: first v1 batch {us} µs after the throw",
                     view.id
-                ),
-                None => eprintln!("migration {}: goes in v1", view.id),
+                )),
+                None => say::aside(format_args!("migration {}: goes in v1", view.id)),
             }
             said.push(view.id.clone());
         }
@@ -185,9 +188,9 @@ async fn first_batches(api: &Api) -> Result<Exit, ApiError> {
             return Ok(Exit::Done);
         }
         if thrown.elapsed() > FIRST_BATCH_MAX {
-            eprintln!(
+            say::aside(format_args!(
                 "{waiting} running migrations have sent nothing since the throw; what they send next goes in v1\n  next: dwcpctl status"
-            );
+            ));
             return Ok(Exit::TimedOut);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -205,16 +208,19 @@ pub async fn health(api: &Api, detailed: bool, as_json: bool) -> Result<Exit, Ap
     };
     let (status, value) = api.report(path).await?;
     if as_json {
-        println!("{value}");
+        say::result(format_args!("{value}"));
     } else {
-        println!("{}", word(&value, "status"));
+        say::result(format_args!("{}", word(&value, "status")));
         for problem in value
             .get("problems")
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
         {
-            println!("  {}", problem.as_str().map(printable).unwrap_or_default());
+            say::result(format_args!(
+                "  {}",
+                problem.as_str().map(printable).unwrap_or_default()
+            ));
         }
         if detailed {
             for key in [
@@ -225,7 +231,10 @@ pub async fn health(api: &Api, detailed: bool, as_json: bool) -> Result<Exit, Ap
                 "sessions",
                 "flags",
             ] {
-                println!("{key}: {}", value.get(key).unwrap_or(&Value::Null));
+                say::result(format_args!(
+                    "{key}: {}",
+                    value.get(key).unwrap_or(&Value::Null)
+                ));
             }
         }
     }
@@ -248,25 +257,25 @@ pub async fn status(api: &Api, id: Option<&str>, as_json: bool) -> Result<Exit, 
     }
     let value = api.json(Method::GET, "/v1/migrations", None).await?;
     if as_json {
-        println!("{value}");
+        say::result(format_args!("{value}"));
         return Ok(Exit::Done);
     }
     let list = value.get("migrations").cloned().unwrap_or_default();
     let all: Vec<Migration> = serde_json::from_value(list).unwrap_or_default();
     if all.is_empty() {
-        println!("no migrations");
+        say::result(format_args!("no migrations"));
     }
     for view in all {
         let percent = view
             .progress
             .map_or_else(|| "?".to_owned(), |part| format!("{:.0}", part * 100.0));
-        println!(
+        say::result(format_args!(
             "{}  {:<12} {percent:>3} %  {}  {}",
             printable(&view.id),
             printable(&view.state),
             printable(view.guest_name()),
             printable(&view.destination.api)
-        );
+        ));
     }
     Ok(Exit::Done)
 }

@@ -21,7 +21,9 @@ use tokio::task::JoinHandle;
 const TOKEN: &str = "0123456789abcdef-token";
 
 async fn watchdog<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(180), work).await.expect("hangs")
+    tokio::time::timeout(Duration::from_secs(180), work)
+        .await
+        .expect("hangs")
 }
 
 /// The program with an address and a good token.
@@ -58,11 +60,22 @@ async fn run(api: &str, args: &[&str]) -> Said {
     said(&watchdog(ctl(api, args).output()).await.unwrap())
 }
 
-const MIGRATE: [&str; 7] =
-    ["migrate", "--vm", "/run/a.qmp", "--to", "http://b:1", "--to-qmp", "/run/b.qmp"];
+const MIGRATE: [&str; 7] = [
+    "migrate",
+    "--vm",
+    "/run/a.qmp",
+    "--to",
+    "http://b:1",
+    "--to-qmp",
+    "/run/b.qmp",
+];
 
 fn migrate(more: &[&'static str]) -> Vec<&'static str> {
-    MIGRATE.iter().copied().chain(more.iter().copied()).collect()
+    MIGRATE
+        .iter()
+        .copied()
+        .chain(more.iter().copied())
+        .collect()
 }
 
 // The real control plane.
@@ -78,7 +91,11 @@ async fn node(folder: &Path) -> Node {
     std::fs::write(&token, format!("{TOKEN}\n")).unwrap();
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::write(folder.join("c.toml"), "").unwrap();
-    let mut args = vec!["x".to_owned(), "--node".to_owned(), "node-000000".to_owned()];
+    let mut args = vec![
+        "x".to_owned(),
+        "--node".to_owned(),
+        "node-000000".to_owned(),
+    ];
     for (flag, name) in [
         ("--config", "c.toml"),
         ("--attach", "dp.sock"),
@@ -105,41 +122,86 @@ async fn flags_rollback_and_health_against_a_real_control_plane() {
 
     let list = run(api, &["flags"]).await;
     assert_eq!(list.code, 0, "{}", list.err);
-    assert!(list.out.contains("dwcp_v3_hde") && list.out.contains("not yet"), "{}", list.out);
+    assert!(
+        list.out.contains("dwcp_v3_hde") && list.out.contains("not yet"),
+        "{}",
+        list.out
+    );
 
-    let set =
-        ["--json", "flags", "set", "dwcp_v3_hde", "--percentage", "12.5", "--enabled", "true"];
+    let set = [
+        "--json",
+        "flags",
+        "set",
+        "dwcp_v3_hde",
+        "--percentage",
+        "12.5",
+        "--enabled",
+        "true",
+    ];
     let set = run(api, &set).await;
     let flag: Value = serde_json::from_str(&set.out).unwrap();
     assert_eq!((set.code, &flag["percentage"]), (0, &Value::from(12.5)));
 
-    let excluded = run(api, &["flags", "exclude", "dwcp_v3_amst", "node-7", "node-8"]).await;
-    assert!(excluded.code == 0 && excluded.out.contains("node-7 node-8"), "{}", excluded.out);
-    let undone = run(api, &["flags", "exclude", "dwcp_v3_amst", "node-7", "--undo"]).await;
+    let excluded = run(
+        api,
+        &["flags", "exclude", "dwcp_v3_amst", "node-7", "node-8"],
+    )
+    .await;
+    assert!(
+        excluded.code == 0 && excluded.out.contains("node-7 node-8"),
+        "{}",
+        excluded.out
+    );
+    let undone = run(
+        api,
+        &["flags", "exclude", "dwcp_v3_amst", "node-7", "--undo"],
+    )
+    .await;
     assert!(!undone.out.contains("node-7") && undone.out.contains("node-8"));
 
     // No data plane is attached: the switch is kept, and that is said, not more.
     let thrown = run(api, &["rollback"]).await;
-    assert_eq!((thrown.code, thrown.out.as_str()), (0, "kill switch on\n"), "{}", thrown.err);
+    assert_eq!(
+        (thrown.code, thrown.out.as_str()),
+        (0, "kill switch on\n"),
+        "{}",
+        thrown.err
+    );
     assert!(thrown.err.contains("no data plane"), "{}", thrown.err);
-    assert!(run(api, &["flags", "list"]).await.out.contains("kill switch: ON"));
+    assert!(
+        run(api, &["flags", "list"])
+            .await
+            .out
+            .contains("kill switch: ON")
+    );
     let released = run(api, &["--json", "rollback", "--off"]).await;
-    assert_eq!(serde_json::from_str::<Value>(&released.out).unwrap()["force_v1"], false);
+    assert_eq!(
+        serde_json::from_str::<Value>(&released.out).unwrap()["force_v1"],
+        false
+    );
     let history = run(api, &["flags", "history"]).await;
     assert_eq!(history.out.lines().count(), 5);
     assert!(history.out.contains("127.0.0.1 (alice)"), "{}", history.out);
 
     let health = run(api, &["health"]).await;
     assert_eq!(health.code, 1);
-    assert!(health.out.starts_with("unavailable\n") && health.out.contains("dwcp-dataplane"));
+    assert!(health.out.starts_with("unavailable\n") && health.out.contains("no data plane"));
     let detailed = run(api, &["health", "--detailed"]).await;
     assert!(detailed.out.contains("data_plane: {"));
     assert!(run(api, &["status"]).await.out.contains("no migrations"));
 
     // Refusals: what, why and what to type next.
     for (args, code, words) in [
-        (vec!["flags", "set", "dwcp_v3_zzz", "--enabled", "true"], 1, ["dwcp_v3_zzz", "flags list"]),
-        (vec!["flags", "set", "dwcp_v3_hde", "--percentage", "101"], 2, ["percentage", "next:"]),
+        (
+            vec!["flags", "set", "dwcp_v3_zzz", "--enabled", "true"],
+            1,
+            ["dwcp_v3_zzz", "flags list"],
+        ),
+        (
+            vec!["flags", "set", "dwcp_v3_hde", "--percentage", "101"],
+            2,
+            ["percentage", "next:"],
+        ),
         (vec!["status", "zz"], 2, ["32 hexadecimal", "next:"]),
         (vec!["status", ID], 1, [ID, "next:"]),
         (vec!["status", ID, "--watch"], 1, [ID, "next:"]),
@@ -154,7 +216,7 @@ async fn flags_rollback_and_health_against_a_real_control_plane() {
     }
     // A QMP socket outside the allowed folders is refused by policy.
     let refused = run(api, &migrate(&[])).await;
-    assert!(refused.code == 5 || refused.code == 1, "{} {}", refused.code, refused.err);
+    assert_eq!(refused.code, 5, "{}", refused.err);
     assert!(refused.err.contains("next:"));
 
     node.stop.send_replace(true);
@@ -172,7 +234,11 @@ async fn the_token_comes_from_a_file_or_the_environment_and_must_be_right() {
         (None, vec!["--token-file", &file, "flags"], 0),
         (None, vec!["flags", "--token-file", &wrong], 6),
         (None, vec!["flags", "--token-file", "/nonexistent"], 6),
-        (Some("fedcba9876543210-token"), vec!["--token-file", &file, "flags"], 0),
+        (
+            Some("fedcba9876543210-token"),
+            vec!["--token-file", &file, "flags"],
+            0,
+        ),
         (Some("fedcba9876543210-token"), vec!["flags"], 6),
         (Some(TOKEN), vec!["flags"], 0),
     ] {
@@ -192,21 +258,42 @@ async fn the_token_comes_from_a_file_or_the_environment_and_must_be_right() {
 
 #[tokio::test]
 async fn usage_and_an_absent_control_plane_have_their_codes() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let api = format!("http://{nobody}");
-    for args in [&["flags"][..], &["status"], &["health"], &["rollback"], &MIGRATE] {
+    for args in [
+        &["flags"][..],
+        &["status"],
+        &["health"],
+        &["rollback"],
+        &MIGRATE,
+    ] {
         let got = run(&api, args).await;
         assert_eq!(got.code, 7, "{args:?}: {}", got.err);
-        assert!(got.err.contains(&api) && got.err.contains("next:"), "{}", got.err);
+        assert!(
+            got.err.contains(&api) && got.err.contains("next:"),
+            "{}",
+            got.err
+        );
     }
-    for args in [&[][..], &["migrate"], &["nonsense"], &["flags", "set", "x"], &["status", "--watch"]]
-    {
+    for args in [
+        &[][..],
+        &["migrate"],
+        &["nonsense"],
+        &["flags", "set", "x"],
+        &["status", "--watch"],
+    ] {
         assert_eq!(run(&api, args).await.code, 2, "{args:?}");
     }
     let help = run(&api, &["--help"]).await;
     assert_eq!(help.code, 0);
     for code in ["0 ", "1 ", "2 ", "3 ", "4 ", "5 ", "6 ", "7 ", "9 ", "130 "] {
-        assert!(help.out.contains(&format!("\n  {code}")), "{code} is not documented");
+        assert!(
+            help.out.contains(&format!("\n  {code}")),
+            "{code} is not documented"
+        );
     }
 }
 
@@ -221,13 +308,29 @@ async fn each_outcome_has_its_code_and_its_words() {
         ("failed_unknown", 9, "failed", "held on both sides"),
     ] {
         let api = StandIn::start("127.0.0.1:0", end).await;
-        let got = run(&api.url(), &migrate(&["--name", "guest", "--bandwidth-limit", "10M"])).await;
+        let got = run(
+            &api.url(),
+            &migrate(&["--name", "guest", "--bandwidth-limit", "10M"]),
+        )
+        .await;
         assert_eq!(got.code, code, "{end}: {}", got.err);
-        assert!(got.out.contains(out) && got.out.contains("guest"), "{end}: {}", got.out);
+        assert!(
+            got.out.contains(out) && got.out.contains("guest"),
+            "{end}: {}",
+            got.out
+        );
         assert!(got.err.contains(err), "{end}: {}", got.err);
-        assert_eq!(got.out.lines().count(), 1, "only the result on standard output");
+        assert_eq!(
+            got.out.lines().count(),
+            1,
+            "only the result on standard output"
+        );
         // Plain lines, since this is no terminal.
-        assert!(got.err.contains("saved 75 %") && !got.err.contains('\x1b'), "{}", got.err);
+        assert!(
+            got.err.contains("saved 75 %") && !got.err.contains('\x1b'),
+            "{}",
+            got.err
+        );
         let asked = api.started();
         assert_eq!(asked["options"]["bandwidth_limit_bytes_per_s"], 10_000_000);
         assert_eq!(asked["vm"]["qmp"], "/run/a.qmp");
@@ -245,7 +348,11 @@ async fn json_and_detach_are_for_programs() {
     let got = run(&api.url(), &["status", ID, "--watch", "--json"]).await;
     assert_eq!(got.code, 0);
     assert!(got.out.lines().count() >= 2);
-    assert!(got.out.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+    assert!(
+        got.out
+            .lines()
+            .all(|line| serde_json::from_str::<Value>(line).is_ok())
+    );
 }
 
 #[tokio::test]
@@ -259,7 +366,13 @@ async fn a_timeout_cancels_and_says_so() {
 /// Sends SIGINT as a terminal would.
 fn interrupt(process: &tokio::process::Child) {
     let pid = process.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[tokio::test]
@@ -270,7 +383,11 @@ async fn ctrl_c_cancels_and_a_second_one_lets_go() {
     interrupt(&process);
     let got = said(&watchdog(process.wait_with_output()).await.unwrap());
     assert_eq!(got.code, 130, "{}", got.err);
-    assert!(api.cancelled() && got.out.contains("cancelled"), "{}", got.out);
+    assert!(
+        api.cancelled() && got.out.contains("cancelled"),
+        "{}",
+        got.out
+    );
 
     let api = StandIn::start("127.0.0.1:0", "deaf").await;
     let process = ctl(&api.url(), &migrate(&[])).spawn().unwrap();
@@ -302,7 +419,11 @@ async fn a_control_plane_that_comes_back_is_joined_again() {
     let _api = StandIn::start(&address, "completed").await;
     let got = said(&watchdog(process.wait_with_output()).await.unwrap());
     assert_eq!(got.code, 0, "{}", got.err);
-    assert!(got.err.contains("does not answer; the migration goes on"), "{}", got.err);
+    assert!(
+        got.err.contains("does not answer; the migration goes on"),
+        "{}",
+        got.err
+    );
     assert!(got.err.contains("is back after"), "{}", got.err);
 }
 
@@ -312,5 +433,18 @@ async fn rollback_waits_for_the_first_v1_batch() {
     let got = run(&api.url(), &["rollback"]).await;
     assert_eq!(got.code, 0, "{}", got.err);
     assert!(got.out.contains("in force after 37 µs"), "{}", got.out);
-    assert!(got.err.contains("first v1 batch 900 µs after the throw"), "{}", got.err);
+    assert!(
+        got.err.contains("first v1 batch 900 µs after the throw"),
+        "{}",
+        got.err
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_changes_nothing() {
+    let api = StandIn::start("127.0.0.1:0", "completed").await;
+    let mut process = ctl(&api.url(), &migrate(&[])).spawn().unwrap();
+    drop(process.stdout.take());
+    drop(process.stderr.take());
+    assert_eq!(watchdog(process.wait()).await.unwrap().code(), Some(0));
 }

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
@@ -38,16 +38,13 @@ pub const STREAMS_MAX: usize = 64;
 static EVENT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// `GET /v1/events`
-pub async fn all(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
+pub async fn all(State(app): State<App>) -> Result<Response, Problem> {
     let permit = permit(&app)?;
-    Ok(sse(changes(&app, None), app, permit))
+    Ok(sse(changes(&app, None), &app, permit))
 }
 
 /// `GET /v1/migrations/{id}/events`
-pub async fn one(
-    State(app): State<App>,
-    PathWord(id): PathWord,
-) -> Result<impl IntoResponse, Problem> {
+pub async fn one(State(app): State<App>, PathWord(id): PathWord) -> Result<Response, Problem> {
     let id = session(&id)?;
     let permit = permit(&app)?;
     // Subscribed before the first look, so that no change falls between the two.
@@ -62,7 +59,7 @@ pub async fn one(
         })
         .take_while(|view| ready(view.is_some()))
         .filter_map(ready);
-    Ok(sse(views, app, permit))
+    Ok(sse(views, &app, permit))
 }
 
 fn permit(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
@@ -105,9 +102,9 @@ fn changes(app: &App, only: Option<String>) -> impl Stream<Item = MigrationView>
 
 fn sse(
     views: impl Stream<Item = MigrationView> + Send + 'static,
-    app: App,
+    app: &App,
     permit: OwnedSemaphorePermit,
-) -> impl IntoResponse {
+) -> Response {
     let mut stop = app.stop.clone();
     let stopped = async move { stopped(&mut stop).await };
     let events = views.take_until(Box::pin(stopped)).map(move |view| {
@@ -121,5 +118,7 @@ fn sse(
                 .data(data),
         )
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive"))
+    Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive"))
+        .into_response()
 }

@@ -105,7 +105,6 @@ impl App {
     }
 
     /// Every route, behind the token.
-    #[must_use]
     pub fn router(self) -> Router {
         Router::new()
             .route(

@@ -73,7 +73,7 @@ impl Percentage {
 
 impl Serialize for Percentage {
     fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
-        if self.0 % 1_000 == 0 {
+        if self.0.is_multiple_of(1_000) {
             output.serialize_u32(self.0 / 1_000)
         } else {
             output.serialize_f64(f64::from(self.0) / 1_000.0)

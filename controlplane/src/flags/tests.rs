@@ -4,6 +4,9 @@ use super::*;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The kill switch in the words, and on disk if it is there.
+type Look = (bool, Option<bool>);
+
 /// Words that may or may not be attached, and a look at the disk each time they are touched.
 #[derive(Clone)]
 struct Board {
@@ -11,7 +14,7 @@ struct Board {
     attached: Arc<AtomicBool>,
     store: Store,
     /// What the disk said of the kill switch at each access.
-    seen: Arc<Mutex<Vec<(bool, Option<bool>)>>>,
+    seen: Arc<Mutex<Vec<Look>>>,
 }
 
 impl SwitchBoard for Board {

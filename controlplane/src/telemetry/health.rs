@@ -133,7 +133,7 @@ impl Health {
         if let HostStatus::Disconnected { reason, .. } = &data_plane {
             found(
                 Status::Unavailable,
-                format!("no data plane is attached ({reason}): start dwcp-dataplane"),
+                format!("no data plane is attached: {reason}"),
             );
         }
         for stuck in workers

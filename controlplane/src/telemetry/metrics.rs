@@ -79,8 +79,8 @@ impl Families<'_> {
     }
 }
 
-fn label(key: &'static str, value: impl ToString) -> Labels {
-    vec![(key, value.to_string())]
+fn label(key: &'static str, value: impl Into<String>) -> Labels {
+    vec![(key, value.into())]
 }
 
 /// Seconds of a counter that holds nanoseconds.
@@ -204,7 +204,7 @@ impl Picture {
         )?;
         let each = |value: &dyn Fn(&SessionSnapshot) -> f64| {
             self.running()
-                .map(|s| (label("session", s.id), value(s)))
+                .map(|s| (label("session", s.id.to_string()), value(s)))
                 .collect()
         };
         out.gauges(
@@ -270,7 +270,12 @@ impl Picture {
         let failures = Failure::ALL
             .iter()
             .filter(|failure| is_error(**failure))
-            .map(|f| (label("reason", f), self.tally.failures(version, *f)))
+            .map(|f| {
+                (
+                    label("reason", f.as_str()),
+                    self.tally.failures(version, *f),
+                )
+            })
             .collect();
         out.counters(
             &name("errors"),
@@ -366,7 +371,7 @@ fn worker_families(
         workers
             .iter()
             .enumerate()
-            .map(|(n, w)| (label("worker", n), figure(w, name)))
+            .map(|(n, w)| (label("worker", n.to_string()), figure(w, name)))
             .collect()
     };
     let mut turns = Vec::new();

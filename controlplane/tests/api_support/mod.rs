@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clap::Parser;
@@ -11,8 +12,8 @@ use dwcp_controlplane::config::{Args, Config};
 use dwcp_controlplane::node;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::runtime::Builder;
+use tokio::sync::{oneshot, watch};
 
 pub const TOKEN: &str = "0123456789abcdef-token";
 
@@ -20,7 +21,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub http: reqwest::Client,
     stop: watch::Sender<bool>,
-    task: JoinHandle<Result<(), node::NodeError>>,
+    thread: JoinHandle<Result<(), node::NodeError>>,
 }
 
 /// Settings of a node whose files all lie in `folder`.
@@ -60,12 +61,21 @@ pub fn config(folder: &Path, more: &[&str]) -> Config {
 }
 
 impl Server {
+    /// Starts it on a thread and a runtime of its own, so that its end frees everything, as the end of
+    /// its process would.
     pub async fn start(folder: &Path, more: &[&str]) -> Self {
         let config = config(folder, more);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(async move { node::run(&config, listener, stopped).await });
+        let (ready, address) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                ready.send(listener.local_addr().unwrap()).unwrap();
+                node::run(&config, listener, stopped).await
+            })
+        });
+        let address = watchdog(address).await.unwrap();
         let http = reqwest::Client::builder()
             .pool_max_idle_per_host(0)
             .build()
@@ -74,7 +84,7 @@ impl Server {
             address,
             http,
             stop,
-            task,
+            thread,
         }
     }
 
@@ -113,7 +123,9 @@ impl Server {
     pub async fn stop(self) {
         self.stop.send_replace(true);
         drop(self.http);
-        watchdog(self.task).await.unwrap().unwrap();
+        let thread = self.thread;
+        let ended = tokio::task::spawn_blocking(move || thread.join().unwrap());
+        watchdog(ended).await.unwrap().unwrap();
     }
 }
 

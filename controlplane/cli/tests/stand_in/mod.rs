@@ -68,7 +68,11 @@ impl Play {
         }
         match self.end.as_str() {
             "failed" | "failed_unknown" => {
-                let guest = if self.end == "failed" { "source" } else { "undecided" };
+                let guest = if self.end == "failed" {
+                    "source"
+                } else {
+                    "undecided"
+                };
                 let mut view = self.view("failed", 0.6, guest);
                 view["failure"] =
                     json!({ "code": "peer_lost", "detail": "it is gone", "cure": "plug it in" });
@@ -112,7 +116,11 @@ impl StandIn {
             .route("/v1/feature-flags/force-v1", post(force))
             .with_state(Shared(Arc::clone(&play)));
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, play, task }
+        Self {
+            address,
+            play,
+            task,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -198,7 +206,10 @@ async fn events(State(play): State<Shared>) -> Response {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let view = play.look();
-        let event = Event::default().event("migration").id(shown.to_string()).data(view.to_string());
+        let event = Event::default()
+            .event("migration")
+            .id(shown.to_string())
+            .data(view.to_string());
         Some((Ok::<_, Infallible>(event), (play, shown + 1)))
     });
     Sse::new(events).into_response()
