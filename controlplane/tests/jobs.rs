@@ -272,6 +272,30 @@ async fn an_undecided_hand_over_is_decided_by_asking() {
     }
 }
 
+/// The destination says that it never ran; only then does the source's data plane call it undecided.
+#[tokio::test]
+async fn a_cancel_during_the_hand_over_is_carried_out_if_the_destination_never_ran() {
+    let mut scene = Scene::new(&releases()[0]).await;
+    let id = handed_over(&mut scene, Cut::Forward).await;
+    scene.controls[0]
+        .until(&id, |view| view.state == MigrationState::Switchover)
+        .await;
+    let there = format!("{}/v1/incoming/{id}", scene.controls[1].api);
+    assert_eq!(call(Method::DELETE, &there, None).await.0, 200);
+    scene.planes[0].order("undecided");
+    let url = format!("{}/v1/migrations/{id}", scene.controls[0].api);
+    // Who comes first, the order or the task's own look, does not matter.
+    let (status, answer) = call(Method::DELETE, &url, None).await;
+    assert!(
+        status == 200 || answer["type"] == json!("already_ended"),
+        "{status} {answer}"
+    );
+    let view = scene.controls[0].ended(&id).await;
+    assert_eq!(view.guest, GuestSide::Source, "{view:#?}");
+    assert!(scene.source.state().await.running && scene.destination.has_ended());
+    scene.is_clean().await;
+}
+
 #[tokio::test]
 async fn a_guest_that_has_moved_is_not_cancelled() {
     let mut scene = Scene::new(&releases()[0]).await;

@@ -4,10 +4,12 @@
 
 use std::time::{Duration, Instant};
 
+use dwcp_api::SessionState;
 use dwcp_api::command::{Command, Verdict as Resolution};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::host::HostError;
 use crate::qmp::{MigrationPhase, QmpCommand, QmpError};
 
 use super::error::JobError;
@@ -26,6 +28,8 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 const RESUME_LIMIT: Duration = Duration::from_secs(10);
 /// How long a hypervisor may take to end.
 const QUIT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a session may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -213,19 +217,39 @@ impl Run {
 
     /// Releases the hypervisor's connections, whoever holds them.
     async fn let_go(&mut self, hold: Hold, verdict: Resolution) {
-        let (host, session) = (self.table.host.clone(), self.session);
-        if hold == Hold::Session {
-            match host.command(Command::Resolve { session, verdict }).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(%session, %error, "session not resolved"),
-            }
-            // It is not undecided, or not any more: fail closed is then the same.
-            let _ = host.command(Command::Cancel { session }).await;
+        if hold == Hold::Session && self.close_session(verdict).await {
+            return;
         }
         match verdict {
-            Resolution::GuestStays => host.escrow_shutdown(session),
-            Resolution::GuestMoved => host.escrow_release(session),
+            Resolution::GuestStays => self.table.host.escrow_shutdown(self.session),
+            Resolution::GuestMoved => self.table.host.escrow_release(self.session),
         };
+    }
+
+    /// Brings the session to its end, now that it is known who has the guest. An undecided one takes
+    /// the verdict; one that may still be in its switchover refuses to be cancelled until its peer has
+    /// closed, so it is asked again. True once it has ended.
+    pub(super) async fn close_session(&mut self, verdict: Resolution) -> bool {
+        let (host, session) = (self.table.host.clone(), self.session);
+        let began = Instant::now();
+        loop {
+            let state = match host.session(session) {
+                Ok(Some(snapshot)) => snapshot.state(),
+                Ok(None) | Err(HostError::Disconnected(_)) => return false,
+                Err(_) => None,
+            };
+            let command = match state {
+                Some(state) if state.is_final() => return true,
+                Some(SessionState::Undecided) => Command::Resolve { session, verdict },
+                _ => Command::Cancel { session },
+            };
+            let outcome = host.command(command).await;
+            if began.elapsed() > CLOSE_LIMIT {
+                tracing::warn!(%session, ?outcome, "session does not end");
+                return false;
+            }
+            sleep(LOOK_PAUSE).await;
+        }
     }
 
     /// Two copies may have run: one is stopped at once, none is thrown away.
@@ -284,44 +308,33 @@ impl Run {
         &mut self,
         answer: oneshot::Sender<Result<MigrationView, JobError>>,
     ) -> Option<Outcome> {
-        let id = || self.session.to_string();
+        let id = self.session.to_string();
         let verdict = self.peer.verdict(self.session).await;
-        let guest = verdict
-            .as_ref()
-            .map_or(GuestVerdict::Unknown, |verdict| verdict.guest);
-        let handed = self.record().handed || self.snapshot().is_some_and(|now| now.ram_end != 0);
-        let refusal = match guest {
-            GuestVerdict::Here => Some(JobError::TooLate(id())),
-            GuestVerdict::Unknown if handed => Some(JobError::Undecided(id())),
-            _ => None,
+        let refusal = match verdict.map_or(GuestVerdict::Unknown, |verdict| verdict.guest) {
+            GuestVerdict::NeverHere => {
+                self.let_go(self.hold(), Resolution::GuestStays).await;
+                None
+            }
+            GuestVerdict::Here => Some(JobError::TooLate(id)),
+            GuestVerdict::Unknown if self.record().handed => Some(JobError::Undecided(id)),
+            // The destination cannot be asked. Our data plane knows whether the end of RAM has left it,
+            // and refuses if so; if not, the destination is incomplete for ever.
+            GuestVerdict::Unknown => {
+                let cancel = Command::Cancel {
+                    session: self.session,
+                };
+                let outcome = self.table.host.command(cancel).await;
+                outcome.is_err().then_some(JobError::Undecided(id))
+            }
         };
         if let Some(refusal) = refusal {
             let _ = answer.send(Err(refusal));
             return None;
         }
-        // Our own data plane closes; from here on nothing can complete.
-        let closed = self
-            .table
-            .host
-            .command(Command::Cancel {
-                session: self.session,
-            })
-            .await;
-        if let Err(error) = &closed {
-            tracing::info!(session = %self.session, %error, "session not cancelled");
-        }
         if let Ok(qmp) = self.monitor().await {
             let _ = qmp.execute(QmpCommand::MigrateCancel).await;
         }
         self.table.host.escrow_shutdown(self.session);
-        let handed = self.snapshot().is_some_and(|now| now.ram_end != 0);
-        if guest == GuestVerdict::Unknown && handed {
-            // The end of RAM slipped out while the destination could not be asked.
-            self.update(|record| record.handed = true);
-            let _ = answer.send(Err(JobError::Undecided(self.session.to_string())));
-            let reason = failure("cancelled", "cancelled during the hand-over", "nothing");
-            return Some(self.settle(Hold::Nothing, reason).await);
-        }
         let resumed = self.resume().await;
         let mut outcome = cancelled();
         if !resumed {

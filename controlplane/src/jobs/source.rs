@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dwcp_api::command::Command;
+use dwcp_api::command::{Command, Verdict as Resolution};
 use dwcp_api::session::SessionSnapshot;
 use dwcp_api::text::Text;
 use dwcp_api::{SessionId, SessionState};
@@ -30,6 +30,9 @@ use super::view::{FailureView, GuestSide, MigrationState, MigrationView};
 
 /// How long the session may take to see that its hypervisor has ended it.
 const SESSION_END_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at a session that ends.
+const END_PAUSE: Duration = Duration::from_millis(20);
 
 /// How it ended.
 pub(super) struct Outcome {
@@ -288,7 +291,11 @@ impl Run {
         {
             tracing::info!(session = %self.session, %error, "destination not told");
         }
-        self.end_session(outcome.state == MigrationState::Completed)
+        let verdict = match outcome.guest {
+            GuestSide::Source => Resolution::GuestStays,
+            GuestSide::Destination | GuestSide::Undecided => Resolution::GuestMoved,
+        };
+        self.end_session(outcome.state == MigrationState::Completed, verdict)
             .await;
         let (host, session) = (self.table.host.clone(), self.session);
         host.escrow_release(session);
@@ -316,40 +323,26 @@ impl Run {
     }
 
     /// Waits for the session's last figures, ends it if it does not end by itself, and forgets it.
-    async fn end_session(&mut self, completed: bool) {
+    async fn end_session(&mut self, completed: bool, verdict: Resolution) {
         let (host, session) = (self.table.host.clone(), self.session);
+        let is_over =
+            |snapshot: &SessionSnapshot| snapshot.state().is_some_and(SessionState::is_final);
         // A migration that completed ends its session by itself; any other has no more use for it.
-        let mut asked = false;
-        let mut deadline = Instant::now()
-            + if completed {
-                SESSION_END_LIMIT
-            } else {
-                Duration::ZERO
-            };
-        loop {
-            let snapshot = match host.session(session) {
-                Ok(Some(snapshot)) => snapshot,
-                // Gone with its data plane, or never opened.
-                Ok(None) | Err(HostError::Disconnected(_)) => return,
-                Err(_) => SessionSnapshot::FREE,
-            };
-            if snapshot.state().is_some_and(SessionState::is_final) {
-                self.measure(None, Some(&snapshot));
-                if let Err(error) = host.command(Command::Forget { session }).await {
-                    tracing::warn!(%session, %error, "session not forgotten");
-                }
-                return;
+        let began = Instant::now();
+        while completed && began.elapsed() < SESSION_END_LIMIT {
+            match host.session(session) {
+                Ok(Some(snapshot)) if !is_over(&snapshot) => sleep(END_PAUSE).await,
+                _ => break,
             }
-            if Instant::now() >= deadline {
-                if asked {
-                    tracing::warn!(%session, "session does not end");
-                    return;
-                }
-                asked = true;
-                deadline = Instant::now() + SESSION_END_LIMIT;
-                let _ = host.command(Command::Cancel { session }).await;
+        }
+        self.close_session(verdict).await;
+        if let Ok(Some(snapshot)) = host.session(session)
+            && is_over(&snapshot)
+        {
+            self.measure(None, Some(&snapshot));
+            if let Err(error) = host.command(Command::Forget { session }).await {
+                tracing::warn!(%session, %error, "session not forgotten");
             }
-            sleep(Duration::from_millis(20)).await;
         }
     }
 }

@@ -74,12 +74,17 @@ pub const fn decide(
         // It runs, but it may have stopped before and resumed when its connection ended.
         (_, None) => Action::Ask,
         (SourceGuest::Running, Some(Here)) => Action::Conflict,
-        (SourceGuest::Running | SourceGuest::Stopped, Some(NeverHere)) => Action::Stay,
+        // A silent hypervisor is as a rule one that stopped its guest and waits for room in a connection
+        // that nobody reads any more: only letting the connection go makes it speak again.
+        (
+            SourceGuest::Running | SourceGuest::Stopped | SourceGuest::Silent,
+            Some(NeverHere),
+        ) => Action::Stay,
         (SourceGuest::Stopped, Some(Here)) => Action::Move,
         (SourceGuest::HandedOver | SourceGuest::Gone, Some(Here)) => Action::Moved,
         (SourceGuest::HandedOver, Some(NeverHere)) => Action::Dropped,
         (SourceGuest::Gone, Some(NeverHere)) => Action::Lost,
-        (SourceGuest::Silent, Some(_)) | (_, Some(Unknown)) => Action::Wait,
+        (SourceGuest::Silent, Some(Here)) | (_, Some(Unknown)) => Action::Wait,
     }
 }
 
@@ -116,7 +121,7 @@ mod tests {
             (Stopped, Some(NeverHere), Action::Stay),
             (HandedOver, Some(NeverHere), Action::Dropped),
             (Gone, Some(NeverHere), Action::Lost),
-            (Silent, Some(NeverHere), Action::Wait),
+            (Silent, Some(NeverHere), Action::Stay),
             (Running, Some(Unknown), Action::Wait),
             (Stopped, Some(Unknown), Action::Wait),
             (HandedOver, Some(Unknown), Action::Wait),

@@ -261,7 +261,16 @@ impl Plane {
                 self.insert(session, Role::Destination, connect.as_str(), 1);
                 (session, Failure::None)
             }
-            Command::Cancel { session } => (session, self.close(session, Failure::Cancelled)),
+            Command::Cancel { session } => {
+                // An undecided session takes a verdict, no cancel.
+                let undecided = self.state(session) == Some(SessionState::Undecided);
+                let failure = if undecided {
+                    Failure::BadCommand
+                } else {
+                    self.close(session, Failure::Cancelled)
+                };
+                (session, failure)
+            }
             Command::Resolve { session, verdict } => {
                 let undecided = self.state(session) == Some(SessionState::Undecided);
                 let failure = match verdict {
