@@ -76,10 +76,9 @@ pub const fn decide(
         (SourceGuest::Running, Some(Here)) => Action::Conflict,
         // A silent hypervisor is as a rule one that stopped its guest and waits for room in a connection
         // that nobody reads any more: only letting the connection go makes it speak again.
-        (
-            SourceGuest::Running | SourceGuest::Stopped | SourceGuest::Silent,
-            Some(NeverHere),
-        ) => Action::Stay,
+        (SourceGuest::Running | SourceGuest::Stopped | SourceGuest::Silent, Some(NeverHere)) => {
+            Action::Stay
+        }
         (SourceGuest::Stopped, Some(Here)) => Action::Move,
         (SourceGuest::HandedOver | SourceGuest::Gone, Some(Here)) => Action::Moved,
         (SourceGuest::HandedOver, Some(NeverHere)) => Action::Dropped,
