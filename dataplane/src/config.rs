@@ -173,7 +173,9 @@ pub enum ConfigError {
         mode: u32,
     },
     /// The key is too short.
-    #[error("{path} holds {found} bytes of key; use at least {KEY_BYTES_MIN}, for example from: head -c 32 /dev/urandom | xxd -p -c 64")]
+    #[error(
+        "{path} holds {found} bytes of key; use at least {KEY_BYTES_MIN}, for example from: head -c 32 /dev/urandom | xxd -p -c 64"
+    )]
     KeyShort {
         /// The file.
         path: PathBuf,
@@ -188,8 +190,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming the key and the rule.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             message: error.to_string(),
@@ -200,7 +204,11 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let limit = |ok: bool, key, found: String, rule| {
-            if ok { Ok(()) } else { Err(ConfigError::Limit { key, found, rule }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(ConfigError::Limit { key, found, rule })
+            }
         };
         limit(
             !self.node.is_empty() && self.node.len() <= 64,
@@ -249,11 +257,17 @@ impl Config {
     /// [`ConfigError`] if the file is missing, readable by others, or too short.
     pub fn read_psk(&self) -> Result<Vec<u8>, ConfigError> {
         let path = &self.psk_file;
-        let read = |source| ConfigError::Read { path: path.clone(), source };
+        let read = |source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        };
         let meta = std::fs::metadata(path).map_err(read)?;
         let mode = meta.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(ConfigError::KeyMode { path: path.clone(), mode });
+            return Err(ConfigError::KeyMode {
+                path: path.clone(),
+                mode,
+            });
         }
         if meta.len() > KEY_FILE_BYTES_MAX {
             return Err(ConfigError::Limit {
@@ -264,7 +278,10 @@ impl Config {
         }
         let key = std::fs::read(path).map_err(read)?.trim_ascii().to_vec();
         if key.len() < KEY_BYTES_MIN {
-            return Err(ConfigError::KeyShort { path: path.clone(), found: key.len() });
+            return Err(ConfigError::KeyShort {
+                path: path.clone(),
+                found: key.len(),
+            });
         }
         Ok(key)
     }
@@ -298,12 +315,21 @@ mod tests {
     fn a_key_others_can_read_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
-        let config = Config { psk_file: file.path().to_owned(), ..Config::default() };
+        let config = Config {
+            psk_file: file.path().to_owned(),
+            ..Config::default()
+        };
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(config.read_psk(), Err(ConfigError::KeyMode { .. })));
+        assert!(matches!(
+            config.read_psk(),
+            Err(ConfigError::KeyMode { .. })
+        ));
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(config.read_psk().unwrap().len(), 32);
         std::fs::write(file.path(), "short").unwrap();
-        assert!(matches!(config.read_psk(), Err(ConfigError::KeyShort { found: 5, .. })));
+        assert!(matches!(
+            config.read_psk(),
+            Err(ConfigError::KeyShort { found: 5, .. })
+        ));
     }
 }

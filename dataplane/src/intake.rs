@@ -128,7 +128,9 @@ impl Intake {
         if self.fill.is_none() {
             self.fill = pools.take(HEADROOM + MAX_BATCH_RAW_BYTES);
         }
-        let Some(fill) = self.fill.as_mut() else { return Ok(ReadOutcome::Full) };
+        let Some(fill) = self.fill.as_mut() else {
+            return Ok(ReadOutcome::Full);
+        };
         let start = HEADROOM + self.filled;
         let end = start + room.min(allowed);
         match rustix::io::read(fd, &mut fill.payload_mut()[start..end]) {
@@ -162,7 +164,11 @@ impl Intake {
         // acknowledged; a large one leaves in the buffer it was read into. Either way the buffer is
         // taken before the tokeniser may take a byte.
         let copy_out = self.filled <= COPY_OUT_BYTES;
-        let want = if copy_out { self.filled } else { MAX_BATCH_RAW_BYTES };
+        let want = if copy_out {
+            self.filled
+        } else {
+            MAX_BATCH_RAW_BYTES
+        };
         let mut other = pools.take(HEADROOM + want)?;
         let mut fill = self.fill.take()?;
         let raw = &mut fill.payload_mut()[HEADROOM..HEADROOM + self.filled];
@@ -185,7 +191,11 @@ impl Intake {
             fill
         };
         self.filled = rest;
-        let cut = Cut { frame, raw_bytes: consumed, offset: self.offset };
+        let cut = Cut {
+            frame,
+            raw_bytes: consumed,
+            offset: self.offset,
+        };
         self.offset += consumed as u64;
         Some(cut)
     }

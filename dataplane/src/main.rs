@@ -14,7 +14,11 @@ use dwcp_dataplane::engine::start::Engine;
 #[command(version)]
 struct Args {
     /// TOML configuration.
-    #[arg(long, env = "DWCP_DATAPLANE_CONFIG", default_value = "/etc/dwcp/dataplane.toml")]
+    #[arg(
+        long,
+        env = "DWCP_DATAPLANE_CONFIG",
+        default_value = "/etc/dwcp/dataplane.toml"
+    )]
     config: PathBuf,
     /// Check the configuration and the key, and end.
     #[arg(long)]

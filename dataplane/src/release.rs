@@ -110,7 +110,10 @@ impl Release {
                 match self.write_once(&fd) {
                     Ok(bytes) => bytes,
                     Err(rustix::io::Errno::AGAIN) => {
-                        return Ok(Wrote { bytes: total, blocked: true });
+                        return Ok(Wrote {
+                            bytes: total,
+                            blocked: true,
+                        });
                     }
                     Err(rustix::io::Errno::INTR) => 0,
                     Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
@@ -123,7 +126,10 @@ impl Release {
             self.consume(bytes);
             total += bytes;
         }
-        Ok(Wrote { bytes: total, blocked: false })
+        Ok(Wrote {
+            bytes: total,
+            blocked: false,
+        })
     }
 
     fn write_once(&self, fd: &impl AsFd) -> Result<usize, rustix::io::Errno> {
@@ -147,7 +153,9 @@ impl Release {
         self.queued_bytes -= bytes;
         self.delivered_bytes += bytes as u64;
         while bytes > 0 {
-            let Some(front) = self.queue.front_mut() else { return };
+            let Some(front) = self.queue.front_mut() else {
+                return;
+            };
             let step = bytes.min(front.range.len());
             front.range.start += step;
             bytes -= step;
@@ -212,7 +220,13 @@ mod tests {
         let mut release = Release::new();
         release.push(pools.copy(&[1; 100]).unwrap(), 0..100);
         let wrote = release.write(&ours).unwrap();
-        assert_eq!(wrote, Wrote { bytes: 100, blocked: false });
+        assert_eq!(
+            wrote,
+            Wrote {
+                bytes: 100,
+                blocked: false
+            }
+        );
     }
 
     #[test]

@@ -93,10 +93,19 @@ fn config(dir: &Path, node: &str, version: u32, window_limit_bytes: u64) -> Conf
 
 /// `workers` cores from the one with index `first` on, wrapping; the last core for no wish.
 fn cores(first: usize, workers: usize) -> Vec<usize> {
-    let there: Vec<usize> =
-        core_affinity::get_core_ids().unwrap().into_iter().map(|core| core.id).collect();
-    let first = if first == usize::MAX { there.len() - 1 } else { first };
-    (0..workers).map(|nth| there[(first + nth) % there.len()]).collect()
+    let there: Vec<usize> = core_affinity::get_core_ids()
+        .unwrap()
+        .into_iter()
+        .map(|core| core.id)
+        .collect();
+    let first = if first == usize::MAX {
+        there.len() - 1
+    } else {
+        first
+    };
+    (0..workers)
+        .map(|nth| there[(first + nth) % there.len()])
+        .collect()
 }
 
 impl Pair {
@@ -107,7 +116,15 @@ impl Pair {
         let keys = [("a.psk", options.same_key), ("b.psk", true)];
         for (name, same) in keys {
             let path = dir.path().join(name);
-            std::fs::write(&path, if same { PSK } else { "another key, for the stranger" }).unwrap();
+            std::fs::write(
+                &path,
+                if same {
+                    PSK
+                } else {
+                    "another key, for the stranger"
+                },
+            )
+            .unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
         let target = dir.path().join("hypervisor-b.sock");
@@ -116,7 +133,10 @@ impl Pair {
         let mut b = config(dir.path(), "b", options.destination_version, window);
         b.resume_limit_ms = options.resume_limit_ms;
         b.cores = cores(options.core, options.destination_workers);
-        b.incoming.push(PassiveTarget { target: TARGET.to_owned(), connect: target });
+        b.incoming.push(PassiveTarget {
+            target: TARGET.to_owned(),
+            connect: target,
+        });
         let destination = Engine::start(b).unwrap();
         let mitm = options.mitm.then(|| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -128,11 +148,19 @@ impl Pair {
         a.cores = cores(options.core, 1);
         a.passive.push(PassiveSource {
             listen: dir.path().join("to-b.sock"),
-            peer: mitm.as_ref().map_or_else(|| destination.listen(), Mitm::address),
+            peer: mitm
+                .as_ref()
+                .map_or_else(|| destination.listen(), Mitm::address),
             target: TARGET.to_owned(),
         });
         let source = Engine::start(a).unwrap();
-        Self { mitm, source, destination, listener, dir }
+        Self {
+            mitm,
+            source,
+            destination,
+            listener,
+            dir,
+        }
     }
 
     /// Where a control plane attaches to the sending node.

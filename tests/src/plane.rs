@@ -103,8 +103,7 @@ impl Plane {
             panic!("not five descriptors")
         };
         let stats = Segment::attach(stats, stats_layout(), PeerAccess::ReadOnly).unwrap();
-        let switches =
-            Segment::attach(switches, switches_layout(), PeerAccess::ReadWrite).unwrap();
+        let switches = Segment::attach(switches, switches_layout(), PeerAccess::ReadWrite).unwrap();
         let rings = Segment::attach(rings, rings_layout(), PeerAccess::ReadWrite).unwrap();
         let rings = Arc::new(rings);
         let ring_at = |offset| RingMem::in_segment(Arc::clone(&rings), offset);
@@ -156,10 +155,17 @@ impl Plane {
         self.drop_kept();
         let cell = |slot| {
             let offset = SESSIONS_OFFSET + slot * SESSION_STRIDE;
-            let cell = self.stats.body().at::<SeqCell<SessionSnapshot>>(offset).unwrap();
+            let cell = self
+                .stats
+                .body()
+                .at::<SeqCell<SessionSnapshot>>(offset)
+                .unwrap();
             cell.read().expect("the writer never rests")
         };
-        (0..SESSIONS_MAX).map(cell).filter(|picture| !picture.is_free()).collect()
+        (0..SESSIONS_MAX)
+            .map(cell)
+            .filter(|picture| !picture.is_free())
+            .collect()
     }
 
     /// The session `id`, if it is in the table.
@@ -170,8 +176,10 @@ impl Plane {
 
     /// Waits for a session of which `wanted` holds.
     pub fn wait(&self, what: &str, wanted: impl Fn(&SessionSnapshot) -> bool) -> SessionSnapshot {
-        poll_until(PATIENCE, || self.sessions().into_iter().find(|picture| wanted(picture)))
-            .unwrap_or_else(|| panic!("never came: {what}; there is {:#?}", self.sessions()))
+        poll_until(PATIENCE, || {
+            self.sessions().into_iter().find(|picture| wanted(picture))
+        })
+        .unwrap_or_else(|| panic!("never came: {what}; there is {:#?}", self.sessions()))
     }
 
     /// Waits until `id` has ended.
@@ -192,7 +200,11 @@ impl Plane {
     /// A counter's block of another worker.
     #[must_use]
     pub fn counter_of(&self, worker: usize, name: &str) -> u64 {
-        let block = self.stats.body().at::<WorkerCounters>(worker * WORKER_STRIDE).unwrap();
+        let block = self
+            .stats
+            .body()
+            .at::<WorkerCounters>(worker * WORKER_STRIDE)
+            .unwrap();
         block.read().find(|(known, _)| *known == name).unwrap().1
     }
 
@@ -219,7 +231,12 @@ impl Plane {
         poll_until(PATIENCE, || {
             self.drop_kept();
             while let Some(record) = self.events.pop().unwrap() {
-                if let Ok(Event::Answer { command_id, failure, detail, .. }) = record.decode()
+                if let Ok(Event::Answer {
+                    command_id,
+                    failure,
+                    detail,
+                    ..
+                }) = record.decode()
                     && command_id == id
                 {
                     return Some((failure, detail.as_str().to_owned()));

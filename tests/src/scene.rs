@@ -70,12 +70,20 @@ pub struct Ground {
 impl Ground {
     /// Two hosts and the link between them.
     #[must_use]
-    #[allow(clippy::expect_used, reason = "a test has nothing better to do than to stop")]
+    #[allow(
+        clippy::expect_used,
+        reason = "a test has nothing better to do than to stop"
+    )]
     pub fn new(shape: Shape) -> Self {
         let (a, b) = (Host::new("a").expect("host"), Host::new("b").expect("host"));
         let link = WanLink::start(&a, &b, LinkConfig::symmetric(shape)).expect("link");
         let management = Cable::management(&a, &b, 1).expect("management network");
-        Self { a, b, link, management }
+        Self {
+            a,
+            b,
+            link,
+            management,
+        }
     }
 }
 
@@ -94,7 +102,11 @@ pub struct Scene<'g> {
     config: SceneConfig,
 }
 
-#[allow(clippy::expect_used, clippy::panic, reason = "a test has nothing better to do than to stop")]
+#[allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test has nothing better to do than to stop"
+)]
 impl<'g> Scene<'g> {
     /// Sets the scene.
     #[must_use]
@@ -107,10 +119,31 @@ impl<'g> Scene<'g> {
         };
         let [extra_a, extra_b] = &config.dataplane_extra;
         let (link, management) = (&ground.link, &ground.management);
-        let a = node(&ground.a, "a", link.a, management.a, config.versions.0, extra_a);
-        let b = node(&ground.b, "b", link.b, management.b, config.versions.1, extra_b);
+        let a = node(
+            &ground.a,
+            "a",
+            link.a,
+            management.a,
+            config.versions.0,
+            extra_a,
+        );
+        let b = node(
+            &ground.b,
+            "b",
+            link.b,
+            management.b,
+            config.versions.1,
+            extra_b,
+        );
         let (source, destination) = guests(ground, &config).expect("guests");
-        Self { a, b, source, destination, ground, config }
+        Self {
+            a,
+            b,
+            source,
+            destination,
+            ground,
+            config,
+        }
     }
 
     /// Begins the migration and gives its id.
@@ -136,7 +169,9 @@ impl<'g> Scene<'g> {
                 "resume_limit_ms": self.config.resume_limit_ms,
             },
         });
-        self.a.api("POST", "/v1/migrations", Some(&body)).expect("an answer")
+        self.a
+            .api("POST", "/v1/migrations", Some(&body))
+            .expect("an answer")
     }
 
     /// One more guest and the hypervisor that waits for it.
@@ -146,7 +181,10 @@ impl<'g> Scene<'g> {
 
     /// The migration as the source shows it.
     pub fn view(&self, id: &str) -> Value {
-        self.a.api("GET", &format!("/v1/migrations/{id}"), None).expect("an answer").1
+        self.a
+            .api("GET", &format!("/v1/migrations/{id}"), None)
+            .expect("an answer")
+            .1
     }
 
     /// Waits until `wanted` holds of the migration.
@@ -180,15 +218,28 @@ impl<'g> Scene<'g> {
     pub fn check_arrived(&mut self, id: &str) -> Value {
         let view = self.wait_state(id, "completed");
         assert_eq!(view["guest"], "destination", "{view:#}");
-        assert_eq!(self.source.qmp().query_status().expect("status"), "postmigrate");
-        assert_eq!(self.destination.qmp().query_status().expect("status"), "running");
+        assert_eq!(
+            self.source.qmp().query_status().expect("status"),
+            "postmigrate"
+        );
+        assert_eq!(
+            self.destination.qmp().query_status().expect("status"),
+            "running"
+        );
         let verdict = self.destination.verify().expect("a verdict");
         assert!(verdict.ok, "{}", verdict.line);
-        assert_eq!(self.source.ticks().doubled(), 0, "the guest ran on both sides");
+        assert_eq!(
+            self.source.ticks().doubled(),
+            0,
+            "the guest ran on both sides"
+        );
         let held = view["held_bytes_max"].as_u64().expect("held");
         let limit = view["held_bytes_limit"].as_u64().expect("limit");
         assert!(held <= limit, "{held} bytes held, {limit} allowed");
-        assert_eq!(view["bytes"]["hypervisor"], view["bytes"]["delivered"], "{view:#}");
+        assert_eq!(
+            view["bytes"]["hypervisor"], view["bytes"]["delivered"],
+            "{view:#}"
+        );
         view
     }
 
@@ -197,16 +248,31 @@ impl<'g> Scene<'g> {
         let runs = poll_until(PATIENCE, || {
             (self.source.qmp().query_status().ok()? == "running").then_some(())
         });
-        assert!(runs.is_some(), "the source does not run: {:?}", self.source.qmp().query_status());
+        assert!(
+            runs.is_some(),
+            "the source does not run: {:?}",
+            self.source.qmp().query_status()
+        );
         let verdict = self.source.verify().expect("a verdict");
         assert!(verdict.ok, "{}", verdict.line);
-        assert_eq!(self.source.ticks().doubled(), 0, "the guest ran on both sides");
+        assert_eq!(
+            self.source.ticks().doubled(),
+            0,
+            "the guest ran on both sides"
+        );
         let gone = poll_until(PATIENCE, || {
             let ended = self.destination.process().ended().is_some();
-            let waits = self.destination.qmp().query_status().is_ok_and(|state| state == "inmigrate");
+            let waits = self
+                .destination
+                .qmp()
+                .query_status()
+                .is_ok_and(|state| state == "inmigrate");
             (ended || waits).then_some(())
         });
-        assert!(gone.is_some(), "the destination is neither gone nor waiting");
+        assert!(
+            gone.is_some(),
+            "the destination is neither gone nor waiting"
+        );
     }
 
     /// Longest silence of the guest since `from`, ms.

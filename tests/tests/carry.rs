@@ -38,10 +38,10 @@ fn main_stream(seed: u64, pages: u64) -> Vec<u8> {
     StreamBuilder::precopy(&sent, &noise(seed + 9, 50_000))
 }
 
-fn carry(options: PairOptions, streams: Vec<Vec<u8>>, answer: &[u8]) {
+fn carry(options: PairOptions, streams: &[Vec<u8>], answer: &[u8]) {
     let pair = Pair::start(options);
     let mut clients = Vec::new();
-    for stream in &streams {
+    for stream in streams {
         let mut client = pair.connect();
         // The hypervisor's first bytes say what the connection is, so order is kept by sending them.
         client.write_all(&stream[..64.min(stream.len())]).unwrap();
@@ -49,7 +49,7 @@ fn carry(options: PairOptions, streams: Vec<Vec<u8>>, answer: &[u8]) {
         clients.push((client, server));
     }
     let mut handles = Vec::new();
-    for ((mut client, mut server), stream) in clients.into_iter().zip(streams.clone()) {
+    for ((mut client, mut server), stream) in clients.into_iter().zip(streams.to_vec()) {
         let answer = answer.to_vec();
         let mut writer = client.try_clone().unwrap();
         let sent = stream.clone();
@@ -63,7 +63,12 @@ fn carry(options: PairOptions, streams: Vec<Vec<u8>>, answer: &[u8]) {
         handles.push(thread::spawn(move || {
             let mut got = Vec::new();
             server.read_to_end(&mut got).unwrap();
-            assert!(got == stream, "{} bytes in, {} bytes out", stream.len(), got.len());
+            assert!(
+                got == stream,
+                "{} bytes in, {} bytes out",
+                stream.len(),
+                got.len()
+            );
             server.write_all(&answer).unwrap();
             answer
         }));
@@ -76,20 +81,28 @@ fn carry(options: PairOptions, streams: Vec<Vec<u8>>, answer: &[u8]) {
 
 #[test]
 fn a_main_channel_arrives_as_it_was_sent() {
-    carry(PairOptions::default(), vec![main_stream(1, 5_000)], b"return path");
+    carry(
+        PairOptions::default(),
+        &[main_stream(1, 5_000)],
+        b"return path",
+    );
 }
 
 #[test]
 fn a_v1_only_node_works_with_a_v3_node_both_ways() {
     for (source, destination) in [(1, 3), (3, 1), (1, 1)] {
-        let options = PairOptions { source_version: source, destination_version: destination, ..PairOptions::default() };
-        carry(options, vec![main_stream(2, 2_000)], b"x");
+        let options = PairOptions {
+            source_version: source,
+            destination_version: destination,
+            ..PairOptions::default()
+        };
+        carry(options, &[main_stream(2, 2_000)], b"x");
     }
 }
 
 #[test]
 fn bytes_that_nobody_understands_arrive_too() {
-    carry(PairOptions::default(), vec![noise(3, 20_000_000)], b"");
+    carry(PairOptions::default(), &[noise(3, 20_000_000)], b"");
 }
 
 #[test]
@@ -100,5 +113,5 @@ fn several_connections_of_one_session_are_kept_apart() {
         bytes.extend(noise(u64::from(channel) + 5, 3_000_000));
         streams.push(bytes);
     }
-    carry(PairOptions::default(), streams, b"");
+    carry(PairOptions::default(), &streams, b"");
 }

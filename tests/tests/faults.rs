@@ -12,7 +12,10 @@ use rustix::process::Signal;
 
 /// A thin and far line, so that each phase lasts long enough to be hit.
 fn far() -> SceneConfig {
-    SceneConfig { shape: Shape::new(200.0, 40.0, 0.0), ..SceneConfig::default() }
+    SceneConfig {
+        shape: Shape::new(200.0, 40.0, 0.0),
+        ..SceneConfig::default()
+    }
 }
 
 /// Waits for the moment between the end of RAM and the end of the migration.
@@ -27,7 +30,9 @@ fn wait_switchover(scene: &mut Scene<'_>) {
 /// After a fault in the switchover: exactly one side runs, and what the job says is so.
 fn check_one_side(scene: &mut Scene<'_>, id: &str) {
     let ends = ["completed", "failed", "cancelled"];
-    let view = scene.wait(id, "an end", |view| ends.iter().any(|end| view["state"] == *end));
+    let view = scene.wait(id, "an end", |view| {
+        ends.iter().any(|end| view["state"] == *end)
+    });
     let status = |guest: &mut dwcp_lab::guest::Guest| guest.qmp().query_status().ok();
     // An answer may still be on its way to one of the hypervisors.
     let settled = poll_until(Duration::from_secs(60), || {
@@ -36,14 +41,26 @@ fn check_one_side(scene: &mut Scene<'_>, id: &str) {
         (source != destination).then_some(source)
     });
     let at_source = settled.unwrap_or_else(|| {
-        panic!("both or neither side runs: {:?} {:?}\n{view:#}", status(&mut scene.source), status(&mut scene.destination))
+        panic!(
+            "both or neither side runs: {:?} {:?}\n{view:#}",
+            status(&mut scene.source),
+            status(&mut scene.destination)
+        )
     });
     let expected = if at_source { "source" } else { "destination" };
     assert_eq!(view["guest"], expected, "{view:#}");
-    let runs = if at_source { &scene.source } else { &scene.destination };
+    let runs = if at_source {
+        &scene.source
+    } else {
+        &scene.destination
+    };
     let verdict = runs.verify().unwrap();
     assert!(verdict.ok, "{}", verdict.line);
-    assert_eq!(scene.source.ticks().doubled(), 0, "the guest ran on both sides");
+    assert_eq!(
+        scene.source.ticks().doubled(),
+        0,
+        "the guest ran on both sides"
+    );
 }
 
 #[test]
@@ -70,13 +87,19 @@ fn a_dead_data_plane_in_iteration_leaves_the_guest_at_the_source() {
         let mut scene = Scene::new(&ground, config);
         let id = scene.start();
         scene.wait_underway(&id);
-        let node = if at_source { &mut scene.a } else { &mut scene.b };
+        let node = if at_source {
+            &mut scene.a
+        } else {
+            &mut scene.b
+        };
         node.kill_dataplane().unwrap();
         let view = scene.wait_state(&id, "failed");
         assert_eq!(view["guest"], "source", "{view:#}");
         assert!(!view["failure"]["detail"].as_str().unwrap().is_empty());
         scene.check_stayed();
-        let left: Vec<_> = std::fs::read_dir(scene.a.dir().join("sessions")).unwrap().collect();
+        let left: Vec<_> = std::fs::read_dir(scene.a.dir().join("sessions"))
+            .unwrap()
+            .collect();
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 }
@@ -88,7 +111,11 @@ fn a_dead_data_plane_in_setup_leaves_the_guest_at_the_source() {
         let ground = Ground::new(config.shape);
         let mut scene = Scene::new(&ground, config);
         let id = scene.start();
-        let node = if at_source { &mut scene.a } else { &mut scene.b };
+        let node = if at_source {
+            &mut scene.a
+        } else {
+            &mut scene.b
+        };
         node.kill_dataplane().unwrap();
         let view = scene.wait_state(&id, "failed");
         assert_eq!(view["guest"], "source", "{view:#}");
@@ -132,7 +159,9 @@ fn a_dead_destination_hypervisor_leaves_the_guest_at_the_source() {
         }
         scene.destination.process().signal(Signal::KILL).unwrap();
         let ends = ["completed", "failed"];
-        let view = scene.wait(&id, "an end", |view| ends.iter().any(|end| view["state"] == *end));
+        let view = scene.wait(&id, "an end", |view| {
+            ends.iter().any(|end| view["state"] == *end)
+        });
         if view["state"] == "completed" {
             // It had taken over and said so before it was killed: then the guest died there.
             assert!(in_switchover, "{view:#}");
@@ -152,7 +181,10 @@ fn a_dead_source_hypervisor_fails_the_migration_and_leaves_no_half_guest() {
     scene.wait_underway(&id);
     scene.source.process().signal(Signal::KILL).unwrap();
     let view = scene.wait_state(&id, "failed");
-    assert!(!view["failure"]["cure"].as_str().unwrap().is_empty(), "{view:#}");
+    assert!(
+        !view["failure"]["cure"].as_str().unwrap().is_empty(),
+        "{view:#}"
+    );
     let never = poll_until(PATIENCE, || {
         let ended = scene.destination.process().ended().is_some();
         let state = scene.destination.qmp().query_status().ok();
@@ -163,7 +195,10 @@ fn a_dead_source_hypervisor_fails_the_migration_and_leaves_no_half_guest() {
 
 #[test]
 fn one_lane_cut_for_5_and_for_25_seconds_costs_time_alone() {
-    let config = SceneConfig { shape: Shape::new(60.0, 20.0, 0.0), ..SceneConfig::default() };
+    let config = SceneConfig {
+        shape: Shape::new(60.0, 20.0, 0.0),
+        ..SceneConfig::default()
+    };
     let ground = Ground::new(config.shape);
     let mut scene = Scene::new(&ground, config);
     let id = scene.start();
@@ -185,14 +220,21 @@ fn the_link_cut_for_25_seconds_costs_time_alone() {
 }
 
 fn link_cut(pause: Duration) {
-    let config = SceneConfig { shape: Shape::new(100.0, 20.0, 0.0), ..SceneConfig::default() };
+    let config = SceneConfig {
+        shape: Shape::new(100.0, 20.0, 0.0),
+        ..SceneConfig::default()
+    };
     let ground = Ground::new(config.shape);
     let mut scene = Scene::new(&ground, config);
     let id = scene.start();
     scene.wait_underway(&id);
     ground.link.cut();
     std::thread::sleep(pause);
-    assert_ne!(scene.view(&id)["state"], "completed", "the cut came too late to matter");
+    assert_ne!(
+        scene.view(&id)["state"],
+        "completed",
+        "the cut came too late to matter"
+    );
     ground.link.restore();
     scene.check_arrived(&id);
 }

@@ -21,32 +21,50 @@ fn moves(config: SceneConfig) -> Value {
 fn a_guest_moves_over_the_main_channel() {
     let view = moves(SceneConfig::default());
     assert_eq!(view["version"], "v3");
-    assert!(view["bytes"]["saved_fraction"].as_f64().unwrap() > 0.3, "{view:#}");
+    assert!(
+        view["bytes"]["saved_fraction"].as_f64().unwrap() > 0.3,
+        "{view:#}"
+    );
 }
 
 #[test]
 fn both_memories_are_equal_byte_for_byte() {
-    let config = SceneConfig { arrival: Arrival::Pause, ..SceneConfig::default() };
+    let config = SceneConfig {
+        arrival: Arrival::Pause,
+        ..SceneConfig::default()
+    };
     let ground = Ground::new(config.shape);
     let mut scene = Scene::new(&ground, config);
     let id = scene.start();
     scene.wait_state(&id, "completed");
     assert_eq!(scene.destination.qmp().query_status().unwrap(), "paused");
-    assert_eq!(scene.source.memory_hash().unwrap(), scene.destination.memory_hash().unwrap());
+    assert_eq!(
+        scene.source.memory_hash().unwrap(),
+        scene.destination.memory_hash().unwrap()
+    );
 }
 
 #[test]
 fn a_guest_moves_over_2_4_and_8_multifd_channels() {
     for multifd in [2, 4, 8] {
-        let view = moves(SceneConfig { multifd, ..SceneConfig::default() });
-        assert!(view["pages"]["total"].as_u64().unwrap() > 10_000, "{multifd}: {view:#}");
+        let view = moves(SceneConfig {
+            multifd,
+            ..SceneConfig::default()
+        });
+        assert!(
+            view["pages"]["total"].as_u64().unwrap() > 10_000,
+            "{multifd}: {view:#}"
+        );
     }
 }
 
 #[test]
 fn v1_and_v3_nodes_work_together() {
     for (versions, expected) in [((1, 1), "v1"), ((1, 3), "v1"), ((3, 1), "v1")] {
-        let view = moves(SceneConfig { versions, ..SceneConfig::default() });
+        let view = moves(SceneConfig {
+            versions,
+            ..SceneConfig::default()
+        });
         assert_eq!(view["negotiated_version"], expected, "{versions:?}");
         assert_eq!(view["version"], expected, "{versions:?}");
     }
@@ -54,12 +72,18 @@ fn v1_and_v3_nodes_work_together() {
 
 #[test]
 fn a_guest_moves_to_an_older_hypervisor() {
-    moves(SceneConfig { destination_qemu: QemuVersion::V7_2, ..SceneConfig::default() });
+    moves(SceneConfig {
+        destination_qemu: QemuVersion::V7_2,
+        ..SceneConfig::default()
+    });
 }
 
 #[test]
 fn three_guests_move_at_once() {
-    let config = SceneConfig { dirty_pages_per_s: 100, ..SceneConfig::default() };
+    let config = SceneConfig {
+        dirty_pages_per_s: 100,
+        ..SceneConfig::default()
+    };
     let ground = Ground::new(config.shape);
     let mut scene = Scene::new(&ground, config);
     let mut others = [scene.more_guests(), scene.more_guests()];
@@ -106,27 +130,36 @@ fn after_the_kill_switch_no_v3_batch_leaves_and_the_guest_arrives() {
     let before = scene.view(&id);
     assert_eq!(before["version"], "v3", "{before:#}");
     let body = json!({ "force_v1": true });
-    let (status, answer) =
-        scene.a.api("POST", "/v1/feature-flags/force-v1", Some(&body)).unwrap();
+    let (status, answer) = scene
+        .a
+        .api("POST", "/v1/feature-flags/force-v1", Some(&body))
+        .unwrap();
     assert_eq!(status, 200, "{answer}");
     let view = scene.check_arrived(&id);
     assert_eq!(view["version"], "v1");
     let rollback = &view["rollback"];
     let first_v1 = rollback["first_v1_batch_ns"].as_u64().unwrap();
     let last_v3 = rollback["last_v3_batch_ns"].as_u64().unwrap();
-    assert!(last_v3 < first_v1, "a v3 batch left after v1 was forced: {rollback}");
+    assert!(
+        last_v3 < first_v1,
+        "a v3 batch left after v1 was forced: {rollback}"
+    );
 }
 
 #[test]
 fn a_cancelled_migration_leaves_the_guest_at_the_source() {
-    let config =
-        SceneConfig { shape: Shape::new(100.0, 5.0, 0.0), ..SceneConfig::default() };
+    let config = SceneConfig {
+        shape: Shape::new(100.0, 5.0, 0.0),
+        ..SceneConfig::default()
+    };
     let ground = Ground::new(config.shape);
     let mut scene = Scene::new(&ground, config);
     let id = scene.start();
     scene.wait_underway(&id);
-    let (status, view) =
-        scene.a.api("DELETE", &format!("/v1/migrations/{id}"), None).unwrap();
+    let (status, view) = scene
+        .a
+        .api("DELETE", &format!("/v1/migrations/{id}"), None)
+        .unwrap();
     assert!(matches!(status, 200 | 202), "{status}: {view}");
     let view = scene.wait_state(&id, "cancelled");
     assert_eq!(view["guest"], "source", "{view:#}");
@@ -171,12 +204,27 @@ fn a_hypervisor_that_was_never_announced_is_carried() {
         ground.link.b,
         dwcp_lab::stack::DATA_PORT,
     );
-    let target = format!("[[incoming]]\ntarget = \"vm\"\nconnect = \"{}\"\n", at_b.display());
-    let config = SceneConfig { dataplane_extra: [source, target], ..config };
+    let target = format!(
+        "[[incoming]]\ntarget = \"vm\"\nconnect = \"{}\"\n",
+        at_b.display()
+    );
+    let config = SceneConfig {
+        dataplane_extra: [source, target],
+        ..config
+    };
     let mut scene = Scene::new(&ground, config);
     let at_b = format!("unix:{}", at_b.display());
-    scene.destination.execute("migrate-incoming", json!({ "uri": at_b })).unwrap();
-    scene.source.execute("migrate", json!({ "uri": format!("unix:{}", to_b.display()) })).unwrap();
+    scene
+        .destination
+        .execute("migrate-incoming", json!({ "uri": at_b }))
+        .unwrap();
+    scene
+        .source
+        .execute(
+            "migrate",
+            json!({ "uri": format!("unix:{}", to_b.display()) }),
+        )
+        .unwrap();
     let state = scene.source.qmp().wait_migration(PATIENCE).unwrap();
     assert_eq!(state["status"], "completed", "{state}");
     let verdict = scene.destination.verify().unwrap();

@@ -8,22 +8,49 @@ use std::process::Command;
 
 const LINES_MAX: usize = 600;
 const TOP_LEVEL: &[&str] = &[
-    ".ci", ".config", ".gitignore", "Cargo.lock", "Cargo.toml", "README.md", "clippy.toml",
-    "controlplane", "dataplane", "deny.toml", "deploy", "drivers", "hugepages", "perf",
-    "rust-toolchain.toml", "rustfmt.toml", "tests",
+    ".ci",
+    ".config",
+    ".gitignore",
+    "Cargo.lock",
+    "Cargo.toml",
+    "README.md",
+    "clippy.toml",
+    "controlplane",
+    "dataplane",
+    "deny.toml",
+    "deploy",
+    "drivers",
+    "hugepages",
+    "perf",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "tests",
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 fn tracked() -> Vec<String> {
-    let out = Command::new("git").arg("ls-files").current_dir(root()).output().unwrap();
+    let out = Command::new("git")
+        .arg("ls-files")
+        .current_dir(root())
+        .output()
+        .unwrap();
     assert!(out.status.success(), "this test reads a git checkout");
-    let files: Vec<String> =
-        String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect();
+    let files: Vec<String> = String::from_utf8(out.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
     assert!(files.len() > 50, "git lists only {} files", files.len());
-    files.into_iter().filter(|file| root().join(file).exists()).collect()
+    files
+        .into_iter()
+        .filter(|file| root().join(file).exists())
+        .collect()
 }
 
 fn sources() -> Vec<(String, String)> {
@@ -40,13 +67,20 @@ fn sources() -> Vec<(String, String)> {
 fn dependencies(manifest: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(manifest)).unwrap();
     let value: toml::Table = text.parse().unwrap();
-    value["dependencies"].as_table().unwrap().keys().cloned().collect()
+    value["dependencies"]
+        .as_table()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
 }
 
 #[test]
 fn the_top_level_holds_what_the_design_names() {
-    let top: BTreeSet<String> =
-        tracked().iter().map(|file| file.split('/').next().unwrap().to_owned()).collect();
+    let top: BTreeSet<String> = tracked()
+        .iter()
+        .map(|file| file.split('/').next().unwrap().to_owned())
+        .collect();
     let known: BTreeSet<String> = TOP_LEVEL.iter().map(|name| (*name).to_owned()).collect();
     let strangers: Vec<_> = top.difference(&known).collect();
     assert!(strangers.is_empty(), "not in the design: {strangers:?}");
@@ -55,19 +89,36 @@ fn the_top_level_holds_what_the_design_names() {
 #[test]
 fn crates_use_what_their_boundary_allows() {
     let asynchronous = ["tokio", "axum", "reqwest", "hyper", "futures-util"];
-    for manifest in ["dataplane/Cargo.toml", "drivers/Cargo.toml", "hugepages/Cargo.toml", "dataplane/api/Cargo.toml"] {
+    for manifest in [
+        "dataplane/Cargo.toml",
+        "drivers/Cargo.toml",
+        "hugepages/Cargo.toml",
+        "dataplane/api/Cargo.toml",
+    ] {
         for name in dependencies(manifest) {
-            assert!(!asynchronous.contains(&name.as_str()), "{manifest} uses {name}");
+            assert!(
+                !asynchronous.contains(&name.as_str()),
+                "{manifest} uses {name}"
+            );
         }
     }
     let own = |manifest: &str| -> Vec<String> {
-        dependencies(manifest).into_iter().filter(|name| name.starts_with("dwcp-")).collect()
+        dependencies(manifest)
+            .into_iter()
+            .filter(|name| name.starts_with("dwcp-"))
+            .collect()
     };
     assert_eq!(own("hugepages/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("dataplane/api/Cargo.toml"), ["dwcp-hugepages"]);
     assert_eq!(own("drivers/Cargo.toml"), ["dwcp-hugepages"]);
-    assert_eq!(own("dataplane/Cargo.toml"), ["dwcp-api", "dwcp-drivers", "dwcp-hugepages"]);
-    assert_eq!(own("controlplane/Cargo.toml"), ["dwcp-api", "dwcp-hugepages"]);
+    assert_eq!(
+        own("dataplane/Cargo.toml"),
+        ["dwcp-api", "dwcp-drivers", "dwcp-hugepages"]
+    );
+    assert_eq!(
+        own("controlplane/Cargo.toml"),
+        ["dwcp-api", "dwcp-hugepages"]
+    );
     assert_eq!(own("controlplane/cli/Cargo.toml"), Vec::<String>::new());
 }
 
@@ -75,9 +126,15 @@ fn crates_use_what_their_boundary_allows() {
 fn files_hold_one_idea() {
     for (file, text) in sources() {
         let lines = text.lines().count();
-        assert!(lines <= LINES_MAX, "{file} has {lines} lines: split it by what it is about");
+        assert!(
+            lines <= LINES_MAX,
+            "{file} has {lines} lines: split it by what it is about"
+        );
         if file.contains("/src/") && !file.ends_with("testdata.rs") {
-            assert!(text.starts_with("//!"), "{file} does not begin by saying what it is");
+            assert!(
+                text.starts_with("//!"),
+                "{file} does not begin by saying what it is"
+            );
         }
     }
 }
@@ -113,9 +170,15 @@ fn every_fuzz_target_is_registered_and_has_seeds() {
             continue;
         };
         count += 1;
-        assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} is not registered");
+        assert!(
+            manifest.contains(&format!("name = \"{name}\"")),
+            "{name} is not registered"
+        );
         let corpus = root().join("dataplane/fuzz/corpus").join(name);
-        assert!(fs::read_dir(&corpus).unwrap().count() > 0, "{name} has no seeds");
+        assert!(
+            fs::read_dir(&corpus).unwrap().count() > 0,
+            "{name} has no seeds"
+        );
     }
     assert!(count >= 4, "{count} fuzz targets");
 }
@@ -133,13 +196,22 @@ fn every_source_file_is_compiled() {
             continue;
         }
         let module = if stem == "mod" {
-            path.parent().unwrap().file_name().unwrap().to_str().unwrap()
+            path.parent()
+                .unwrap()
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
         } else {
             stem
         };
         let declared = files.iter().any(|(_, text)| {
             text.lines().any(|line| {
-                let line = line.trim().trim_end_matches(';').trim_end_matches('{').trim();
+                let line = line
+                    .trim()
+                    .trim_end_matches(';')
+                    .trim_end_matches('{')
+                    .trim();
                 line.ends_with(&format!("mod {module}")) || line.contains(&format!("\"{stem}.rs\""))
             })
         });

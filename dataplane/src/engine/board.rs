@@ -36,16 +36,23 @@ impl Board {
     /// # Errors
     /// [`SegmentError`].
     pub fn new(instance: u64) -> Result<Self, SegmentError> {
-        let stats =
-            Segment::create("dwcp-stats", stats_layout(), instance, PeerAccess::ReadOnly)?;
-        let switches =
-            Segment::create("dwcp-switches", switches_layout(), instance, PeerAccess::ReadWrite)?;
+        let stats = Segment::create("dwcp-stats", stats_layout(), instance, PeerAccess::ReadOnly)?;
+        let switches = Segment::create(
+            "dwcp-switches",
+            switches_layout(),
+            instance,
+            PeerAccess::ReadWrite,
+        )?;
         let free_cells = ArrayQueue::new(SESSIONS_MAX);
         for index in 0..SESSIONS_MAX {
             // The queue holds exactly as many as there are.
             let _ = free_cells.push(index);
         }
-        let board = Self { stats, switches, free_cells };
+        let board = Self {
+            stats,
+            switches,
+            free_cells,
+        };
         // A fresh segment is all zeros, and a zero word already reads as v1: the safe beginning.
         board.switches()?;
         Ok(board)
@@ -76,21 +83,29 @@ impl Board {
     /// # Errors
     /// [`SegmentError`] for an index past [`WORKERS_MAX`].
     pub fn worker(&self, index: usize) -> Result<&WorkerCounters, SegmentError> {
-        self.stats.body().at::<WorkerCounters>(index.min(WORKERS_MAX) * WORKER_STRIDE)
+        self.stats
+            .body()
+            .at::<WorkerCounters>(index.min(WORKERS_MAX) * WORKER_STRIDE)
     }
 
     /// Takes a cell for a session; `None` if all are in use.
     #[must_use]
     pub fn take_cell(self: &Arc<Self>) -> Option<SessionCell> {
         let index = self.free_cells.pop()?;
-        Some(SessionCell { board: Arc::clone(self), index })
+        Some(SessionCell {
+            board: Arc::clone(self),
+            index,
+        })
     }
 }
 
 impl SessionCell {
     fn cell(&self) -> Result<&SeqCell<SessionSnapshot>, SegmentError> {
         let offset = SESSIONS_OFFSET + self.index * SESSION_STRIDE;
-        self.board.stats.body().at::<SeqCell<SessionSnapshot>>(offset)
+        self.board
+            .stats
+            .body()
+            .at::<SeqCell<SessionSnapshot>>(offset)
     }
 
     /// Publishes a picture.

@@ -11,9 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dwcp_api::attach::{
-    BUSY_MAGIC, DROP_MAGIC, Escrow, GREETING_MAGIC, Greeting, KEEP_MAGIC,
-};
+use dwcp_api::attach::{BUSY_MAGIC, DROP_MAGIC, Escrow, GREETING_MAGIC, Greeting, KEEP_MAGIC};
 use dwcp_api::command::{Command, CommandRecord};
 use dwcp_api::event::{Event, EventRecord};
 use dwcp_api::layout::{
@@ -91,7 +89,9 @@ pub struct Control {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The socket cannot be made.
-    #[error("control socket {path}: {source}; check that the directory exists and that no other data plane uses it")]
+    #[error(
+        "control socket {path}: {source}; check that the directory exists and that no other data plane uses it"
+    )]
     Socket {
         /// Its path.
         path: PathBuf,
@@ -115,8 +115,13 @@ impl Control {
         mail: Mailbox<ToControl>,
         workers: Vec<Sender<ToWorker>>,
     ) -> Result<Self, ControlError> {
-        let listener = super::sockets::listen_unix(&socket_path, rustix::net::SocketType::SEQPACKET)
-            .map_err(|source| ControlError::Socket { path: socket_path.clone(), source })?;
+        let listener =
+            super::sockets::listen_unix(&socket_path, rustix::net::SocketType::SEQPACKET).map_err(
+                |source| ControlError::Socket {
+                    path: socket_path.clone(),
+                    source,
+                },
+            )?;
         let poller = Poller::new()?;
         poller.add_readable(&listener, LISTENER)?;
         poller.add_readable(mail.fd(), MAIL)?;
@@ -163,7 +168,9 @@ impl Control {
     }
 
     fn accept(&mut self) {
-        let Ok(socket) = super::sockets::accept(&self.listener) else { return };
+        let Ok(socket) = super::sockets::accept(&self.listener) else {
+            return;
+        };
         if self.attached.is_some() {
             self.check_hangup();
         }
@@ -222,12 +229,21 @@ impl Control {
         scm::send_with_fds(socket.as_fd(), greeting.as_bytes(), &fds)?;
         self.poller.add_readable(&socket, PEER)?;
         self.poller.add_readable(command_bell.fd(), DOORBELL)?;
-        Ok(Attached { socket, commands, events, command_bell, event_bell, events_lost: 0 })
+        Ok(Attached {
+            socket,
+            commands,
+            events,
+            command_bell,
+            event_bell,
+            events_lost: 0,
+        })
     }
 
     /// The control plane never sends on the socket: anything readable there is its end.
     fn check_hangup(&mut self) {
-        let Some(attached) = &self.attached else { return };
+        let Some(attached) = &self.attached else {
+            return;
+        };
         let mut byte = [0u8; 64];
         let gone = match rustix::net::recv(
             &attached.socket,
@@ -253,7 +269,9 @@ impl Control {
 
     fn read_commands(&mut self) {
         loop {
-            let Some(attached) = self.attached.as_mut() else { return };
+            let Some(attached) = self.attached.as_mut() else {
+                return;
+            };
             attached.command_bell.drain();
             match attached.commands.pop() {
                 Ok(Some(record)) => self.carry_out(&record),
@@ -276,11 +294,23 @@ impl Control {
         let command = match record.decode() {
             Ok(command) => command,
             Err(error) => {
-                return self.answer(id, SessionId([0; 16]), Failure::BadCommand, &error.to_string());
+                return self.answer(
+                    id,
+                    SessionId([0; 16]),
+                    Failure::BadCommand,
+                    &error.to_string(),
+                );
             }
         };
         let (session, message) = match command {
-            Command::OpenSource { session, listen, peer, max_version, digest, limits } => {
+            Command::OpenSource {
+                session,
+                listen,
+                peer,
+                max_version,
+                digest,
+                limits,
+            } => {
                 let Ok(peer) = peer.as_str().parse() else {
                     let detail = "the peer must be address:port, as in 10.0.0.2:4790";
                     return self.answer(id, session, Failure::BadCommand, detail);
@@ -297,18 +327,33 @@ impl Control {
                 };
                 (session, ToWorker::OpenSource(Box::new(order), Some(id)))
             }
-            Command::OpenDestination { session, connect, limits } => {
+            Command::OpenDestination {
+                session,
+                connect,
+                limits,
+            } => {
                 let connect = PathBuf::from(connect.as_str());
-                let order = DestinationOrder { session, connect, limits };
-                (session, ToWorker::OpenDestination(Box::new(order), Some(id)))
+                let order = DestinationOrder {
+                    session,
+                    connect,
+                    limits,
+                };
+                (
+                    session,
+                    ToWorker::OpenDestination(Box::new(order), Some(id)),
+                )
             }
             Command::Cancel { session } => (session, ToWorker::Cancel(session, id)),
             Command::Resolve { session, verdict } => {
                 (session, ToWorker::Resolve(session, verdict, id))
             }
-            Command::Limit { session, rate_limit_bytes_per_s } => {
-                (session, ToWorker::Limit(session, rate_limit_bytes_per_s, id))
-            }
+            Command::Limit {
+                session,
+                rate_limit_bytes_per_s,
+            } => (
+                session,
+                ToWorker::Limit(session, rate_limit_bytes_per_s, id),
+            ),
             Command::Forget { session } => (session, ToWorker::Forget(session, id)),
         };
         let worker = self.owner(session);
@@ -328,12 +373,23 @@ impl Control {
     }
 
     fn answer(&mut self, command_id: u64, session: SessionId, failure: Failure, detail: &str) {
-        self.tell(&Event::Answer { command_id, session, failure, detail: Text::clipped(detail) });
+        self.tell(&Event::Answer {
+            command_id,
+            session,
+            failure,
+            detail: Text::clipped(detail),
+        });
     }
 
     fn tell(&mut self, event: &Event) {
-        let Some(attached) = self.attached.as_mut() else { return };
-        if attached.events.push(&EventRecord::encode(monotonic_ns(), event)).is_err() {
+        let Some(attached) = self.attached.as_mut() else {
+            return;
+        };
+        if attached
+            .events
+            .push(&EventRecord::encode(monotonic_ns(), event))
+            .is_err()
+        {
             // The session table has the facts; an event is only a hint to look.
             attached.events_lost += 1;
         }
@@ -352,7 +408,12 @@ impl Control {
                     }
                     self.tell(&event);
                 }
-                ToControl::Keep { session, role, channel, fd } => {
+                ToControl::Keep {
+                    session,
+                    role,
+                    channel,
+                    fd,
+                } => {
                     let kept = Kept { role, channel, fd };
                     if let Some(attached) = &self.attached {
                         send_kept(&attached.socket, session, &kept);
@@ -362,7 +423,12 @@ impl Control {
                 ToControl::Drop(session) => {
                     self.escrow.remove(&session);
                     if let Some(attached) = &self.attached {
-                        let escrow = Escrow { magic: DROP_MAGIC, session, channel: 0, role: 0 };
+                        let escrow = Escrow {
+                            magic: DROP_MAGIC,
+                            session,
+                            channel: 0,
+                            role: 0,
+                        };
                         let _ = scm::send_with_fds(attached.socket.as_fd(), escrow.as_bytes(), &[]);
                     }
                 }
@@ -371,7 +437,9 @@ impl Control {
     }
 
     fn resend_escrow(&self) {
-        let Some(attached) = &self.attached else { return };
+        let Some(attached) = &self.attached else {
+            return;
+        };
         for (session, kept) in &self.escrow {
             for one in kept {
                 send_kept(&attached.socket, *session, one);

@@ -170,7 +170,11 @@ impl Door {
         while let Some(message) = self.mail.receive() {
             match message {
                 ToDoor::Expect(expected) => {
-                    let Expected { session, worker, offer } = *expected;
+                    let Expected {
+                        session,
+                        worker,
+                        offer,
+                    } = *expected;
                     self.expected.insert(session, Known { worker, offer });
                 }
                 ToDoor::Dial(dial) => self.dial(dial),
@@ -182,7 +186,9 @@ impl Door {
                         self.gone.push_back(session);
                     }
                     self.strangers.retain(|_, stranger| match &stranger.side {
-                        Side::Connecting(dial) | Side::Initiator(_, dial) => dial.session != session,
+                        Side::Connecting(dial) | Side::Initiator(_, dial) => {
+                            dial.session != session
+                        }
                         _ => true,
                     });
                 }
@@ -194,7 +200,9 @@ impl Door {
 
     fn accept(&mut self) {
         while let Ok(fd) = sockets::accept(&self.listener) {
-            let Ok(peer) = sockets::peer_address(&fd) else { continue };
+            let Ok(peer) = sockets::peer_address(&fd) else {
+                continue;
+            };
             if self.strangers.len() >= STRANGERS_MAX {
                 tracing::warn!(%peer, "turned away: {STRANGERS_MAX} handshakes are pending");
                 continue;
@@ -214,8 +222,10 @@ impl Door {
     }
 
     fn admit(&mut self, fd: OwnedFd, side: Side, peer: SocketAddr) {
-        let tuning =
-            SocketTuning { unsent_bytes_max: UNSENT_BYTES_MAX, ..SocketTuning::default() };
+        let tuning = SocketTuning {
+            unsent_bytes_max: UNSENT_BYTES_MAX,
+            ..SocketTuning::default()
+        };
         if let Err(error) = tune(&fd, &tuning) {
             tracing::warn!(%peer, %error, "a lane's socket is not set up as it should be");
         }
@@ -226,12 +236,20 @@ impl Door {
             return;
         }
         let deadline_ns = monotonic_ns() + HANDSHAKE_LIMIT_NS;
-        let stranger = Stranger { fd, side, unsent: VecDeque::new(), deadline_ns, peer };
+        let stranger = Stranger {
+            fd,
+            side,
+            unsent: VecDeque::new(),
+            deadline_ns,
+            peer,
+        };
         self.strangers.insert(id, stranger);
     }
 
     fn serve(&mut self, id: u64) {
-        let Some(mut stranger) = self.strangers.remove(&id) else { return };
+        let Some(mut stranger) = self.strangers.remove(&id) else {
+            return;
+        };
         match self.advance(&mut stranger) {
             Ok(Next::Wait) => {
                 self.strangers.insert(id, stranger);
@@ -352,7 +370,10 @@ impl Door {
                 None => Ok(None),
                 Some(AcceptorStep::Hello(hello)) => {
                     let session = SessionId(hello.session.0);
-                    let offer = self.expected.get(&session).map_or(self.offer, |known| known.offer);
+                    let offer = self
+                        .expected
+                        .get(&session)
+                        .map_or(self.offer, |known| known.offer);
                     let highest = wire_version(offer.max_version).min(self.max_version);
                     match acceptor.challenge(highest, params(&offer))? {
                         Answer::Challenge(message) => stranger.unsent.extend(message),
@@ -417,7 +438,13 @@ impl Door {
         self.workers[worker]
             .send(ToWorker::OpenDestination(Box::new(order), None))
             .map_err(|_| RefuseReason::Busy)?;
-        self.expected.insert(session, Known { worker, offer: self.offer });
+        self.expected.insert(
+            session,
+            Known {
+                worker,
+                offer: self.offer,
+            },
+        );
         Ok(())
     }
 
@@ -431,7 +458,11 @@ impl Door {
         let lane_up = LaneUp {
             session,
             lane: agreed.lane,
-            peer_node: if dialled { agreed.acceptor } else { agreed.initiator },
+            peer_node: if dialled {
+                agreed.acceptor
+            } else {
+                agreed.initiator
+            },
             socket: stranger.fd,
             peer: stranger.peer,
             agreed,
@@ -479,7 +510,10 @@ enum DoorError {
     #[error("the system has no random bytes to give")]
     NoRandom,
     #[error("{reason}")]
-    Refused { reason: RefuseReason, verified: bool },
+    Refused {
+        reason: RefuseReason,
+        verified: bool,
+    },
 }
 
 impl DoorError {

@@ -30,7 +30,10 @@ impl Idle {
     /// A worker that just had work.
     #[must_use]
     pub const fn new(policy: IdlePolicy) -> Self {
-        Self { policy, since_ns: None }
+        Self {
+            policy,
+            since_ns: None,
+        }
     }
 
     /// The last turn found work.

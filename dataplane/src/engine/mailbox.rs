@@ -39,7 +39,10 @@ pub struct Mailbox<M>(Arc<Shared<M>>);
 /// What the system said to the eventfd.
 pub fn mailbox<M>(slots: usize) -> io::Result<(Sender<M>, Mailbox<M>)> {
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let shared = Arc::new(Shared { queue: ArrayQueue::new(slots), wake });
+    let shared = Arc::new(Shared {
+        queue: ArrayQueue::new(slots),
+        wake,
+    });
     Ok((Sender(Arc::clone(&shared)), Mailbox(shared)))
 }
 
@@ -92,6 +95,9 @@ mod tests {
         sender.send(1).unwrap();
         sender.send(2).unwrap();
         assert!(sender.send(3).is_err());
-        assert_eq!((mailbox.receive(), mailbox.receive(), mailbox.receive()), (Some(1), Some(2), None));
+        assert_eq!(
+            (mailbox.receive(), mailbox.receive(), mailbox.receive()),
+            (Some(1), Some(2), None)
+        );
     }
 }

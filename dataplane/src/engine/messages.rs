@@ -98,6 +98,10 @@ pub enum ToWorker {
 
 /// To the control thread.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lies in a queue made at start, never on a hot path"
+)]
 pub enum ToControl {
     /// Tell the control plane.
     Event(Event),

@@ -48,7 +48,12 @@ impl Poller {
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token.0), flags)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token.0),
+            flags,
+        )?)
     }
 
     /// Reports while the descriptor is readable: listeners, doorbells, a driver's ring.

@@ -75,7 +75,11 @@ impl Routes {
             LANES => Source::Lanes,
             other => {
                 let (slot, sub) = ((other >> 32) as u32, other as u32);
-                if slot == PASSIVE_SLOT { Source::Passive(sub) } else { Source::Session { slot, sub } }
+                if slot == PASSIVE_SLOT {
+                    Source::Passive(sub)
+                } else {
+                    Source::Session { slot, sub }
+                }
             }
         }
     }
@@ -107,6 +111,12 @@ mod tests {
         assert_eq!(Routes::source(Routes::LANES_TOKEN), Source::Lanes);
         assert_eq!(Routes::source(Routes::passive_token(3)), Source::Passive(3));
         let source = Routes::source(Routes::token(7, Routes::UNSORTED));
-        assert_eq!(source, Source::Session { slot: 7, sub: Routes::UNSORTED });
+        assert_eq!(
+            source,
+            Source::Session {
+                slot: 7,
+                sub: Routes::UNSORTED
+            }
+        );
     }
 }

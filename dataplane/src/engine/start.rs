@@ -45,14 +45,21 @@ impl Engine {
     /// # Errors
     /// The first thing that could not be made, with what to do about it.
     pub fn start(config: Config) -> Result<Self> {
-        let psk = Psk(blake3::derive_key("dwcp pre-shared key", &config.read_psk()?));
+        let psk = Psk(blake3::derive_key(
+            "dwcp pre-shared key",
+            &config.read_psk()?,
+        ));
         let config = Arc::new(config);
         let mut instance = [0; 8];
         getrandom::fill(&mut instance).context("random bytes")?;
         let instance = u64::from_le_bytes(instance);
         let board = Arc::new(Board::new(instance).context("shared segments")?);
         let offer = Offer {
-            max_version: if config.max_version == 1 { Version::V1 } else { Version::V3 },
+            max_version: if config.max_version == 1 {
+                Version::V1
+            } else {
+                Version::V3
+            },
             store_bytes: config.store_bytes,
             window_limit_bytes: config.window_limit_bytes,
             lanes_v1: config.lanes_v1,
@@ -62,7 +69,11 @@ impl Engine {
         let cores = pick_cores(&config.cores)?;
         let idle = config.idle.unwrap_or_else(|| {
             let few = std::thread::available_parallelism().map_or(1, usize::from) <= 2;
-            if few { IdlePolicy::Shared } else { IdlePolicy::Dedicated }
+            if few {
+                IdlePolicy::Shared
+            } else {
+                IdlePolicy::Dedicated
+            }
         });
 
         let mut port = TcpPort::new(TcpOptions {
@@ -71,7 +82,10 @@ impl Engine {
             backing: BackingPolicy::Ordinary,
             ..TcpOptions::default()
         });
-        let port_config = PortConfig { lanes_max: LANES_MAX, ..PortConfig::default() };
+        let port_config = PortConfig {
+            lanes_max: LANES_MAX,
+            ..PortConfig::default()
+        };
         port.validate(&port_config).context("TCP port")?;
         port.open(port_config).context("TCP port")?;
         port.start().context("TCP port")?;
@@ -126,17 +140,18 @@ impl Engine {
             };
             let (ready, is_ready) = std::sync::mpsc::channel();
             let port = Arc::clone(&port);
-            let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(
-                move || run_worker(options, core, &port, &ready),
-            )?;
+            let handle = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || run_worker(options, core, &port, &ready))?;
             is_ready
                 .recv()
                 .context("a worker ended before it was ready")?
                 .with_context(|| format!("worker {index} on core {}", core.id))?;
             workers.push((sender.clone(), handle));
         }
-        let door_handle =
-            std::thread::Builder::new().name("door".to_owned()).spawn(move || door.run())?;
+        let door_handle = std::thread::Builder::new()
+            .name("door".to_owned())
+            .spawn(move || door.run())?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let control_handle = std::thread::Builder::new()
@@ -187,7 +202,11 @@ fn run_worker(
 ) {
     let index = options.index;
     if !core_affinity::set_for_current(core) {
-        tracing::warn!(index, core = core.id, "the worker is not pinned: the system refused");
+        tracing::warn!(
+            index,
+            core = core.id,
+            "the worker is not pinned: the system refused"
+        );
     }
     let made = port
         .lanes()

@@ -17,7 +17,9 @@ use dwcp_drivers::lane::{LaneEvent, LaneGroup, Polled};
 use super::board::Board;
 use super::idle::{Idle, Step};
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, Expected, Offer, SourceOrder, ToControl, ToDoor, ToWorker};
+use super::messages::{
+    DestinationOrder, Expected, Offer, SourceOrder, ToControl, ToDoor, ToWorker,
+};
 use super::poller::Poller;
 use super::routes::{Routes, Source};
 use super::sockets;
@@ -159,12 +161,19 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
     }
 
     fn park(&mut self, counters: &WorkerCounters, switches: &Switches) -> anyhow::Result<()> {
-        let someone_waits = self.sessions.iter().any(|(_, session)| session.wants_turn());
+        let someone_waits = self
+            .sessions
+            .iter()
+            .any(|(_, session)| session.wants_turn());
         if someone_waits || !self.lanes.prepare_park() || !self.mail.is_empty() {
             return Ok(());
         }
         counters.parks.add(1);
-        let timeout_ns = if self.sessions.is_empty() { IDLE_TICK_NS } else { TICK_NS };
+        let timeout_ns = if self.sessions.is_empty() {
+            IDLE_TICK_NS
+        } else {
+            TICK_NS
+        };
         if self.look(timeout_ns, counters, switches)? {
             counters.wakeups.add(1);
             self.idle.found_work();
@@ -229,7 +238,10 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
     }
 
     fn slot_of(&self, id: SessionId) -> Option<u32> {
-        self.sessions.iter().find(|(_, session)| session.id() == id).map(|(slot, _)| *slot)
+        self.sessions
+            .iter()
+            .find(|(_, session)| session.id() == id)
+            .map(|(slot, _)| *slot)
     }
 
     fn take_events(&mut self, counters: &WorkerCounters, switches: &Switches) -> bool {
@@ -240,13 +252,17 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
                 LaneEvent::Frame { lane, frame } => {
                     let bytes = frame.bytes().len() as u64;
                     counters.wire_bytes_received_total.add(bytes);
-                    let Some(route) = self.routes.lane(lane) else { continue };
+                    let Some(route) = self.routes.lane(lane) else {
+                        continue;
+                    };
                     self.with_session(route.slot, counters, switches, |session, hands| {
                         session.take_frame(frame, hands);
                     });
                 }
                 LaneEvent::Closed { lane, reason } => {
-                    let Some(route) = self.routes.lane(lane) else { continue };
+                    let Some(route) = self.routes.lane(lane) else {
+                        continue;
+                    };
                     self.routes.forget_lane(lane);
                     tracing::debug!(?reason, lane = route.lane.0, "a lane closed");
                     self.with_session(route.slot, counters, switches, |session, hands| {
@@ -293,7 +309,12 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             return;
         };
         let detail = Text::clipped(&detail);
-        let event = Event::Answer { command_id, session, failure, detail };
+        let event = Event::Answer {
+            command_id,
+            session,
+            failure,
+            detail,
+        };
         if let Err(error) = self.control.send(ToControl::Event(event)) {
             tracing::error!(%error, "an answer was lost");
         }
@@ -308,18 +329,19 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             self.take_message(message, counters, switches);
         }
         counters.sessions.set(self.sessions.len() as u64);
-        counters.hugepage_fallbacks_total.set(dwcp_hugepages::arena::fallbacks_total());
+        counters
+            .hugepage_fallbacks_total
+            .set(dwcp_hugepages::arena::fallbacks_total());
         true
     }
 
-    fn take_message(
-        &mut self,
-        message: ToWorker,
-        counters: &WorkerCounters,
-        switches: &Switches,
-    ) {
-        let unknown =
-            || Err(Fault::new(Failure::BadCommand, "this data plane has no such session"));
+    fn take_message(&mut self, message: ToWorker, counters: &WorkerCounters, switches: &Switches) {
+        let unknown = || {
+            Err(Fault::new(
+                Failure::BadCommand,
+                "this data plane has no such session",
+            ))
+        };
         match message {
             ToWorker::OpenSource(order, command) => {
                 let session = order.session;
@@ -367,7 +389,13 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
                     });
                 }
             }
-            ToWorker::LaneFailed { session, lane, failure, detail, fatal } => {
+            ToWorker::LaneFailed {
+                session,
+                lane,
+                failure,
+                detail,
+                fatal,
+            } => {
                 if let Some(slot) = self.slot_of(session) {
                     let fault = Fault::new(failure, detail);
                     self.with_session(slot, counters, switches, |session, hands| {
@@ -394,7 +422,9 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         counters: &WorkerCounters,
         switches: &Switches,
     ) -> Result<(), Fault> {
-        let Some(slot) = self.slot_of(id) else { return Ok(()) };
+        let Some(slot) = self.slot_of(id) else {
+            return Ok(());
+        };
         let over = self.with_session(slot, counters, switches, |session, hands| {
             let over = session.is_over();
             if over {
@@ -425,7 +455,11 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
                  different data planes",
             ));
         }
-        let running = self.sessions.iter().filter(|(_, session)| !session.is_over()).count();
+        let running = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| !session.is_over())
+            .count();
         if running >= self.config.sessions_max {
             return Err(Fault::new(
                 Failure::Limit,
@@ -434,7 +468,11 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         }
         if self.sessions.len() >= dwcp_api::session::SESSIONS_MAX / 2 {
             // Nobody asked for the oldest ended one to be forgotten; its picture has been shown.
-            if let Some(at) = self.sessions.iter().position(|(_, session)| session.is_over()) {
+            if let Some(at) = self
+                .sessions
+                .iter()
+                .position(|(_, session)| session.is_over())
+            {
                 self.sessions.remove(at);
             }
         }
@@ -471,10 +509,14 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
                     .map_err(|error| {
                         Fault::new(
                             Failure::System,
-                            format!("{}: {error}; give a path in an existing directory", path.display()),
+                            format!(
+                                "{}: {error}; give a path in an existing directory",
+                                path.display()
+                            ),
                         )
                     })?;
-                self.poller.add_readable(&listener, Routes::token(slot, Routes::LISTENER))?;
+                self.poller
+                    .add_readable(&listener, Routes::token(slot, Routes::LISTENER))?;
                 (path, Some(listener))
             }
             None => (std::path::PathBuf::new(), None),
@@ -526,7 +568,11 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
         };
         self.add_session(options, counters)?;
-        let expected = Expected { session: order.session, worker: self.index, offer };
+        let expected = Expected {
+            session: order.session,
+            worker: self.index,
+            offer,
+        };
         self.door
             .send(ToDoor::Expect(Box::new(expected)))
             .map_err(|error| Fault::new(Failure::Limit, error.to_string()))
@@ -534,7 +580,11 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
 
     fn resume_limit_ns(&self, limits: &dwcp_api::command::SessionLimits) -> u64 {
         let asked_ms = limits.resume_limit_ms;
-        let limit_ms = if asked_ms == 0 { self.config.resume_limit_ms } else { asked_ms };
+        let limit_ms = if asked_ms == 0 {
+            self.config.resume_limit_ms
+        } else {
+            asked_ms
+        };
         limit_ms.saturating_mul(1_000_000)
     }
 
@@ -544,11 +594,15 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         counters: &WorkerCounters,
     ) -> Result<(), Fault> {
         let cell = self.board.take_cell().ok_or_else(|| {
-            Fault::new(Failure::Limit, "the session table is full: forget sessions that ended")
+            Fault::new(
+                Failure::Limit,
+                "the session table is full: forget sessions that ended",
+            )
         })?;
         let slot = options.slot;
         self.next_slot += 1;
-        self.sessions.push((slot, Session::new(options, cell, monotonic_ns())));
+        self.sessions
+            .push((slot, Session::new(options, cell, monotonic_ns())));
         counters.sessions_opened_total.add(1);
         Ok(())
     }
@@ -556,11 +610,16 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
     /// A hypervisor connected without being announced.
     fn take_passive(&mut self, index: usize, counters: &WorkerCounters, switches: &Switches) {
         while let Some((source, listener)) = self.passive.get(index) {
-            let Ok(fd) = sockets::accept(listener) else { return };
+            let Ok(fd) = sockets::accept(listener) else {
+                return;
+            };
             let source = source.clone();
             // A connection joins the session that this socket has open; only when there is none, or
             // it is past its switchover, does a new one begin.
-            let open = self.sessions.iter().find(|(_, session)| session.takes_passive(&source));
+            let open = self
+                .sessions
+                .iter()
+                .find(|(_, session)| session.takes_passive(&source));
             if let Some(slot) = open.map(|(slot, _)| *slot) {
                 self.with_session(slot, counters, switches, |session, hands| {
                     session.take_connection(fd, hands);

@@ -49,19 +49,27 @@ pub struct Bundle {
 impl Bundle {
     /// No lanes yet. `peer` is whom to dial; none at the destination.
     pub const fn new(peer: Option<(SocketAddr, Option<String>)>) -> Self {
-        Self { peer, slots: Vec::new(), checked_ns: 0, transport: None }
+        Self {
+            peer,
+            slots: Vec::new(),
+            checked_ns: 0,
+            transport: None,
+        }
     }
 
     /// Lanes that are up.
     pub fn count_up(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot, Slot::Up(_))).count()
+        self.slots
+            .iter()
+            .filter(|slot| matches!(slot, Slot::Up(_)))
+            .count()
     }
 
     /// Does it dial this peer for this passive target?
     pub fn dials(&self, peer: SocketAddr, target: &str) -> bool {
-        self.peer.as_ref().is_some_and(|(known, name)| {
-            *known == peer && name.as_deref() == Some(target)
-        })
+        self.peer
+            .as_ref()
+            .is_some_and(|(known, name)| *known == peer && name.as_deref() == Some(target))
     }
 
     fn lane_id(&self, lane: LaneIx) -> Option<LaneId> {
@@ -97,7 +105,10 @@ pub struct RateLimit {
 impl RateLimit {
     /// `bytes_per_s` of 0 is no limit.
     pub const fn new(bytes_per_s: u64, now_ns: u64) -> Self {
-        Self { bytes_per_s, free_at_ns: now_ns }
+        Self {
+            bytes_per_s,
+            free_at_ns: now_ns,
+        }
     }
 
     /// May something leave now?
@@ -152,10 +163,15 @@ impl Session {
             self.picture.peer = dwcp_api::text::Text::clipped(&up.peer.to_string());
             self.sort_connections(hands);
         }
-        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let Some(link) = self.link.as_mut() else {
+            return Ok(());
+        };
         let index = usize::from(up.lane.0);
         if index >= usize::from(link.lanes_v1.max(link.lanes_v3)) {
-            return Err(Fault::new(Failure::Protocol, "the peer opened a lane beyond those agreed"));
+            return Err(Fault::new(
+                Failure::Protocol,
+                "the peer opened a lane beyond those agreed",
+            ));
         }
         self.bundle.ensure(index + 1);
         if let Slot::Up(old) = self.bundle.slots[index] {
@@ -164,15 +180,30 @@ impl Session {
             link.outbound.lane_down(up.lane);
             self.picture.lanes_replaced += 1;
         }
-        let id = hands.lanes.add(up.socket, &link.pools_in).map_err(|error| {
-            Fault::new(Failure::System, format!("a lane cannot be taken into service: {error}"))
-        })?;
-        hands.routes.add_lane(id, Route { slot: self.slot, lane: up.lane });
+        let id = hands
+            .lanes
+            .add(up.socket, &link.pools_in)
+            .map_err(|error| {
+                Fault::new(
+                    Failure::System,
+                    format!("a lane cannot be taken into service: {error}"),
+                )
+            })?;
+        hands.routes.add_lane(
+            id,
+            Route {
+                slot: self.slot,
+                lane: up.lane,
+            },
+        );
         self.bundle.slots[index] = Slot::Up(id);
         link.outbound.lane_up(up.lane)?;
         link.outbound.heard(now);
         link.inbound.want_ack();
-        if matches!(self.state, SessionState::Waiting | SessionState::Reconnecting) {
+        if matches!(
+            self.state,
+            SessionState::Waiting | SessionState::Reconnecting
+        ) {
             let state = if self.destination_may_run {
                 SessionState::Switchover
             } else if self.channels.is_empty() {
@@ -195,7 +226,9 @@ impl Session {
     ) {
         let index = usize::from(lane.0);
         if let Some(slot @ Slot::Dialling { .. }) = self.bundle.slots.get_mut(index) {
-            *slot = Slot::Down { dial_at_ns: hands.now_ns + REDIAL_NS };
+            *slot = Slot::Down {
+                dial_at_ns: hands.now_ns + REDIAL_NS,
+            };
         }
         if fatal && !self.is_over() {
             self.fail(fault, hands);
@@ -208,7 +241,9 @@ impl Session {
         if self.bundle.slots.get(index) != Some(&Slot::Up(id)) {
             return;
         }
-        self.bundle.slots[index] = Slot::Down { dial_at_ns: hands.now_ns };
+        self.bundle.slots[index] = Slot::Down {
+            dial_at_ns: hands.now_ns,
+        };
         if let Some(link) = self.link.as_mut() {
             link.outbound.lane_down(lane);
         }
@@ -235,17 +270,27 @@ impl Session {
         let mut sent = 0;
         let view = hands.switches.read();
         while sent < SENDS_PER_TURN && self.rate_limit.allows(hands.now_ns) {
-            let Some(link) = self.link.as_mut() else { return Ok(false) };
+            let Some(link) = self.link.as_mut() else {
+                return Ok(false);
+            };
             let (bundle, lanes) = (&self.bundle, &*hands.lanes);
-            let backlog =
-                |lane| bundle.lane_id(lane).map_or(usize::MAX, |id| lanes.backlog_bytes(id));
-            match link.outbound.poll_send(Nanos(monotonic_ns()), !view.forced_v1, backlog) {
+            let backlog = |lane| {
+                bundle
+                    .lane_id(lane)
+                    .map_or(usize::MAX, |id| lanes.backlog_bytes(id))
+            };
+            match link
+                .outbound
+                .poll_send(Nanos(monotonic_ns()), !view.forced_v1, backlog)
+            {
                 SendStep::Idle => break,
                 SendStep::NeedsTranscode(seq) => forward::transcode(link, seq)?,
                 SendStep::Send(lane, frame) => {
                     let bytes = frame.bytes().len() as u64;
                     let header = parse_batch_layout(frame.bytes())?.header;
-                    let Some(id) = self.bundle.lane_id(lane) else { break };
+                    let Some(id) = self.bundle.lane_id(lane) else {
+                        break;
+                    };
                     if hands.lanes.submit(id, frame).is_err() {
                         // The lane is full or just died: what it was given goes out again.
                         link.outbound.take_back(header.seq);
@@ -264,7 +309,8 @@ impl Session {
         if let Some(link) = self.link.as_mut() {
             let waiting = link.outbound.has_queued();
             let rtt_us = link.outbound.rtt_us().unwrap_or(0);
-            link.wire_rate.look(hands.now_ns, self.picture.wire_bytes_sent, waiting, rtt_us);
+            link.wire_rate
+                .look(hands.now_ns, self.picture.wire_bytes_sent, waiting, rtt_us);
             let held = link.outbound.held_bytes();
             self.picture.held_bytes_max = self.picture.held_bytes_max.max(held);
         }
@@ -294,7 +340,9 @@ impl Session {
 
     fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
         let now = Nanos(hands.now_ns);
-        let Some(link) = self.link.as_mut() else { return false };
+        let Some(link) = self.link.as_mut() else {
+            return false;
+        };
         let pong = self.pong.take().map(ControlFrame::Pong);
         let ack = link.inbound.ack_due(now).map(ControlFrame::Ack);
         let ping = link.outbound.ping_due(now).map(ControlFrame::Ping);
@@ -312,16 +360,27 @@ impl Session {
         frame: &ControlFrame,
         hands: &mut Hands<'_, G>,
     ) -> bool {
-        let Some(link) = self.link.as_mut() else { return false };
+        let Some(link) = self.link.as_mut() else {
+            return false;
+        };
         let (bundle, lanes) = (&self.bundle, &*hands.lanes);
-        let backlog = |lane| bundle.lane_id(lane).map_or(usize::MAX, |id| lanes.backlog_bytes(id));
-        let Some(id) = link.outbound.control_lane(backlog).and_then(|lane| bundle.lane_id(lane))
+        let backlog = |lane| {
+            bundle
+                .lane_id(lane)
+                .map_or(usize::MAX, |id| lanes.backlog_bytes(id))
+        };
+        let Some(id) = link
+            .outbound
+            .control_lane(backlog)
+            .and_then(|lane| bundle.lane_id(lane))
         else {
             return false;
         };
         let mut bytes = [0; MAX_CONTROL_BYTES];
         let length = link.sealer.seal(frame, &mut bytes);
-        let Some(frame) = link.pools_out.copy(&bytes[..length]) else { return false };
+        let Some(frame) = link.pools_out.copy(&bytes[..length]) else {
+            return false;
+        };
         if hands.lanes.submit(id, frame).is_err() {
             return false;
         }
@@ -332,8 +391,10 @@ impl Session {
 
     fn check_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<(), Fault> {
         self.want_lanes(hands);
-        while let Some(verdict) =
-            self.link.as_mut().and_then(|link| link.outbound.poll_health(Nanos(hands.now_ns)))
+        while let Some(verdict) = self
+            .link
+            .as_mut()
+            .and_then(|link| link.outbound.poll_health(Nanos(hands.now_ns)))
         {
             match verdict {
                 Verdict::Suspect(lane) => self.replace_lane(lane, hands),
@@ -390,10 +451,14 @@ impl Session {
         if self.bundle.peer.is_none() {
             return;
         }
-        let Some(id) = self.bundle.lane_id(lane) else { return };
+        let Some(id) = self.bundle.lane_id(lane) else {
+            return;
+        };
         hands.routes.forget_lane(id);
         hands.lanes.close(id);
-        self.bundle.slots[usize::from(lane.0)] = Slot::Down { dial_at_ns: hands.now_ns };
+        self.bundle.slots[usize::from(lane.0)] = Slot::Down {
+            dial_at_ns: hands.now_ns,
+        };
         self.picture.lanes_replaced += 1;
         if let Some(link) = self.link.as_mut() {
             link.outbound.lane_down(lane);
@@ -401,7 +466,9 @@ impl Session {
     }
 
     fn dial_missing<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
-        let Some((peer, target)) = &self.bundle.peer else { return };
+        let Some((peer, target)) = &self.bundle.peer else {
+            return;
+        };
         let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
         for (index, slot) in self.bundle.slots.iter_mut().enumerate().take(wanted) {
             let due = match *slot {
@@ -421,7 +488,9 @@ impl Session {
                 offer: self.offer,
             };
             if hands.door.send(ToDoor::Dial(Box::new(dial))).is_ok() {
-                *slot = Slot::Dialling { since_ns: hands.now_ns };
+                *slot = Slot::Dialling {
+                    since_ns: hands.now_ns,
+                };
             }
         }
     }

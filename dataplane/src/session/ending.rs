@@ -89,7 +89,10 @@ impl Session {
 
     /// All bytes were carried; did they make a migration? Only the source's stream can tell.
     fn stream_fault(&self) -> Option<Fault> {
-        let main = self.channels.iter().find(|channel| channel.kind == ChannelKind::Main)?;
+        let main = self
+            .channels
+            .iter()
+            .find(|channel| channel.kind == ChannelKind::Main)?;
         let short = || {
             Fault::new(
                 Failure::Hypervisor,
@@ -207,7 +210,10 @@ impl Session {
             link.inbound.ack_due(now)
         });
         if let Some(ack) = ack {
-            self.send_control_frame(&crate::transport::wire::control::ControlFrame::Ack(ack), hands);
+            self.send_control_frame(
+                &crate::transport::wire::control::ControlFrame::Ack(ack),
+                hands,
+            );
         }
     }
 
@@ -238,7 +244,10 @@ impl Session {
                  outcome or resolve it",
             ));
         }
-        self.fail(&Fault::new(Failure::Cancelled, "cancelled by request"), hands);
+        self.fail(
+            &Fault::new(Failure::Cancelled, "cancelled by request"),
+            hands,
+        );
         Ok(())
     }
 
@@ -255,12 +264,19 @@ impl Session {
             return Ok(());
         }
         if self.state != SessionState::Undecided {
-            return Err(Fault::new(Failure::BadCommand, "this session is not undecided"));
+            return Err(Fault::new(
+                Failure::BadCommand,
+                "this session is not undecided",
+            ));
         }
         match verdict {
             Verdict::GuestStays => {
                 let failure = self.picture_failure();
-                self.finish_failed(failure, "the destination does not run: the guest goes on here", hands);
+                self.finish_failed(
+                    failure,
+                    "the destination does not run: the guest goes on here",
+                    hands,
+                );
             }
             Verdict::GuestMoved => {
                 hands.counters.sessions_completed_total.add(1);

@@ -21,7 +21,10 @@ pub struct Fault {
 impl Fault {
     /// A fault with its explanation.
     pub fn new(failure: Failure, detail: impl Into<String>) -> Self {
-        Self { failure, detail: detail.into() }
+        Self {
+            failure,
+            detail: detail.into(),
+        }
     }
 
     /// Buffers that were counted on are not there.

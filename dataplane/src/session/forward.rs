@@ -17,7 +17,9 @@ use crate::codec::{CodecVersion, EncodeHint, EncodeStats, Encoder};
 use crate::intake::{Cut, HEADROOM, ReadOutcome};
 use crate::stream::Token;
 use crate::transport::outbound::BatchMeta;
-use crate::transport::wire::batch::{DataHeader, FLAG_HISTORY, Marker, MAX_MARKER_BYTES, seal_data, seal_marker};
+use crate::transport::wire::batch::{
+    DataHeader, FLAG_HISTORY, MAX_MARKER_BYTES, Marker, seal_data, seal_marker,
+};
 use crate::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
 
 /// A batch is cut when this much waits, even if more could be read.
@@ -35,7 +37,9 @@ impl Session {
         &mut self,
         hands: &mut Hands<'_, G>,
     ) -> Result<bool, Fault> {
-        let Some(link) = self.link.as_mut() else { return Ok(false) };
+        let Some(link) = self.link.as_mut() else {
+            return Ok(false);
+        };
         let mut worked = false;
         let count = self.channels.len();
         // A different connection begins each turn, so that none starves the others.
@@ -46,7 +50,11 @@ impl Session {
             if channel.end_sent {
                 continue;
             }
-            let mut pump = Pump { link, counters: &mut self.picture, hands };
+            let mut pump = Pump {
+                link,
+                counters: &mut self.picture,
+                hands,
+            };
             worked |= pump.channel(channel)?;
         }
         self.note_stream();
@@ -104,7 +112,10 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             return Ok(false);
         }
         let allowed = self.link.outbound.may_read(channel.id);
-        match channel.intake.read(&channel.fd, allowed, &self.link.pools_out) {
+        match channel
+            .intake
+            .read(&channel.fd, allowed, &self.link.pools_out)
+        {
             Ok(ReadOutcome::Bytes(bytes)) => {
                 self.link.outbound.on_read(channel.id, bytes)?;
                 self.counters.hypervisor_bytes_in += bytes as u64;
@@ -167,7 +178,10 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
 
     fn send_batch(&mut self, channel: &mut Channel, last: bool) -> Result<bool, Fault> {
         let link = &mut *self.link;
-        let Some(cut) = channel.intake.cut(last, &mut link.blocks, &mut link.tokens, &link.pools_out)
+        let Some(cut) =
+            channel
+                .intake
+                .cut(last, &mut link.blocks, &mut link.tokens, &link.pools_out)
         else {
             return Ok(false);
         };
@@ -176,7 +190,11 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         self.note_switch(view);
         let link = &mut *self.link;
         let version = batch_version(link.version, view);
-        let Cut { mut frame, raw_bytes, offset } = cut;
+        let Cut {
+            mut frame,
+            raw_bytes,
+            offset,
+        } = cut;
         let raw_range = HEADROOM..HEADROOM + raw_bytes;
         let started_ns = monotonic_ns();
         let raw = &frame.payload_mut()[raw_range];
@@ -202,7 +220,12 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         let (sent, stats) = encode(link, &hint, header, frame, raw_bytes)?;
         let encode_ns = monotonic_ns().saturating_sub(started_ns);
         let read_at = Nanos(std::mem::replace(&mut channel.waiting_since_ns, started_ns));
-        let meta = BatchMeta { channel: channel.id, raw_len: raw_bytes as u32, version, read_at };
+        let meta = BatchMeta {
+            channel: channel.id,
+            raw_len: raw_bytes as u32,
+            version,
+            read_at,
+        };
         let encoded_bytes = sent.bytes().len() as u64;
         link.outbound.push(meta, sent, Nanos(monotonic_ns()))?;
         let picture = &mut *self.counters;
@@ -321,7 +344,13 @@ fn compact(link: &mut Link, mut out: FrameMut, total: usize) -> Result<Frame, Fa
 fn retain(link: &mut Link, header: &DataHeader, raw: Frame, raw_bytes: usize, history: bool) {
     let mut tokens: Vec<Token> = link.spare_tokens.pop().unwrap_or_default();
     tokens.extend_from_slice(link.tokens.as_slice());
-    link.retained.push_back(Retained { header: *header, raw, raw_bytes, tokens, history });
+    link.retained.push_back(Retained {
+        header: *header,
+        raw,
+        raw_bytes,
+        tokens,
+        history,
+    });
 }
 
 /// Encodes a batch that was queued in v3 once more, in v1, for a rollback.
@@ -330,7 +359,12 @@ pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
         .retained
         .iter()
         .find(|kept| kept.header.seq == seq)
-        .ok_or_else(|| Fault::new(Failure::Protocol, "a v3 batch to be re-encoded was not kept"))?;
+        .ok_or_else(|| {
+            Fault::new(
+                Failure::Protocol,
+                "a v3 batch to be re-encoded was not kept",
+            )
+        })?;
     let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes);
     let mut out = link.pools_out.take(needed).ok_or(Fault::buffers())?;
     let raw = &kept.raw.bytes()[HEADROOM..HEADROOM + kept.raw_bytes];
@@ -357,11 +391,19 @@ pub(super) fn push_marker(
     channel: ChannelId,
     marker: &Marker<'_>,
 ) -> Result<(), Fault> {
-    let mut frame = link.pools_out.take(MAX_MARKER_BYTES).ok_or(Fault::buffers())?;
+    let mut frame = link
+        .pools_out
+        .take(MAX_MARKER_BYTES)
+        .ok_or(Fault::buffers())?;
     let seq = link.outbound.next_seq();
     let bytes = seal_marker(&link.keys_out, seq, channel, marker, frame.payload_mut())?;
     let now = Nanos(monotonic_ns());
-    let meta = BatchMeta { channel, raw_len: 0, version: Version::V1, read_at: now };
+    let meta = BatchMeta {
+        channel,
+        raw_len: 0,
+        version: Version::V1,
+        read_at: now,
+    };
     link.outbound.push(meta, frame.freeze(bytes)?, now)?;
     Ok(())
 }

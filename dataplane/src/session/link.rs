@@ -132,7 +132,9 @@ impl Link {
         let keys_out = agreed.key.frame_keys(way_out);
         let keys_in = agreed.key.frame_keys(way_in);
         let window = agreed.params.window_limit_bytes;
-        let large_batches_max = usize::try_from(window >> 19).unwrap_or(usize::MAX).clamp(16, 1024);
+        let large_batches_max = usize::try_from(window >> 19)
+            .unwrap_or(usize::MAX)
+            .clamp(16, 1024);
         let (store_out, store_in) = if options.is_source {
             (agreed.params.page_store_bytes, RETURN_STORE_BYTES)
         } else {
@@ -206,8 +208,7 @@ impl Link {
 
     /// What is held between the hypervisors never passes this.
     pub const fn held_limit_bytes(&self, channels: u64) -> u64 {
-        self.window_limit_bytes
-            + crate::transport::CHANNEL_GUARANTEE_BYTES * channels
+        self.window_limit_bytes + crate::transport::CHANNEL_GUARANTEE_BYTES * channels
     }
 
     /// Takes an ACK, and forgets what was kept of the batches that it confirms.

@@ -33,8 +33,8 @@ use dwcp_api::session::SessionSnapshot;
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
 use dwcp_api::{Failure, Role, SessionId, SessionState};
-use dwcp_drivers::lane::LaneGroup;
 use dwcp_drivers::frame::Frame;
+use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
 
 pub use fault::Fault;
@@ -203,7 +203,9 @@ impl Session {
 
     /// Bytes held between the hypervisors, as this end knows it.
     pub fn held_bytes(&self) -> u64 {
-        self.link.as_ref().map_or(0, |link| link.outbound.held_bytes())
+        self.link
+            .as_ref()
+            .map_or(0, |link| link.outbound.held_bytes())
     }
 
     /// The hypervisor's listener became readable.
@@ -240,7 +242,11 @@ impl Session {
                 FirstBytes::NotYet => left.push_back(fd),
                 FirstBytes::Closed => hands.poller.remove(&fd),
                 FirstBytes::Kind(kind) => {
-                    if self.link.as_ref().is_none_or(|link| !link.outbound.can_push()) {
+                    if self
+                        .link
+                        .as_ref()
+                        .is_none_or(|link| !link.outbound.can_push())
+                    {
                         left.push_back(fd);
                         continue;
                     }
@@ -260,7 +266,9 @@ impl Session {
         fd: OwnedFd,
         hands: &mut Hands<'_, G>,
     ) -> Result<(), Fault> {
-        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let Some(link) = self.link.as_mut() else {
+            return Ok(());
+        };
         let id = ChannelId(u16::try_from(self.channels.len()).unwrap_or(u16::MAX));
         hands.poller.remove(&fd);
         link.outbound.open_channel(id)?;
@@ -286,10 +294,22 @@ impl Session {
         channel: Channel,
         hands: &mut Hands<'_, G>,
     ) -> Result<(), Fault> {
-        hands.poller.add_stream(&channel.fd, Routes::token(self.slot, u32::from(channel.id.0)))?;
+        hands.poller.add_stream(
+            &channel.fd,
+            Routes::token(self.slot, u32::from(channel.id.0)),
+        )?;
         let fd = channel.fd.as_fd().try_clone_to_owned()?;
         let (session, role, number) = (self.id, self.role, channel.id.0);
-        if hands.control.send(ToControl::Keep { session, role, channel: number, fd }).is_err() {
+        if hands
+            .control
+            .send(ToControl::Keep {
+                session,
+                role,
+                channel: number,
+                fd,
+            })
+            .is_err()
+        {
             tracing::warn!(%session, "a connection is not in escrow: the control thread is behind");
         }
         self.channels.push(channel);
@@ -408,8 +428,13 @@ impl Session {
         }
         self.published_ns = 0;
         self.update_picture(hands.now_ns, true);
-        let event =
-            dwcp_api::event::Event::State { session: self.id, role: self.role, state, failure, detail };
+        let event = dwcp_api::event::Event::State {
+            session: self.id,
+            role: self.role,
+            state,
+            failure,
+            detail,
+        };
         // The picture has the fact; the event only says to look.
         let _ = hands.control.send(ToControl::Event(event));
         tracing::info!(
@@ -436,4 +461,3 @@ fn first_bytes(fd: &OwnedFd) -> FirstBytes {
         Err(_) => FirstBytes::Closed,
     }
 }
-

@@ -4,10 +4,10 @@
 //! acknowledge. Promise: not a byte is queued whose digest chain has not agreed.
 
 use dwcp_api::{Failure, monotonic_ns};
-use dwcp_drivers::lane::LaneGroup;
 use dwcp_drivers::frame::Frame;
+use dwcp_drivers::lane::LaneGroup;
 
-use super::channel::{Channel, ChainKeys, stream_kind};
+use super::channel::{ChainKeys, Channel, stream_kind};
 use super::{Fault, Hands, Session};
 use crate::codec::{CodecVersion, Method};
 use crate::intake::HEADROOM;
@@ -23,7 +23,9 @@ const COMPACT_BYTES: usize = 60 << 10;
 impl Session {
     /// Takes one frame in.
     pub(super) fn on_frame(&mut self, frame: Frame, now_ns: u64) -> Result<(), Fault> {
-        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let Some(link) = self.link.as_mut() else {
+            return Ok(());
+        };
         let now = Nanos(now_ns);
         self.picture.wire_bytes_received += frame.bytes().len() as u64;
         match FrameKind::peek(frame.bytes())? {
@@ -69,7 +71,9 @@ impl Session {
                     return Ok(worked);
                 }
             }
-            let Some(link) = self.link.as_mut() else { return Ok(worked) };
+            let Some(link) = self.link.as_mut() else {
+                return Ok(worked);
+            };
             if link.scratch_in.is_none() {
                 // Without a buffer to decode into nothing may be taken out of the sequence.
                 let Some(buffer) = link.pools_in.take(MAX_BATCH_RAW_BYTES) else {
@@ -77,7 +81,9 @@ impl Session {
                 };
                 link.scratch_in = Some(buffer);
             }
-            let Some(ready) = link.inbound.pop_ready()? else { return Ok(worked) };
+            let Some(ready) = link.inbound.pop_ready()? else {
+                return Ok(worked);
+            };
             worked = true;
             match ready.header.kind {
                 BatchKind::Data => self.on_data(&ready, hands)?,
@@ -91,10 +97,21 @@ impl Session {
         ready: &Ready<Frame>,
         hands: &mut Hands<'_, G>,
     ) -> Result<(), Fault> {
-        let BatchHeader { version, method, flags, channel, seq, offset, raw_len, .. } = ready.header;
+        let BatchHeader {
+            version,
+            method,
+            flags,
+            channel,
+            seq,
+            offset,
+            raw_len,
+            ..
+        } = ready.header;
         let raw_len = raw_len as usize;
         let started_ns = monotonic_ns();
-        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let Some(link) = self.link.as_mut() else {
+            return Ok(());
+        };
         let channel = self
             .channels
             .get_mut(usize::from(channel.0))
@@ -105,17 +122,32 @@ impl Session {
             Version::V3 => CodecVersion::V3,
         };
         let payload = &ready.frame.bytes()[HEADROOM..];
-        let as_is = matches!(Method::from_code(codec_version, method), Ok(Method::Passthrough));
+        let as_is = matches!(
+            Method::from_code(codec_version, method),
+            Ok(Method::Passthrough)
+        );
         if as_is && payload.len() == raw_len {
             // Sent as it was: checked and released from where it lies.
             channel.chain_in.verify(seq.0, offset, payload, digest)?;
-            channel.release.push(ready.frame.clone(), HEADROOM..HEADROOM + raw_len);
+            channel
+                .release
+                .push(ready.frame.clone(), HEADROOM..HEADROOM + raw_len);
         } else {
             let mut out = link.scratch_in.take().ok_or_else(Fault::buffers)?;
             let raw = &mut out.payload_mut()[..raw_len];
-            link.decoder.decode(codec_version, method, flags & FLAG_HISTORY != 0, payload, raw)?;
+            link.decoder.decode(
+                codec_version,
+                method,
+                flags & FLAG_HISTORY != 0,
+                payload,
+                raw,
+            )?;
             channel.chain_in.verify(seq.0, offset, raw, digest)?;
-            let small = if raw_len <= COMPACT_BYTES { link.pools_in.take(raw_len) } else { None };
+            let small = if raw_len <= COMPACT_BYTES {
+                link.pools_in.take(raw_len)
+            } else {
+                None
+            };
             if let Some(mut small) = small {
                 small.payload_mut()[..raw_len].copy_from_slice(raw);
                 channel.release.push(small.freeze(raw_len)?, 0..raw_len);
@@ -179,7 +211,9 @@ impl Session {
         hands: &mut Hands<'_, G>,
     ) -> Result<(), Fault> {
         while let Some((id, kind)) = self.pending_connects.front().copied() {
-            let Some(link) = self.link.as_mut() else { return Ok(()) };
+            let Some(link) = self.link.as_mut() else {
+                return Ok(());
+            };
             let fd = match crate::engine::sockets::connect_unix(&self.socket_path) {
                 Ok(fd) => fd,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
@@ -211,7 +245,9 @@ impl Session {
 
     /// Writes what is queued for the hypervisor. Says whether anything was written.
     pub(super) fn pump_release(&mut self) -> Result<bool, Fault> {
-        let Some(link) = self.link.as_mut() else { return Ok(false) };
+        let Some(link) = self.link.as_mut() else {
+            return Ok(false);
+        };
         let mut worked = false;
         for channel in &mut self.channels {
             if channel.release.queued_bytes() > 0 && channel.writable {
@@ -223,7 +259,8 @@ impl Session {
                 })?;
                 channel.writable = !wrote.blocked;
                 if wrote.bytes > 0 {
-                    link.inbound.note_delivered(channel.id, wrote.bytes as u64)?;
+                    link.inbound
+                        .note_delivered(channel.id, wrote.bytes as u64)?;
                     self.picture.hypervisor_bytes_out += wrote.bytes as u64;
                     worked = true;
                 }

@@ -45,7 +45,10 @@ impl WireRate {
         let bytes = sent_bytes.saturating_sub(self.span_start_bytes);
         let sample = u128::from(bytes) * 1_000_000_000 / u128::from(span_ns);
         let sample = u64::try_from(sample).unwrap_or(u64::MAX);
-        self.bytes_per_s = Some(self.bytes_per_s.map_or(sample, |mean| mean - mean / 4 + sample / 4));
+        self.bytes_per_s = Some(
+            self.bytes_per_s
+                .map_or(sample, |mean| mean - mean / 4 + sample / 4),
+        );
         self.measured_ns = now_ns;
         self.span_start_ns = now_ns;
         self.span_start_bytes = sent_bytes;
@@ -54,7 +57,8 @@ impl WireRate {
     /// Bytes a second; `None` for a wire that was not seen to be the bottleneck and is near.
     #[must_use]
     pub fn bytes_per_s(&self) -> Option<u64> {
-        self.bytes_per_s.or((self.rtt_us >= FAR_RTT_US).then_some(FAR_BYTES_PER_S))
+        self.bytes_per_s
+            .or((self.rtt_us >= FAR_RTT_US).then_some(FAR_BYTES_PER_S))
     }
 }
 

@@ -119,7 +119,10 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// [`DemoError`]; a migration that failed is reported, not an error.
 pub fn run(config: &DemoConfig, say: &dyn Fn(&str)) -> Result<DemoReport, DemoError> {
     let guest = GuestConfig::sized(config.guest_mb);
-    say(&format!("preparing a guest of {} MiB (saved once, then restored)", config.guest_mb));
+    say(&format!(
+        "preparing a guest of {} MiB (saved once, then restored)",
+        config.guest_mb
+    ));
     let mut report = through_dwcp(config, guest, say)?;
     if config.compare {
         say("the same guest over the same line, by QEMU alone");
@@ -158,15 +161,18 @@ fn through_dwcp(
     let (a, b) = (Host::new("a")?, Host::new("b")?);
     let link = WanLink::start(&a, &b, LinkConfig::symmetric(config.shape))?;
     let management = Cable::management(&a, &b, 1)?;
-    let buffer_bytes = config.shape.round_trip_bytes().saturating_mul(2).max(4 << 20);
+    let buffer_bytes = config
+        .shape
+        .round_trip_bytes()
+        .saturating_mul(2)
+        .max(4 << 20);
     for host in [&a, &b] {
         host.set_tcp_buffer_limit(buffer_bytes)?;
     }
     let node_a = Node::start(&a, NodeConfig::new("a", link.a, management.a))?;
     let node_b = Node::start(&b, NodeConfig::new("b", link.b, management.b))?;
     let mut source = Guest::saved(Some(&a), guest)?;
-    let mut destination =
-        Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
+    let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
     source.set_rate(config.dirty_pages_per_s)?;
     let source_qmp = source.control_monitor().display().to_string();
     let target_qmp = destination.control_monitor().display().to_string();
@@ -197,7 +203,9 @@ fn through_dwcp(
         &|| link.wire_bytes(),
         LIMIT,
         |source, _| {
-            let spawned = command.spawn().map_err(|error| MigrationError::Start(error.to_string()));
+            let spawned = command
+                .spawn()
+                .map_err(|error| MigrationError::Start(error.to_string()));
             let ctl = ctl.insert(spawned?);
             wait_begun(source, ctl)?;
             if config.rollback_midway {
@@ -227,12 +235,18 @@ fn wait_begun(source: &mut Guest, ctl: &mut std::process::Child) -> Result<(), M
             return Some(false);
         }
         let state = source.qmp().query_migrate().ok()?;
-        matches!(state["status"].as_str(), Some("setup" | "active" | "device")).then_some(true)
+        matches!(
+            state["status"].as_str(),
+            Some("setup" | "active" | "device")
+        )
+        .then_some(true)
     });
     if begun == Some(true) {
         return Ok(());
     }
-    Err(MigrationError::Start("dwcpctl began no migration; its words stand above".to_owned()))
+    Err(MigrationError::Start(
+        "dwcpctl began no migration; its words stand above".to_owned(),
+    ))
 }
 
 /// Throws the kill switch once a third of the guest is across.
@@ -261,11 +275,17 @@ fn report(figures: &MigrationFigures, view: &Value) -> DemoReport {
         guest_gap_ms: figures.guest_gap_ms,
         hypervisor_bytes: taken,
         wire_bytes: figures.wire_bytes,
-        saved_fraction: if taken == 0 { 0.0 } else { 1.0 - wire / taken as f64 },
+        saved_fraction: if taken == 0 {
+            0.0
+        } else {
+            1.0 - wire / taken as f64
+        },
         identical: view["state"] == "completed" && taken > 0 && taken == delivered,
         guest_memory_ok: figures.guest_memory_ok && figures.doubled_ticks == 0,
         version: view["version"].as_str().map(str::to_owned),
-        rollback_ms: view["rollback"]["rollback_us"].as_f64().map(|us| us / 1000.0),
+        rollback_ms: view["rollback"]["rollback_us"]
+            .as_f64()
+            .map(|us| us / 1000.0),
         qemu: None,
     }
 }
@@ -277,13 +297,27 @@ pub fn table(report: &DemoReport) -> String {
     let mut text = String::new();
     let qemu = report.qemu.as_ref();
     let mut row = |name: &str, ours: String, theirs: Option<String>| {
-        let theirs = if qemu.is_some() { theirs.unwrap_or_else(|| "-".to_owned()) } else { String::new() };
+        let theirs = if qemu.is_some() {
+            theirs.unwrap_or_else(|| "-".to_owned())
+        } else {
+            String::new()
+        };
         let _ = writeln!(text, "{name:<28} {ours:>16} {theirs:>16}");
     };
     let mb = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
-    let yes = |good: bool| if good { "yes".to_owned() } else { "NO".to_owned() };
+    let yes = |good: bool| {
+        if good {
+            "yes".to_owned()
+        } else {
+            "NO".to_owned()
+        }
+    };
     row("", "DWCP".to_owned(), Some("QEMU alone".to_owned()));
-    row("outcome", report.status.clone(), qemu.map(|q| q.status.clone()));
+    row(
+        "outcome",
+        report.status.clone(),
+        qemu.map(|q| q.status.clone()),
+    );
     row(
         "total time",
         format!("{:.2} s", report.total_ms as f64 / 1e3),
@@ -299,9 +333,21 @@ pub fn table(report: &DemoReport) -> String {
         format!("{:.0} ms", report.guest_gap_ms),
         qemu.map(|q| format!("{:.0} ms", q.guest_gap_ms)),
     );
-    row("bytes from QEMU", mb(report.hypervisor_bytes), qemu.map(|q| mb(q.hypervisor_bytes)));
-    row("bytes on the wire", mb(report.wire_bytes), qemu.map(|q| mb(q.wire_bytes)));
-    row("saved", format!("{:.1} %", report.saved_fraction * 100.0), None);
+    row(
+        "bytes from QEMU",
+        mb(report.hypervisor_bytes),
+        qemu.map(|q| mb(q.hypervisor_bytes)),
+    );
+    row(
+        "bytes on the wire",
+        mb(report.wire_bytes),
+        qemu.map(|q| mb(q.wire_bytes)),
+    );
+    row(
+        "saved",
+        format!("{:.1} %", report.saved_fraction * 100.0),
+        None,
+    );
     row("stream identical", yes(report.identical), None);
     row(
         "memory verified by the guest",

@@ -36,7 +36,9 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum StackError {
     /// A binary is missing.
-    #[error("{0} is missing: build the workspace's binaries first (cargo build --bins), or set DWCP_BIN_DIR")]
+    #[error(
+        "{0} is missing: build the workspace's binaries first (cargo build --bins), or set DWCP_BIN_DIR"
+    )]
     Missing(PathBuf),
     /// A file of its configuration.
     #[error(transparent)]
@@ -112,11 +114,19 @@ pub fn binary(name: &str) -> Result<PathBuf, StackError> {
             let program = std::env::current_exe()?;
             let dir = program.parent().unwrap_or(Path::new("/")).to_owned();
             // Test programs lie one folder below the binaries.
-            if dir.ends_with("deps") { dir.join("..") } else { dir }
+            if dir.ends_with("deps") {
+                dir.join("..")
+            } else {
+                dir
+            }
         }
     };
     let path = dir.join(name);
-    if path.exists() { Ok(path) } else { Err(StackError::Missing(path)) }
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(StackError::Missing(path))
+    }
 }
 
 fn private_file(path: &Path, text: &str) -> std::io::Result<()> {
@@ -160,7 +170,13 @@ impl<'h> Node<'h> {
         fs::write(dir.file("controlplane.toml"), text)?;
         let dataplane = spawn_dataplane(host, &dir)?;
         let controlplane = spawn_controlplane(host, &dir)?;
-        let mut node = Self { host, config, dir, dataplane, controlplane };
+        let mut node = Self {
+            host,
+            config,
+            dir,
+            dataplane,
+            controlplane,
+        };
         node.wait_ready()?;
         Ok(node)
     }
@@ -176,8 +192,15 @@ impl<'h> Node<'h> {
         if ready == Some(true) {
             return Ok(());
         }
-        let log = format!("{}\n{}", tail(self.dataplane.log()), tail(self.controlplane.log()));
-        Err(StackError::NotReady { what: "a node", log })
+        let log = format!(
+            "{}\n{}",
+            tail(self.dataplane.log()),
+            tail(self.controlplane.log())
+        );
+        Err(StackError::NotReady {
+            what: "a node",
+            log,
+        })
     }
 
     /// The data plane's process.
@@ -242,7 +265,9 @@ impl<'h> Node<'h> {
     /// [`StackError::Missing`].
     pub fn ctl(&self, arguments: &[&str]) -> Result<Command, StackError> {
         let mut command = self.host.command(binary("dwcpctl")?);
-        command.env("DWCP_API", self.url()).env("DWCP_TOKEN_FILE", self.dir.file("token"));
+        command
+            .env("DWCP_API", self.url())
+            .env("DWCP_TOKEN_FILE", self.dir.file("token"));
         command.args(arguments);
         Ok(command)
     }
