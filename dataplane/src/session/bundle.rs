@@ -308,9 +308,8 @@ impl Session {
         }
         if let Some(link) = self.link.as_mut() {
             let waiting = link.outbound.has_queued();
-            let rtt_us = link.outbound.rtt_us().unwrap_or(0);
             link.wire_rate
-                .look(hands.now_ns, self.picture.wire_bytes_sent, waiting, rtt_us);
+                .look(hands.now_ns, self.picture.wire_bytes_sent, waiting);
             let held = link.outbound.held_bytes();
             self.picture.held_bytes_max = self.picture.held_bytes_max.max(held);
         }
@@ -391,6 +390,12 @@ impl Session {
 
     fn check_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<(), Fault> {
         self.want_lanes(hands);
+        // The kernel's own smallest sample knows nothing of queues or of a busy processor.
+        if let (Some(link), Some(id)) = (self.link.as_mut(), self.bundle.up().next())
+            && let Some(stats) = hands.lanes.stats(id)
+        {
+            link.wire_rate.set_rtt_min(stats.rtt_min_us);
+        }
         while let Some(verdict) = self
             .link
             .as_mut()

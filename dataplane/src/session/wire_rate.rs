@@ -1,17 +1,19 @@
 //! What the wire carries while it is the bottleneck.
 //!
-//! In: bytes handed to the lanes so far, and whether something waited for them. Out: bytes a second, or
-//! nothing while the wire was never the bottleneck, for then its rate cannot be known. Promise: a pause
-//! of the hypervisor does not read as a slow wire.
+//! In: bytes handed to the lanes so far, and whether something waited for them. Out: bytes a second. While
+//! the wire was not the bottleneck its rate cannot be known: then a near path counts as a fast one and a
+//! far path as a slow one. Promise: a pause of the hypervisor does not read as a slow wire.
 
 /// A span shorter than this says nothing.
 const SPAN_NS: u64 = 50_000_000;
 /// After this long without being the bottleneck the wire counts as fast again.
 const FORGET_NS: u64 = 3_000_000_000;
 /// A path with a round trip of at least this is taken for a slow one until it was measured.
-const FAR_RTT_US: u64 = 5_000;
+const FAR_RTT_US: u32 = 5_000;
 /// What such a path is taken to carry, bytes a second.
 const FAR_BYTES_PER_S: u64 = 25_000_000;
+/// What a near path is taken to carry, bytes a second: more than any encoder makes.
+const NEAR_BYTES_PER_S: u64 = 5_000_000_000;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -22,13 +24,18 @@ pub struct WireRate {
     busy: bool,
     bytes_per_s: Option<u64>,
     measured_ns: u64,
-    rtt_us: u64,
+    /// The path's own round trip, without queues; 0: not measured.
+    rtt_min_us: u32,
 }
 
 impl WireRate {
+    /// The smallest round trip that was measured on the path.
+    pub const fn set_rtt_min(&mut self, rtt_min_us: u32) {
+        self.rtt_min_us = rtt_min_us;
+    }
+
     /// Looks at the wire: `sent_bytes` were taken by it so far; `waiting` says whether more waits.
-    pub fn look(&mut self, now_ns: u64, sent_bytes: u64, waiting: bool, rtt_us: u64) {
-        self.rtt_us = rtt_us;
+    pub fn look(&mut self, now_ns: u64, sent_bytes: u64, waiting: bool) {
         if !waiting || !self.busy {
             self.busy = waiting;
             self.span_start_ns = now_ns;
@@ -54,11 +61,15 @@ impl WireRate {
         self.span_start_bytes = sent_bytes;
     }
 
-    /// Bytes a second; `None` for a wire that was not seen to be the bottleneck and is near.
+    /// Bytes a second; `None` before the path's round trip was measured.
     #[must_use]
     pub fn bytes_per_s(&self) -> Option<u64> {
-        self.bytes_per_s
-            .or((self.rtt_us >= FAR_RTT_US).then_some(FAR_BYTES_PER_S))
+        let guess = match self.rtt_min_us {
+            0 => None,
+            FAR_RTT_US.. => Some(FAR_BYTES_PER_S),
+            _ => Some(NEAR_BYTES_PER_S),
+        };
+        self.bytes_per_s.or(guess)
     }
 }
 
@@ -71,23 +82,25 @@ mod tests {
     #[test]
     fn only_a_wire_that_something_waits_for_is_measured() {
         let mut rate = WireRate::default();
+        rate.set_rtt_min(100);
         for ms in 0..200 {
-            rate.look(ms * MS, ms * 1_000, false, 100);
+            rate.look(ms * MS, ms * 1_000, false);
         }
-        assert_eq!(rate.bytes_per_s(), None);
+        assert_eq!(rate.bytes_per_s(), Some(NEAR_BYTES_PER_S));
         for ms in 200..400 {
-            rate.look(ms * MS, ms * 25_000, true, 100);
+            rate.look(ms * MS, ms * 25_000, true);
         }
         let measured = rate.bytes_per_s().unwrap();
         assert!((24_000_000..=26_000_000).contains(&measured), "{measured}");
-        rate.look(10_000 * MS, 0, false, 100);
-        assert_eq!(rate.bytes_per_s(), None, "forgotten");
+        rate.look(10_000 * MS, 0, false);
+        assert_eq!(rate.bytes_per_s(), Some(NEAR_BYTES_PER_S), "forgotten");
     }
 
     #[test]
     fn a_far_path_is_taken_for_slow_until_measured() {
         let mut rate = WireRate::default();
-        rate.look(0, 0, false, 80_000);
+        assert_eq!(rate.bytes_per_s(), None);
+        rate.set_rtt_min(80_000);
         assert_eq!(rate.bytes_per_s(), Some(FAR_BYTES_PER_S));
     }
 }
