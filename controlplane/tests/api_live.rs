@@ -19,7 +19,7 @@ fn fake_data_plane() {
 
 async fn attached(server: &Server) {
     server
-        .until("/v1/feature-flags", |flags| flags["attached"] == true)
+        .until("/v1/feature-flags", |flags| flags["in_force"] == true)
         .await;
 }
 
@@ -45,7 +45,7 @@ async fn the_kill_switch_is_in_force_when_it_says_so_and_again_at_the_next_attac
     // Another data plane begins with words of its own: it is told again.
     plane.kill();
     server
-        .until("/v1/feature-flags", |flags| flags["attached"] == false)
+        .until("/v1/feature-flags", |flags| flags["in_force"] == false)
         .await;
     let _plane = DataPlane::start(&folder.path().join("attach.sock"));
     attached(&server).await;
@@ -128,6 +128,8 @@ async fn a_guest_moves_and_its_events_tell() {
         (&json!("completed"), &json!("destination")),
         "{last}"
     );
+    // Words that nobody has set mean v1.
+    assert_eq!(last["version"], "v3");
     assert_eq!(
         views
             .iter()

@@ -2,7 +2,7 @@
 //!
 //! | route | body | answer |
 //! |---|---|---|
-//! | `GET /v1/feature-flags` | | `{"node","force_v1","attached","flags":[…]}` |
+//! | `GET /v1/feature-flags` | | `{"node","force_v1","in_force","flags":[…]}` |
 //! | `GET /v1/feature-flags/{feature}` | | one flag |
 //! | `POST /v1/feature-flags` | `{"feature":"dwcp_v3_hde","percentage":10,"enabled":true}`, either of the two may be absent | the flag |
 //! | `POST /v1/feature-flags/exclude` | `{"feature","nodes":[…],"excluded":true}`; `false` lets them in again | the flag |

@@ -15,26 +15,31 @@
 //! | [`rule`] | one flag and what it decides |
 //! | [`board`] | the place where the switch words lie |
 //! | [`history`] | who changed what, and when |
+//! | [`kill_switch`] | everything back to v1, and the way out of it |
+//! | [`view`] | what the API says about them |
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dwcp_api::Version;
-use dwcp_api::monotonic_ns;
-use dwcp_api::switches::{Component, Switches};
-use serde::{Deserialize, Serialize};
+use dwcp_api::switches::Component;
+use serde::Serialize;
 
 pub mod board;
 pub mod bucket;
 pub mod history;
+pub mod kill_switch;
 pub mod rule;
+pub mod view;
 
 pub use board::{NotAttached, SwitchBoard};
 pub use rule::{Flag, NodeId, Percentage};
+pub use view::{FlagError, FlagView, FlagsView, ForceView, Released};
 
 use crate::store::{Row, Store, StoreError};
 use history::{Change, Entry};
+use kill_switch::Force;
 
 const TABLE: &str = "flags";
 const FORCE_ROW: &str = "force_v1";
@@ -63,86 +68,6 @@ struct Words {
     throws: u64,
     /// Changes since the process began: to on, to off.
     changes: (u64, u64),
-}
-
-/// The kill switch as it is kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Force {
-    on: bool,
-    /// Stamp of the last change, `CLOCK_MONOTONIC` nanoseconds.
-    changed_ns: u64,
-    /// Stamp of the last time it was switched on: tells a throw that was recorded from one that was not.
-    thrown_ns: u64,
-    changed_unix_ms: u64,
-}
-
-/// A flag as the API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct FlagView {
-    /// Key of the flag.
-    pub feature: &'static str,
-    /// Its settings.
-    #[serde(flatten)]
-    pub flag: Flag,
-    /// This release has the component in v3; if not, the flag is kept but decides nothing.
-    pub available: bool,
-    /// Where this node stands: it is in if its bucket lies below `percentage` × 1000.
-    pub bucket: u32,
-    /// What this node uses, the kill switch applied.
-    pub version_here: &'static str,
-}
-
-/// All flags as the API shows them.
-#[derive(Clone, Debug, Serialize)]
-pub struct FlagsView {
-    /// The node that `bucket` and `version_here` speak of.
-    pub node: NodeId,
-    /// The kill switch.
-    pub force_v1: bool,
-    /// When it was last changed, Unix milliseconds; 0: never.
-    pub force_v1_changed_unix_ms: u64,
-    /// A data plane is attached, so the words are in force.
-    pub attached: bool,
-    /// One per component.
-    pub flags: Vec<FlagView>,
-}
-
-/// What became of a change of the kill switch.
-#[derive(Clone, Debug, Serialize)]
-pub struct ForceView {
-    /// Its state now.
-    pub force_v1: bool,
-    /// The word is in the data plane's memory.
-    pub applied: bool,
-    /// From the arrival of the request to that store, microseconds; null if no data plane is attached.
-    pub applied_us: Option<u64>,
-    /// The change is on disk.
-    pub persisted: bool,
-    /// What else to know, in words.
-    pub note: Option<String>,
-}
-
-/// Why a change of a flag was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum FlagError {
-    /// No such flag.
-    #[error(
-        "there is no flag {0:?}; the flags are dwcp_v3_amst, dwcp_v3_hde, dwcp_v3_pba, dwcp_v3_ass, dwcp_v3_acp and dwcp_v3_itp"
-    )]
-    Unknown(String),
-    /// The exclusion list is full.
-    #[error(
-        "a flag excludes {limit} nodes at most, this would be {found}: lower its percentage instead"
-    )]
-    TooMany {
-        /// Nodes that would be excluded.
-        found: usize,
-        /// How many may be.
-        limit: usize,
-    },
-    /// The disk refused it; nothing was changed.
-    #[error("nothing was changed: {0}")]
-    Store(#[from] StoreError),
 }
 
 impl Flags {
@@ -214,12 +139,25 @@ impl Flags {
             node: self.inner.node.clone(),
             force_v1: words.force.on,
             force_v1_changed_unix_ms: words.force.changed_unix_ms,
-            attached: self.inner.board.with(&mut |_| ()).is_ok(),
+            in_force: self.in_force(&words),
             flags: Component::ALL
                 .iter()
                 .map(|of| self.view_of(&words, *of))
                 .collect(),
         }
+    }
+
+    /// Reads the words back. A data plane that has just attached has other ones for a moment.
+    fn in_force(&self, words: &Words) -> bool {
+        let mut same = false;
+        let read = self.inner.board.with(&mut |switches| {
+            same = switches.is_forced_v1() == words.force.on
+                && Component::ALL.iter().zip(&words.flags).all(|(of, flag)| {
+                    // Behind the kill switch the words of the components do not show.
+                    words.force.on || switches.component(*of) == flag.version(*of, &self.inner.node)
+                });
+        });
+        read.is_ok() && same
     }
 
     /// How often the kill switch was switched on, and off, since this process began.
@@ -368,153 +306,6 @@ impl Flags {
         Ok(())
     }
 
-    /// Sends everything back to v1 at once: one store to shared memory, no disk, no waiting. Call
-    /// [`Self::record_throw`] afterwards. Returns whether a data plane is attached.
-    pub fn throw_v1(&self) -> bool {
-        let mut words = self.words();
-        // A repeat keeps the first stamp: what is measured is the way from the throw to the first v1 batch.
-        if !words.force.on {
-            words.changes.0 += 1;
-            let now = monotonic_ns();
-            words.force = Force {
-                on: true,
-                changed_ns: now,
-                thrown_ns: now,
-                changed_unix_ms: unix_ms(),
-            };
-        }
-        words.throws += 1;
-        let stamp = words.force.changed_ns;
-        self.inner
-            .board
-            .with(&mut |switches| switches.force_v1(true, stamp))
-            .is_ok()
-    }
-
-    /// Puts on disk that the kill switch was thrown. Blocks for one fsync.
-    ///
-    /// # Errors
-    /// [`StoreError`]; the switch stays on all the same, and a restart of the control plane finds it on
-    /// in the data plane.
-    pub fn record_throw(&self, by: &str) -> Result<(), StoreError> {
-        let mut next = self.disk();
-        let force = self.words().force.clone();
-        self.record(
-            &mut next,
-            FORCE_ROW,
-            &force,
-            Change::ForceV1 { force_v1: true },
-            by,
-        )
-    }
-
-    /// Lets the flags decide again: first on disk, then in memory. Blocks for one fsync. Returns
-    /// whether it was applied to a data plane and, if a throw came in between, that it stays on.
-    ///
-    /// # Errors
-    /// [`FlagError::Store`]; then nothing was changed.
-    pub fn release_v1(&self, by: &str) -> Result<Released, FlagError> {
-        let mut next = self.disk();
-        let (throws, before) = {
-            let words = self.words();
-            (words.throws, words.force.clone())
-        };
-        let after = Force {
-            on: false,
-            changed_ns: monotonic_ns(),
-            changed_unix_ms: unix_ms(),
-            ..before
-        };
-        self.record(
-            &mut next,
-            FORCE_ROW,
-            &after,
-            Change::ForceV1 { force_v1: false },
-            by,
-        )?;
-        let mut words = self.words();
-        if words.throws != throws {
-            // The thrower waits for the disk and records its throw after this.
-            return Ok(Released {
-                overtaken: true,
-                applied: false,
-            });
-        }
-        if words.force.on {
-            words.changes.1 += 1;
-        }
-        words.force = after;
-        let stamp = words.force.changed_ns;
-        let applied = self
-            .inner
-            .board
-            .with(&mut |switches| switches.force_v1(false, stamp))
-            .is_ok();
-        Ok(Released {
-            overtaken: false,
-            applied,
-        })
-    }
-
-    /// Sets all words of a data plane that has just attached. Blocks for an fsync if it has to adopt a
-    /// kill switch that was never recorded.
-    ///
-    /// # Errors
-    /// [`NotAttached`] if it is gone again.
-    pub fn apply_all(&self) -> Result<(), NotAttached> {
-        let mut adopted = false;
-        {
-            let mut words = self.words();
-            let versions: Vec<Version> = Component::ALL
-                .iter()
-                .zip(&words.flags)
-                .map(|(of, flag)| flag.version(*of, &self.inner.node))
-                .collect();
-            let known = words.force.clone();
-            let mut found = None;
-            self.inner.board.with(&mut |switches: &Switches| {
-                let view = switches.read();
-                if view.forced_v1 && !known.on && view.changed_ns != known.thrown_ns {
-                    found = Some(view.changed_ns);
-                } else {
-                    switches.force_v1(known.on, known.changed_ns);
-                }
-                for (of, version) in Component::ALL.iter().zip(&versions) {
-                    switches.set_component(*of, *version);
-                }
-            })?;
-            if let Some(stamp) = found {
-                adopted = true;
-                words.throws += 1;
-                words.changes.0 += 1;
-                words.force = Force {
-                    on: true,
-                    changed_ns: stamp,
-                    thrown_ns: stamp,
-                    changed_unix_ms: unix_ms(),
-                };
-            }
-        }
-        if adopted {
-            tracing::warn!(
-                "the data plane was found forced to v1 though that was never recorded; it stays so until `dwcpctl rollback --off`"
-            );
-            let mut next = self.disk();
-            let force = self.words().force.clone();
-            let recorded = self.record(
-                &mut next,
-                FORCE_ROW,
-                &force,
-                Change::ForceV1Adopted,
-                "data plane",
-            );
-            if let Err(error) = recorded {
-                tracing::error!(%error, "the adopted kill switch is not on disk");
-            }
-        }
-        Ok(())
-    }
-
     /// The changes kept, the newest first. Blocks for a read of the disk.
     ///
     /// # Errors
@@ -522,15 +313,6 @@ impl Flags {
     pub fn history(&self) -> Result<Vec<Entry>, StoreError> {
         history::read(&self.inner.store)
     }
-}
-
-/// What became of a release of the kill switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Released {
-    /// It was thrown again meanwhile and stays on.
-    pub overtaken: bool,
-    /// The word is in the data plane's memory.
-    pub applied: bool,
 }
 
 fn known(feature: &str) -> Result<Component, FlagError> {

@@ -1,6 +1,7 @@
 //! The promises of the flags, against words in ordinary memory.
 
 use super::*;
+use dwcp_api::switches::Switches;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -177,6 +178,38 @@ fn a_throw_during_a_release_wins() {
         bench.flags.throw_v1();
         bench.flags.record_throw("t").unwrap();
     }
+}
+
+#[test]
+fn a_throw_between_the_disk_and_the_word_of_a_release_stays() {
+    let bench = bench();
+    bench.flags.apply_all().unwrap();
+    bench.flags.throw_v1();
+    bench.flags.record_throw("t").unwrap();
+    let recorded = bench.flags.record_release("t").unwrap();
+    bench.flags.throw_v1();
+    let released = bench.flags.apply_release(recorded);
+    assert!(released.overtaken);
+    assert!(bench.board.words.is_forced_v1() && bench.flags.view().force_v1);
+    bench.flags.record_throw("t").unwrap();
+    let disk = bench.board.store.get_json::<Force>(TABLE, FORCE_ROW);
+    assert!(disk.unwrap().unwrap().on);
+}
+
+#[test]
+fn in_force_is_what_the_words_say() {
+    let bench = bench();
+    assert!(!bench.flags.view().in_force, "fresh words are v1");
+    bench.flags.apply_all().unwrap();
+    assert!(bench.flags.view().in_force);
+    // Somebody else's hand.
+    bench.board.words.force_v1(true, 1);
+    assert!(!bench.flags.view().in_force);
+    bench.board.words.force_v1(false, 1);
+    bench.board.words.set_component(Component::Hde, Version::V1);
+    assert!(!bench.flags.view().in_force);
+    bench.board.attached.store(false, Ordering::SeqCst);
+    assert!(!bench.flags.view().in_force);
 }
 
 #[test]

@@ -234,7 +234,7 @@ mod tests {
                 node: NodeId::new("n").unwrap(),
                 force_v1: false,
                 force_v1_changed_unix_ms: 0,
-                attached: true,
+                in_force: true,
                 flags: Vec::new(),
             },
             switch_changes: (0, 0),
