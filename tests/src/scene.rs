@@ -146,6 +146,14 @@ impl<'g> Scene<'g> {
         }
     }
 
+    /// Sets the scene, begins the migration and acts on it.
+    pub fn migrating(config: SceneConfig, act: impl FnOnce(&mut Scene<'_>, &str)) {
+        let ground = Ground::new(config.shape);
+        let mut scene = Scene::new(&ground, config);
+        let id = scene.start();
+        act(&mut scene, &id);
+    }
+
     /// Begins the migration and gives its id.
     pub fn start(&self) -> String {
         let (status, view) = self.request();

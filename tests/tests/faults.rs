@@ -66,41 +66,39 @@ fn check_one_side(scene: &mut Scene<'_>, id: &str) {
 #[test]
 fn a_dead_control_plane_stops_nothing_and_a_new_one_sees_the_end() {
     let config = far();
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    scene.a.kill_controlplane().unwrap();
-    scene.b.kill_controlplane().unwrap();
-    let state = scene.source.qmp().wait_migration(PATIENCE).unwrap();
-    assert_eq!(state["status"], "completed", "{state}");
-    scene.a.restart_controlplane().unwrap();
-    scene.b.restart_controlplane().unwrap();
-    scene.check_arrived(&id);
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        scene.a.kill_controlplane().unwrap();
+        scene.b.kill_controlplane().unwrap();
+        let state = scene.source.qmp().wait_migration(PATIENCE).unwrap();
+        assert_eq!(state["status"], "completed", "{state}");
+        scene.a.restart_controlplane().unwrap();
+        scene.b.restart_controlplane().unwrap();
+        scene.check_arrived(id);
+    });
 }
 
 #[test]
 fn a_dead_data_plane_in_iteration_leaves_the_guest_at_the_source() {
     for at_source in [true, false] {
         let config = far();
-        let ground = Ground::new(config.shape);
-        let mut scene = Scene::new(&ground, config);
-        let id = scene.start();
-        scene.wait_underway(&id);
-        let node = if at_source {
-            &mut scene.a
-        } else {
-            &mut scene.b
-        };
-        node.kill_dataplane().unwrap();
-        let view = scene.wait_state(&id, "failed");
-        assert_eq!(view["guest"], "source", "{view:#}");
-        assert!(!view["failure"]["detail"].as_str().unwrap().is_empty());
-        scene.check_stayed();
-        let left: Vec<_> = std::fs::read_dir(scene.a.dir().join("sessions"))
-            .unwrap()
-            .collect();
-        assert!(left.is_empty(), "left behind: {left:?}");
+        Scene::migrating(config, |scene, id| {
+            scene.wait_underway(id);
+            let node = if at_source {
+                &mut scene.a
+            } else {
+                &mut scene.b
+            };
+            node.kill_dataplane().unwrap();
+            let view = scene.wait_state(id, "failed");
+            assert_eq!(view["guest"], "source", "{view:#}");
+            assert!(!view["failure"]["detail"].as_str().unwrap().is_empty());
+            scene.check_stayed();
+            let left: Vec<_> = std::fs::read_dir(scene.a.dir().join("sessions"))
+                .unwrap()
+                .collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        });
     }
 }
 
@@ -108,89 +106,84 @@ fn a_dead_data_plane_in_iteration_leaves_the_guest_at_the_source() {
 fn a_dead_data_plane_in_setup_leaves_the_guest_at_the_source() {
     for at_source in [true, false] {
         let config = far();
-        let ground = Ground::new(config.shape);
-        let mut scene = Scene::new(&ground, config);
-        let id = scene.start();
-        let node = if at_source {
-            &mut scene.a
-        } else {
-            &mut scene.b
-        };
-        node.kill_dataplane().unwrap();
-        let view = scene.wait_state(&id, "failed");
-        assert_eq!(view["guest"], "source", "{view:#}");
-        scene.check_stayed();
+        Scene::migrating(config, |scene, id| {
+            let node = if at_source {
+                &mut scene.a
+            } else {
+                &mut scene.b
+            };
+            node.kill_dataplane().unwrap();
+            let view = scene.wait_state(id, "failed");
+            assert_eq!(view["guest"], "source", "{view:#}");
+            scene.check_stayed();
+        });
     }
 }
 
 #[test]
 fn a_dead_source_data_plane_in_the_switchover_leaves_one_guest() {
     let config = far();
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    wait_switchover(&mut scene);
-    scene.a.kill_dataplane().unwrap();
-    check_one_side(&mut scene, &id);
+    Scene::migrating(config, |scene, id| {
+        wait_switchover(scene);
+        scene.a.kill_dataplane().unwrap();
+        check_one_side(scene, id);
+    });
 }
 
 #[test]
 fn a_dead_destination_data_plane_in_the_switchover_leaves_one_guest() {
     let config = far();
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    wait_switchover(&mut scene);
-    scene.b.kill_dataplane().unwrap();
-    check_one_side(&mut scene, &id);
+    Scene::migrating(config, |scene, id| {
+        wait_switchover(scene);
+        scene.b.kill_dataplane().unwrap();
+        check_one_side(scene, id);
+    });
 }
 
 #[test]
 fn a_dead_destination_hypervisor_leaves_the_guest_at_the_source() {
     for in_switchover in [false, true] {
         let config = far();
-        let ground = Ground::new(config.shape);
-        let mut scene = Scene::new(&ground, config);
-        let id = scene.start();
-        if in_switchover {
-            wait_switchover(&mut scene);
-        } else {
-            scene.wait_underway(&id);
-        }
-        scene.destination.process().signal(Signal::KILL).unwrap();
-        let ends = ["completed", "failed"];
-        let view = scene.wait(&id, "an end", |view| {
-            ends.iter().any(|end| view["state"] == *end)
+        Scene::migrating(config, |scene, id| {
+            if in_switchover {
+                wait_switchover(scene);
+            } else {
+                scene.wait_underway(id);
+            }
+            scene.destination.process().signal(Signal::KILL).unwrap();
+            let ends = ["completed", "failed"];
+            let view = scene.wait(id, "an end", |view| {
+                ends.iter().any(|end| view["state"] == *end)
+            });
+            if view["state"] == "completed" {
+                // It had taken over and said so before it was killed: then the guest died there.
+                assert!(in_switchover, "{view:#}");
+                continue;
+            }
+            assert_eq!(view["guest"], "source", "{view:#}");
+            scene.check_stayed();
         });
-        if view["state"] == "completed" {
-            // It had taken over and said so before it was killed: then the guest died there.
-            assert!(in_switchover, "{view:#}");
-            continue;
-        }
-        assert_eq!(view["guest"], "source", "{view:#}");
-        scene.check_stayed();
     }
 }
 
 #[test]
 fn a_dead_source_hypervisor_fails_the_migration_and_leaves_no_half_guest() {
     let config = far();
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    scene.source.process().signal(Signal::KILL).unwrap();
-    let view = scene.wait_state(&id, "failed");
-    assert!(
-        !view["failure"]["cure"].as_str().unwrap().is_empty(),
-        "{view:#}"
-    );
-    let never = poll_until(PATIENCE, || {
-        let ended = scene.destination.process().ended().is_some();
-        let state = scene.destination.qmp().query_status().ok();
-        (ended || state.as_deref() == Some("inmigrate")).then_some(())
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        scene.source.process().signal(Signal::KILL).unwrap();
+        let view = scene.wait_state(id, "failed");
+        assert!(
+            !view["failure"]["cure"].as_str().unwrap().is_empty(),
+            "{view:#}"
+        );
+        let never = poll_until(PATIENCE, || {
+            let ended = scene.destination.process().ended().is_some();
+            let state = scene.destination.qmp().query_status().ok();
+            (ended || state.as_deref() == Some("inmigrate")).then_some(())
+        });
+        assert!(never.is_some(), "half a guest runs");
     });
-    assert!(never.is_some(), "half a guest runs");
 }
 
 #[test]
@@ -199,14 +192,16 @@ fn one_lane_cut_for_5_and_for_25_seconds_costs_time_alone() {
         shape: Shape::new(60.0, 20.0, 0.0),
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    // The flow stays cut to the end of the migration, which is longer than either.
-    assert!(ground.link.cut_flow(DATA_PORT, 2).is_some(), "no such lane");
-    std::thread::sleep(Duration::from_secs(25));
-    scene.check_arrived(&id);
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        // The flow stays cut to the end of the migration, which is longer than either.
+        assert!(
+            scene.ground.link.cut_flow(DATA_PORT, 2).is_some(),
+            "no such lane"
+        );
+        std::thread::sleep(Duration::from_secs(25));
+        scene.check_arrived(id);
+    });
 }
 
 #[test]
@@ -224,32 +219,30 @@ fn link_cut(pause: Duration) {
         shape: Shape::new(100.0, 20.0, 0.0),
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    ground.link.cut();
-    std::thread::sleep(pause);
-    assert_ne!(
-        scene.view(&id)["state"],
-        "completed",
-        "the cut came too late to matter"
-    );
-    ground.link.restore();
-    scene.check_arrived(&id);
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        scene.ground.link.cut();
+        std::thread::sleep(pause);
+        assert_ne!(
+            scene.view(id)["state"],
+            "completed",
+            "the cut came too late to matter"
+        );
+        scene.ground.link.restore();
+        scene.check_arrived(id);
+    });
 }
 
 #[test]
 fn the_link_cut_in_the_switchover_costs_time_alone() {
     let config = far();
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    wait_switchover(&mut scene);
-    ground.link.cut();
-    std::thread::sleep(Duration::from_secs(5));
-    ground.link.restore();
-    scene.check_arrived(&id);
+    Scene::migrating(config, |scene, id| {
+        wait_switchover(scene);
+        scene.ground.link.cut();
+        std::thread::sleep(Duration::from_secs(5));
+        scene.ground.link.restore();
+        scene.check_arrived(id);
+    });
 }
 
 #[test]
@@ -259,13 +252,12 @@ fn a_link_cut_for_longer_than_the_limit_leaves_the_guest_at_the_source() {
         resume_limit_ms: 6_000,
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    ground.link.cut();
-    let view = scene.wait_state(&id, "failed");
-    assert_eq!(view["failure"]["code"], "peer_lost", "{view:#}");
-    assert_eq!(view["guest"], "source");
-    scene.check_stayed();
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        scene.ground.link.cut();
+        let view = scene.wait_state(id, "failed");
+        assert_eq!(view["failure"]["code"], "peer_lost", "{view:#}");
+        assert_eq!(view["guest"], "source");
+        scene.check_stayed();
+    });
 }

@@ -33,15 +33,14 @@ fn both_memories_are_equal_byte_for_byte() {
         arrival: Arrival::Pause,
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_state(&id, "completed");
-    assert_eq!(scene.destination.qmp().query_status().unwrap(), "paused");
-    assert_eq!(
-        scene.source.memory_hash().unwrap(),
-        scene.destination.memory_hash().unwrap()
-    );
+    Scene::migrating(config, |scene, id| {
+        scene.wait_state(id, "completed");
+        assert_eq!(scene.destination.qmp().query_status().unwrap(), "paused");
+        assert_eq!(
+            scene.source.memory_hash().unwrap(),
+            scene.destination.memory_hash().unwrap()
+        );
+    });
 }
 
 #[test]
@@ -108,12 +107,11 @@ fn three_guests_move_at_once() {
 #[test]
 fn the_same_guest_is_not_moved_twice_at_once() {
     let config = SceneConfig::default();
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    let (status, problem) = scene.request();
-    assert_eq!(status, 409, "{problem}");
-    scene.check_arrived(&id);
+    Scene::migrating(config, |scene, id| {
+        let (status, problem) = scene.request();
+        assert_eq!(status, 409, "{problem}");
+        scene.check_arrived(id);
+    });
 }
 
 #[test]
@@ -123,27 +121,26 @@ fn after_the_kill_switch_no_v3_batch_leaves_and_the_guest_arrives() {
         guest_mb: 256,
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    let before = scene.view(&id);
-    assert_eq!(before["version"], "v3", "{before:#}");
-    let body = json!({ "force_v1": true });
-    let (status, answer) = scene
-        .a
-        .api("POST", "/v1/feature-flags/force-v1", Some(&body))
-        .unwrap();
-    assert_eq!(status, 200, "{answer}");
-    let view = scene.check_arrived(&id);
-    assert_eq!(view["version"], "v1");
-    let rollback = &view["rollback"];
-    let first_v1 = rollback["first_v1_batch_ns"].as_u64().unwrap();
-    let last_v3 = rollback["last_v3_batch_ns"].as_u64().unwrap();
-    assert!(
-        last_v3 < first_v1,
-        "a v3 batch left after v1 was forced: {rollback}"
-    );
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        let before = scene.view(id);
+        assert_eq!(before["version"], "v3", "{before:#}");
+        let body = json!({ "force_v1": true });
+        let (status, answer) = scene
+            .a
+            .api("POST", "/v1/feature-flags/force-v1", Some(&body))
+            .unwrap();
+        assert_eq!(status, 200, "{answer}");
+        let view = scene.check_arrived(id);
+        assert_eq!(view["version"], "v1");
+        let rollback = &view["rollback"];
+        let first_v1 = rollback["first_v1_batch_ns"].as_u64().unwrap();
+        let last_v3 = rollback["last_v3_batch_ns"].as_u64().unwrap();
+        assert!(
+            last_v3 < first_v1,
+            "a v3 batch left after v1 was forced: {rollback}"
+        );
+    });
 }
 
 #[test]
@@ -152,18 +149,17 @@ fn a_cancelled_migration_leaves_the_guest_at_the_source() {
         shape: Shape::new(100.0, 5.0, 0.0),
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    let (status, view) = scene
-        .a
-        .api("DELETE", &format!("/v1/migrations/{id}"), None)
-        .unwrap();
-    assert!(matches!(status, 200 | 202), "{status}: {view}");
-    let view = scene.wait_state(&id, "cancelled");
-    assert_eq!(view["guest"], "source", "{view:#}");
-    scene.check_stayed();
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        let (status, view) = scene
+            .a
+            .api("DELETE", &format!("/v1/migrations/{id}"), None)
+            .unwrap();
+        assert!(matches!(status, 200 | 202), "{status}: {view}");
+        let view = scene.wait_state(id, "cancelled");
+        assert_eq!(view["guest"], "source", "{view:#}");
+        scene.check_stayed();
+    });
 }
 
 #[test]
@@ -173,23 +169,22 @@ fn a_bandwidth_limit_holds_and_can_be_lifted() {
         dirty_pages_per_s: 0,
         ..SceneConfig::default()
     };
-    let ground = Ground::new(config.shape);
-    let mut scene = Scene::new(&ground, config);
-    let id = scene.start();
-    scene.wait_underway(&id);
-    let path = format!("/v1/migrations/{id}");
-    let limit = json!({ "bandwidth_limit_bytes_per_s": 2_000_000 });
-    let (status, view) = scene.a.api("PATCH", &path, Some(&limit)).unwrap();
-    assert_eq!(status, 200, "{view}");
-    // What lies in the lanes already goes out as fast as the line takes it.
-    std::thread::sleep(Duration::from_secs(1));
-    let (from, start) = (ground.link.wire_bytes(), Instant::now());
-    std::thread::sleep(Duration::from_secs(4));
-    let rate = (ground.link.wire_bytes() - from) as f64 / start.elapsed().as_secs_f64();
-    assert!(rate < 3_500_000.0, "{rate} bytes a second");
-    let lifted = json!({ "bandwidth_limit_bytes_per_s": 0 });
-    assert_eq!(scene.a.api("PATCH", &path, Some(&lifted)).unwrap().0, 200);
-    scene.check_arrived(&id);
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        let path = format!("/v1/migrations/{id}");
+        let limit = json!({ "bandwidth_limit_bytes_per_s": 2_000_000 });
+        let (status, view) = scene.a.api("PATCH", &path, Some(&limit)).unwrap();
+        assert_eq!(status, 200, "{view}");
+        // What lies in the lanes already goes out as fast as the line takes it.
+        std::thread::sleep(Duration::from_secs(1));
+        let (from, start) = (scene.ground.link.wire_bytes(), Instant::now());
+        std::thread::sleep(Duration::from_secs(4));
+        let rate = (scene.ground.link.wire_bytes() - from) as f64 / start.elapsed().as_secs_f64();
+        assert!(rate < 3_500_000.0, "{rate} bytes a second");
+        let lifted = json!({ "bandwidth_limit_bytes_per_s": 0 });
+        assert_eq!(scene.a.api("PATCH", &path, Some(&lifted)).unwrap().0, 200);
+        scene.check_arrived(id);
+    });
 }
 
 #[test]

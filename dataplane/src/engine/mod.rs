@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`start`] | makes the threads and ends them |
 //! | [`worker`] | one core's loop |
+//! | `orders` | what a worker is asked to do |
 //! | [`door`] | dials, accepts and proves lanes |
 //! | [`control`] | the border to the control plane |
 //! | [`board`] | the shared segments |
@@ -23,6 +24,7 @@ pub mod door;
 pub mod idle;
 pub mod mailbox;
 pub mod messages;
+mod orders;
 pub mod poller;
 pub mod routes;
 pub mod sockets;

@@ -7,24 +7,20 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use dwcp_api::event::Event;
 use dwcp_api::switches::Switches;
-use dwcp_api::text::Text;
 use dwcp_api::worker::WorkerCounters;
-use dwcp_api::{Failure, Role, SessionId, monotonic_ns};
+use dwcp_api::{SessionId, monotonic_ns};
 use dwcp_drivers::lane::{LaneEvent, LaneGroup, Polled};
 
 use super::board::Board;
 use super::idle::{Idle, Step};
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{
-    DestinationOrder, Expected, Offer, SourceOrder, ToControl, ToDoor, ToWorker,
-};
+use super::messages::{Offer, ToControl, ToDoor, ToWorker};
 use super::poller::Poller;
 use super::routes::{Routes, Source};
 use super::sockets;
 use crate::config::{Config, PassiveSource};
-use crate::session::{Fault, Hands, Session, SessionOptions};
+use crate::session::{Hands, Session};
 
 /// Driver events taken in one turn.
 const EVENTS_MAX: usize = 256;
@@ -37,22 +33,22 @@ const POLL_EVERY_TURNS: u32 = 4;
 
 /// See the module.
 pub struct Worker<G: LaneGroup> {
-    index: usize,
-    config: Arc<Config>,
-    offer: Offer,
-    board: Arc<Board>,
+    pub(super) index: usize,
+    pub(super) config: Arc<Config>,
+    pub(super) offer: Offer,
+    pub(super) board: Arc<Board>,
     lanes: G,
-    poller: Poller,
+    pub(super) poller: Poller,
     routes: Routes,
     mail: Mailbox<ToWorker>,
-    door: Sender<ToDoor>,
-    control: Sender<ToControl>,
-    sessions: Vec<(u32, Session)>,
-    next_slot: u32,
-    passive: Vec<(PassiveSource, OwnedFd)>,
+    pub(super) door: Sender<ToDoor>,
+    pub(super) control: Sender<ToControl>,
+    pub(super) sessions: Vec<(u32, Session)>,
+    pub(super) next_slot: u32,
+    pub(super) passive: Vec<(PassiveSource, OwnedFd)>,
     events: Vec<LaneEvent>,
     idle: Idle,
-    stopping: bool,
+    pub(super) stopping: bool,
 }
 
 /// What a worker is made of.
@@ -216,7 +212,7 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         Ok(found)
     }
 
-    fn with_session<R>(
+    pub(super) fn with_session<R>(
         &mut self,
         slot: u32,
         counters: &WorkerCounters,
@@ -237,7 +233,7 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         Some(act(session, &mut hands))
     }
 
-    fn slot_of(&self, id: SessionId) -> Option<u32> {
+    pub(super) fn slot_of(&self, id: SessionId) -> Option<u32> {
         self.sessions
             .iter()
             .find(|(_, session)| session.id() == id)
@@ -297,29 +293,6 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         worked
     }
 
-    fn answer(&self, command: Option<u64>, session: SessionId, outcome: Result<(), Fault>) {
-        let (failure, detail) = match outcome {
-            Ok(()) => (Failure::None, String::new()),
-            Err(fault) => (fault.failure, fault.detail),
-        };
-        let Some(command_id) = command else {
-            if failure != Failure::None {
-                tracing::warn!(%session, %failure, detail, "a session could not be opened");
-            }
-            return;
-        };
-        let detail = Text::clipped(&detail);
-        let event = Event::Answer {
-            command_id,
-            session,
-            failure,
-            detail,
-        };
-        if let Err(error) = self.control.send(ToControl::Event(event)) {
-            tracing::error!(%error, "an answer was lost");
-        }
-    }
-
     fn read_mail(&mut self, counters: &WorkerCounters, switches: &Switches) -> bool {
         if self.mail.is_empty() {
             return false;
@@ -333,316 +306,5 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             .hugepage_fallbacks_total
             .set(dwcp_hugepages::arena::fallbacks_total());
         true
-    }
-
-    fn take_message(&mut self, message: ToWorker, counters: &WorkerCounters, switches: &Switches) {
-        let unknown = || {
-            Err(Fault::new(
-                Failure::BadCommand,
-                "this data plane has no such session",
-            ))
-        };
-        match message {
-            ToWorker::OpenSource(order, command) => {
-                let session = order.session;
-                let outcome = self.open_source(*order, counters, switches);
-                self.answer(command, session, outcome);
-            }
-            ToWorker::OpenDestination(order, command) => {
-                let session = order.session;
-                let outcome = self.open_destination(*order, counters);
-                self.answer(command, session, outcome);
-            }
-            ToWorker::Cancel(id, command) => {
-                let outcome = self.slot_of(id).and_then(|slot| {
-                    self.with_session(slot, counters, switches, |session, hands| {
-                        session.cancel(hands)
-                    })
-                });
-                self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
-            }
-            ToWorker::Resolve(id, verdict, command) => {
-                let outcome = self.slot_of(id).and_then(|slot| {
-                    self.with_session(slot, counters, switches, |session, hands| {
-                        session.resolve(verdict, hands)
-                    })
-                });
-                self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
-            }
-            ToWorker::Limit(id, bytes_per_s, command) => {
-                let outcome = self.slot_of(id).and_then(|slot| {
-                    self.with_session(slot, counters, switches, |session, hands| {
-                        session.set_rate_limit(bytes_per_s, hands.now_ns);
-                        Ok(())
-                    })
-                });
-                self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
-            }
-            ToWorker::Forget(id, command) => {
-                let outcome = self.forget(id, counters, switches);
-                self.answer(Some(command), id, outcome);
-            }
-            ToWorker::LaneUp(lane_up) => {
-                if let Some(slot) = self.slot_of(lane_up.session) {
-                    self.with_session(slot, counters, switches, |session, hands| {
-                        session.on_lane_up(*lane_up, hands);
-                    });
-                }
-            }
-            ToWorker::LaneFailed {
-                session,
-                lane,
-                failure,
-                detail,
-                fatal,
-            } => {
-                if let Some(slot) = self.slot_of(session) {
-                    let fault = Fault::new(failure, detail);
-                    self.with_session(slot, counters, switches, |session, hands| {
-                        session.on_lane_failed(lane, &fault, fatal, hands);
-                    });
-                }
-            }
-            ToWorker::Stop => {
-                self.stopping = true;
-                let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| *slot).collect();
-                let fault = Fault::new(Failure::Cancelled, "the data plane is being stopped");
-                for slot in slots {
-                    self.with_session(slot, counters, switches, |session, hands| {
-                        session.fail(&fault, hands);
-                    });
-                }
-            }
-        }
-    }
-
-    fn forget(
-        &mut self,
-        id: SessionId,
-        counters: &WorkerCounters,
-        switches: &Switches,
-    ) -> Result<(), Fault> {
-        let Some(slot) = self.slot_of(id) else {
-            return Ok(());
-        };
-        let over = self.with_session(slot, counters, switches, |session, hands| {
-            let over = session.is_over();
-            if over {
-                session.release_lanes(hands);
-            }
-            over
-        });
-        if over != Some(true) {
-            return Err(Fault::new(
-                Failure::BadCommand,
-                "the session is still running: cancel it first",
-            ));
-        }
-        self.sessions.retain(|(known, _)| *known != slot);
-        counters.sessions.set(self.sessions.len() as u64);
-        Ok(())
-    }
-
-    /// Is this session here already (a repeated command), and is there room for one more?
-    fn admit(&mut self, id: SessionId, role: Role) -> Result<bool, Fault> {
-        if let Some((_, known)) = self.sessions.iter().find(|(_, session)| session.id() == id) {
-            if known.is_source() == (role == Role::Source) {
-                return Ok(false);
-            }
-            return Err(Fault::new(
-                Failure::BadCommand,
-                "this session is open here with the other role; source and destination must be \
-                 different data planes",
-            ));
-        }
-        let running = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| !session.is_over())
-            .count();
-        if running >= self.config.sessions_max {
-            return Err(Fault::new(
-                Failure::Limit,
-                "sessions_max is reached; wait for a migration to end or raise it",
-            ));
-        }
-        if self.sessions.len() >= dwcp_api::session::SESSIONS_MAX / 2 {
-            // Nobody asked for the oldest ended one to be forgotten; its picture has been shown.
-            if let Some(at) = self
-                .sessions
-                .iter()
-                .position(|(_, session)| session.is_over())
-            {
-                self.sessions.remove(at);
-            }
-        }
-        Ok(true)
-    }
-
-    fn offer_with(&self, limits: &dwcp_api::command::SessionLimits) -> Offer {
-        let or = |asked: u64, own: u64| if asked == 0 { own } else { asked.min(own) };
-        Offer {
-            store_bytes: or(limits.store_bytes, self.offer.store_bytes),
-            window_limit_bytes: or(limits.window_limit_bytes, self.offer.window_limit_bytes),
-            ..self.offer
-        }
-    }
-
-    fn open_source(
-        &mut self,
-        order: SourceOrder,
-        counters: &WorkerCounters,
-        switches: &Switches,
-    ) -> Result<(), Fault> {
-        if !self.admit(order.session, Role::Source)? {
-            return Ok(());
-        }
-        let mut offer = self.offer_with(&order.limits);
-        if order.max_version == dwcp_api::Version::V1 {
-            offer.max_version = dwcp_api::Version::V1;
-        }
-        offer.digest = order.digest;
-        let slot = self.next_slot;
-        let (path, listener) = match order.listen {
-            Some(path) => {
-                let listener = sockets::listen_unix(&path, rustix::net::SocketType::STREAM)
-                    .map_err(|error| {
-                        Fault::new(
-                            Failure::System,
-                            format!(
-                                "{}: {error}; give a path in an existing directory",
-                                path.display()
-                            ),
-                        )
-                    })?;
-                self.poller
-                    .add_readable(&listener, Routes::token(slot, Routes::LISTENER))?;
-                (path, Some(listener))
-            }
-            None => (std::path::PathBuf::new(), None),
-        };
-        let options = SessionOptions {
-            id: order.session,
-            role: Role::Source,
-            slot,
-            worker: self.index,
-            socket_path: path,
-            listener,
-            peer: Some((order.peer, order.target)),
-            offer,
-            backing: self.config.hugepages.policy(),
-            resume_limit_ns: self.resume_limit_ns(&order.limits),
-            setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
-            rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
-        };
-        self.add_session(options, counters)?;
-        if let Some(first) = order.first {
-            self.with_session(slot, counters, switches, |session, hands| {
-                session.take_connection(first, hands);
-            });
-        }
-        Ok(())
-    }
-
-    fn open_destination(
-        &mut self,
-        order: DestinationOrder,
-        counters: &WorkerCounters,
-    ) -> Result<(), Fault> {
-        if !self.admit(order.session, Role::Destination)? {
-            return Ok(());
-        }
-        let offer = self.offer_with(&order.limits);
-        let options = SessionOptions {
-            id: order.session,
-            role: Role::Destination,
-            slot: self.next_slot,
-            worker: self.index,
-            socket_path: order.connect,
-            listener: None,
-            peer: None,
-            offer,
-            backing: self.config.hugepages.policy(),
-            resume_limit_ns: self.resume_limit_ns(&order.limits),
-            setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
-            rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
-        };
-        self.add_session(options, counters)?;
-        let expected = Expected {
-            session: order.session,
-            worker: self.index,
-            offer,
-        };
-        self.door
-            .send(ToDoor::Expect(Box::new(expected)))
-            .map_err(|error| Fault::new(Failure::Limit, error.to_string()))
-    }
-
-    fn resume_limit_ns(&self, limits: &dwcp_api::command::SessionLimits) -> u64 {
-        let asked_ms = limits.resume_limit_ms;
-        let limit_ms = if asked_ms == 0 {
-            self.config.resume_limit_ms
-        } else {
-            asked_ms
-        };
-        limit_ms.saturating_mul(1_000_000)
-    }
-
-    fn add_session(
-        &mut self,
-        options: SessionOptions,
-        counters: &WorkerCounters,
-    ) -> Result<(), Fault> {
-        let cell = self.board.take_cell().ok_or_else(|| {
-            Fault::new(
-                Failure::Limit,
-                "the session table is full: forget sessions that ended",
-            )
-        })?;
-        let slot = options.slot;
-        self.next_slot += 1;
-        self.sessions
-            .push((slot, Session::new(options, cell, monotonic_ns())));
-        counters.sessions_opened_total.add(1);
-        Ok(())
-    }
-
-    /// A hypervisor connected without being announced.
-    fn take_passive(&mut self, index: usize, counters: &WorkerCounters, switches: &Switches) {
-        while let Some((source, listener)) = self.passive.get(index) {
-            let Ok(fd) = sockets::accept(listener) else {
-                return;
-            };
-            let source = source.clone();
-            // A connection joins the session that this socket has open; only when there is none, or
-            // it is past its switchover, does a new one begin.
-            let open = self
-                .sessions
-                .iter()
-                .find(|(_, session)| session.takes_passive(&source));
-            if let Some(slot) = open.map(|(slot, _)| *slot) {
-                self.with_session(slot, counters, switches, |session, hands| {
-                    session.take_connection(fd, hands);
-                });
-                continue;
-            }
-            let mut id = [0; 16];
-            if getrandom::fill(&mut id).is_err() {
-                tracing::error!("the system has no random bytes to give");
-                return;
-            }
-            let order = SourceOrder {
-                session: SessionId(id),
-                listen: None,
-                first: Some(fd),
-                peer: source.peer,
-                target: Some(source.target),
-                max_version: self.offer.max_version,
-                digest: self.offer.digest,
-                limits: dwcp_api::command::SessionLimits::default(),
-            };
-            let outcome = self.open_source(order, counters, switches);
-            self.answer(None, SessionId(id), outcome);
-        }
     }
 }
