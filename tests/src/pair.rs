@@ -42,8 +42,8 @@ pub struct PairOptions {
     pub mitm: bool,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
-    /// Both have the same shared key.
-    pub same_key: bool,
+    /// How long a session waits for its beginning, ms.
+    pub setup_limit_ms: u64,
     /// The core that each has its worker on, as an index into those there are; it wraps.
     pub core: usize,
     /// Workers of the receiving node.
@@ -58,7 +58,7 @@ impl Default for PairOptions {
             window_limit_bytes: 8 << 20,
             mitm: false,
             resume_limit_ms: 30_000,
-            same_key: true,
+            setup_limit_ms: 60_000,
             core: usize::MAX,
             destination_workers: 1,
         }
@@ -91,6 +91,12 @@ fn config(dir: &Path, node: &str, version: u32, window_limit_bytes: u64) -> Conf
     }
 }
 
+fn write_key(dir: &Path, node: &str, key: &str) {
+    let path = dir.join(format!("{node}.psk"));
+    std::fs::write(&path, key).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 /// `workers` cores from the one with index `first` on, wrapping; the last core for no wish.
 fn cores(first: usize, workers: usize) -> Vec<usize> {
     let there: Vec<usize> = core_affinity::get_core_ids()
@@ -113,25 +119,15 @@ impl Pair {
     #[must_use]
     pub fn start(options: PairOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let keys = [("a.psk", options.same_key), ("b.psk", true)];
-        for (name, same) in keys {
-            let path = dir.path().join(name);
-            std::fs::write(
-                &path,
-                if same {
-                    PSK
-                } else {
-                    "another key, for the stranger"
-                },
-            )
-            .unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        for node in ["a", "b"] {
+            write_key(dir.path(), node, PSK);
         }
         let target = dir.path().join("hypervisor-b.sock");
         let listener = UnixListener::bind(&target).unwrap();
         let window = options.window_limit_bytes;
         let mut b = config(dir.path(), "b", options.destination_version, window);
         b.resume_limit_ms = options.resume_limit_ms;
+        b.setup_limit_ms = options.setup_limit_ms;
         b.cores = cores(options.core, options.destination_workers);
         b.incoming.push(PassiveTarget {
             target: TARGET.to_owned(),
@@ -145,6 +141,7 @@ impl Pair {
         });
         let mut a = config(dir.path(), "a", options.source_version, window);
         a.resume_limit_ms = options.resume_limit_ms;
+        a.setup_limit_ms = options.setup_limit_ms;
         a.cores = cores(options.core, 1);
         a.passive.push(PassiveSource {
             listen: dir.path().join("to-b.sock"),
@@ -191,6 +188,24 @@ impl Pair {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.source.is_broken() || self.destination.is_broken()
+    }
+
+    /// One more sending node, `node`, whose key file holds `key`. Gives it with its passive socket and
+    /// its control socket.
+    #[must_use]
+    pub fn add_source(&self, node: &str, key: &str) -> (Engine, PathBuf, PathBuf) {
+        write_key(self.dir.path(), node, key);
+        let mut config = config(self.dir.path(), node, 3, 8 << 20);
+        let listen = self.dir.path().join(format!("{node}-to-b.sock"));
+        let peer = self.destination.listen();
+        let target = TARGET.to_owned();
+        config.passive.push(PassiveSource {
+            listen: listen.clone(),
+            peer,
+            target,
+        });
+        let control = config.control_socket.clone();
+        (Engine::start(config).unwrap(), listen, control)
     }
 
     /// Connects as the sending hypervisor does.

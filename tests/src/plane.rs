@@ -11,7 +11,7 @@
 )]
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +64,7 @@ pub struct Plane {
     events: Consumer<EventRecord>,
     event_bell: Doorbell,
     next_id: u64,
+    path: PathBuf,
 }
 
 /// A connected attach socket and nothing more.
@@ -119,6 +120,7 @@ impl Plane {
             stats,
             switches,
             next_id: 1,
+            path: path.to_owned(),
         })
     }
 
@@ -126,6 +128,19 @@ impl Plane {
     #[must_use]
     pub fn attach(path: &Path) -> Self {
         poll_until(PATIENCE, || Self::try_attach(path).ok()).expect("the data plane lets nobody in")
+    }
+
+    /// Hangs up without a word, as a control plane that dies.
+    pub fn leave(&mut self) {
+        // A socket connected to nobody takes the place of the one that is closed.
+        let flags = SocketFlags::CLOEXEC;
+        self.socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    }
+
+    /// Hangs up and attaches anew.
+    pub fn reattach(&mut self) {
+        self.leave();
+        *self = Self::attach(&self.path);
     }
 
     /// Grows with each attach.
@@ -143,9 +158,15 @@ impl Plane {
         words.force_v1(!on, monotonic_ns());
     }
 
+    /// The counters and the session table.
+    #[must_use]
+    pub const fn stats(&self) -> &Segment {
+        &self.stats
+    }
+
     /// The switch words.
     #[must_use]
-    pub fn switches(&self) -> &Segment {
+    pub const fn switches(&self) -> &Segment {
         &self.switches
     }
 
@@ -190,14 +211,7 @@ impl Plane {
         })
     }
 
-    /// A counter of worker 0.
-    #[must_use]
-    pub fn counter(&self, name: &str) -> u64 {
-        let block = self.stats.body().at::<WorkerCounters>(0).unwrap();
-        block.read().find(|(known, _)| *known == name).unwrap().1
-    }
-
-    /// A counter's block of another worker.
+    /// A counter of one worker.
     #[must_use]
     pub fn counter_of(&self, worker: usize, name: &str) -> u64 {
         let block = self
