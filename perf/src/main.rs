@@ -9,7 +9,11 @@ use dwcp_perf::bench::{self, BENCHES};
 use dwcp_perf::row;
 
 #[derive(Parser)]
-#[command(name = "dwcp-perf", about = "Measures the product against what it is to beat", version)]
+#[command(
+    name = "dwcp-perf",
+    about = "Measures the product against what it is to beat",
+    version
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Task,
@@ -39,8 +43,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let Some(bench) = bench::find(&name) else {
-        let words = format!("there is no bench {name:?}; known are: list, {}", bench::names());
-        Arguments::command().error(clap::error::ErrorKind::InvalidValue, words).exit();
+        let words = format!(
+            "there is no bench {name:?}; known are: list, {}",
+            bench::names()
+        );
+        Arguments::command()
+            .error(clap::error::ErrorKind::InvalidValue, words)
+            .exit();
     };
     match measure(bench, runs, json) {
         Ok(()) => ExitCode::SUCCESS,

@@ -87,7 +87,12 @@ fn sorted(samples: &[f64]) -> Vec<f64> {
 /// The rows as a table for people.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(4);
+    let width = rows
+        .iter()
+        .map(|row| row.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(4);
     let mut text = String::new();
     let _ = writeln!(
         text,

@@ -74,16 +74,11 @@ impl<T: Record> Consumer<T> {
             ready = self.refresh()?;
         }
         let count = out.len().min(usize::try_from(ready).unwrap_or(usize::MAX));
-        let filled = &mut out[..count];
-        for (nth, place) in filled.iter_mut().enumerate() {
-            place.write(self.slots.read(self.own.wrapping_add(nth as u64)));
-        }
+        let filled = self.slots.read_run(self.own, &mut out[..count]);
         if count > 0 {
             self.release(count as u64);
         }
-        // SAFETY: needed to hand out initialised records. Sound because the loop above wrote each
-        // of them.
-        Ok(unsafe { filled.assume_init_mut() })
+        Ok(filled)
     }
 
     /// Whether there is nothing to pop now; for the look between `prepare_park` and `park`. A
@@ -109,33 +104,36 @@ impl<T: Record> Consumer<T> {
     }
 
     /// Reloads the producer's index, checks it, and returns how many records are ready.
-    #[inline(never)]
+    #[inline]
     fn refresh(&mut self) -> Result<u64, RingError> {
-        if let Some(corrupt) = &self.corrupt {
-            return Err(corrupt.clone());
-        }
         // Acquire, partner: the producer's store in `publish`.
         let found = self
             .slots
             .indices()
             .of(Side::Producer)
             .load(Ordering::Acquire);
-        let (own, capacity) = (self.own, self.slots.capacity());
-        let ready = found.wrapping_sub(own);
+        let ready = found.wrapping_sub(self.own);
         // The only place where the producer's index is believed.
-        if ready > capacity {
-            let error = RingError::CorruptIndex {
+        if ready > self.slots.capacity() || self.corrupt.is_some() {
+            return Err(self.close(found));
+        }
+        self.limit = found;
+        Ok(ready)
+    }
+
+    /// The producer lied, now or before: nothing more is taken from it.
+    #[cold]
+    fn close(&mut self, found: u64) -> RingError {
+        let (own, capacity) = (self.own, self.slots.capacity());
+        self.limit = own;
+        self.corrupt
+            .get_or_insert(RingError::CorruptIndex {
                 side: Side::Producer,
                 found,
                 own,
                 capacity,
-            };
-            self.limit = own;
-            self.corrupt = Some(error.clone());
-            return Err(error);
-        }
-        self.limit = found;
-        Ok(ready)
+            })
+            .clone()
     }
 }
 

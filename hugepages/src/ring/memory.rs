@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::{Record, RingError, Side};
 #[cfg(not(loom))]
 use crate::segment::{Segment, SegmentError};
-use crate::sync::{AtomicU64, Ordering, UnsafeCell};
+use crate::sync::{AtomicU64, Ordering, UnsafeCell, copy_in, copy_out};
 
 /// One index with the cache lines to itself.
 #[derive(Debug, Default)]
@@ -183,10 +183,25 @@ impl<T: Record> Slots<T> {
         });
     }
 
+    /// Writes records from `index` on, at most as many as there are slots. Only the producer calls
+    /// it, for slots that the consumer has given back.
+    #[inline(always)]
+    pub(super) fn write_run(&self, index: u64, records: &[T]) {
+        let (first, second) = self.run(index, records.len());
+        let from = records.as_ptr().cast::<MaybeUninit<T>>();
+        // SAFETY: needed to store into shared memory. Sound because `run` gives slots inside the
+        // region, no more than `records` is long, and any bytes a peer may see are allowed to be
+        // seen (no padding).
+        unsafe {
+            copy_in(first, from);
+            copy_in(second, from.add(first.len()));
+        }
+    }
+
     /// Copies the record of `index` out. Only the consumer calls it, for a published record.
     ///
-    /// The read is volatile, so that the compiler copies exactly once and never goes back to
-    /// memory that a hostile producer may have changed since.
+    /// The read is volatile, so that the compiler copies whole words, exactly once, and never goes
+    /// back to memory that a hostile producer may have changed since.
     #[inline(always)]
     pub(super) fn read(&self, index: u64) -> T {
         self.slot(index).with(|place| {
@@ -195,6 +210,32 @@ impl<T: Record> Slots<T> {
             // ones from a producer that breaks the protocol.
             unsafe { place.cast::<T>().read_volatile() }
         })
+    }
+
+    /// Copies records from `index` on into `out`, at most as many as there are slots. Only the
+    /// consumer calls it, for published records.
+    ///
+    /// The caller gives the slots back, with Release, before anybody looks at the copies. No compiler
+    /// may move a read behind that, so here too each record is read exactly once.
+    #[inline(always)]
+    pub(super) fn read_run<'out>(
+        &self,
+        index: u64,
+        out: &'out mut [MaybeUninit<T>],
+    ) -> &'out mut [T] {
+        let (first, second) = self.run(index, out.len());
+        let place = out.as_mut_ptr();
+        // SAFETY: needed to copy out of shared memory. Sound because `run` gives slots inside the
+        // region, no more than `out` is long, they are initialised (zeroed at first), and any bytes
+        // make a T, even torn ones from a producer that breaks the protocol.
+        unsafe {
+            copy_out(first, place);
+            copy_out(second, place.add(first.len()));
+        }
+        let filled = first.len() + second.len();
+        // SAFETY: needed to hand out initialised records. Sound because that many were just written,
+        // from the first.
+        unsafe { out[..filled].assume_init_mut() }
     }
 }
 
@@ -217,6 +258,24 @@ impl<T> Slots<T> {
         // capacity, for which room was checked; the owner keeps the memory; and a cell of
         // MaybeUninit may be referenced whatever it holds.
         unsafe { self.records.add((index & self.mask) as usize).as_ref() }
+    }
+    /// The slots of `count` records from `index` on: those up to the end of the ring, then those from
+    /// its start. Never more than there are.
+    #[inline(always)]
+    fn run(&self, index: u64, count: usize) -> (&[Slot<T>], &[Slot<T>]) {
+        let at = (index & self.mask) as usize;
+        let to_end = self.capacity() as usize - at;
+        let first = count.min(to_end);
+        let second = (count - first).min(at);
+        // SAFETY: needed to reach neighbouring slots at once. Sound because `at + first` is at most
+        // and `second` below the capacity, for which room was checked; the owner keeps the memory;
+        // and cells of MaybeUninit may be referenced whatever they hold.
+        unsafe {
+            (
+                std::slice::from_raw_parts(self.records.add(at).as_ptr(), first),
+                std::slice::from_raw_parts(self.records.as_ptr(), second),
+            )
+        }
     }
 }
 

@@ -69,10 +69,8 @@ impl<T: Record> Producer<T> {
         let count = records
             .len()
             .min(usize::try_from(room).unwrap_or(usize::MAX));
-        for (nth, record) in records[..count].iter().enumerate() {
-            self.slots.write(self.own.wrapping_add(nth as u64), record);
-        }
         if count > 0 {
+            self.slots.write_run(self.own, &records[..count]);
             self.publish(count as u64);
         }
         count
@@ -108,11 +106,8 @@ impl<T: Record> Producer<T> {
     }
 
     /// Reloads the consumer's index, checks it, and returns the room.
-    #[inline(never)]
+    #[inline]
     fn room(&mut self) -> u64 {
-        if self.corrupt.is_some() {
-            return 0;
-        }
         // Acquire, partner: the consumer's store in `release`.
         let found = self
             .slots
@@ -121,18 +116,25 @@ impl<T: Record> Producer<T> {
             .load(Ordering::Acquire);
         let (own, capacity) = (self.own, self.slots.capacity());
         // The only place where the consumer's index is believed.
-        if own.wrapping_sub(found) > capacity {
-            self.limit = own;
-            self.corrupt = Some(RingError::CorruptIndex {
-                side: Side::Consumer,
-                found,
-                own,
-                capacity,
-            });
+        if own.wrapping_sub(found) > capacity || self.corrupt.is_some() {
+            self.close(found);
             return 0;
         }
         self.limit = found.wrapping_add(capacity);
         self.limit.wrapping_sub(own)
+    }
+
+    /// The consumer lied, now or before: full from here on.
+    #[cold]
+    fn close(&mut self, found: u64) {
+        let (own, capacity) = (self.own, self.slots.capacity());
+        self.limit = own;
+        self.corrupt.get_or_insert(RingError::CorruptIndex {
+            side: Side::Consumer,
+            found,
+            own,
+            capacity,
+        });
     }
 }
 

@@ -58,7 +58,9 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
     let cable = Cable::lan(&a, &b, 1)?;
     let management = Cable::management(&a, &b, 1)?;
     let memory_mb = match std::env::var(GUEST_MB_VARIABLE) {
-        Ok(text) => text.parse().with_context(|| format!("{GUEST_MB_VARIABLE}={text}: MiB"))?,
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{GUEST_MB_VARIABLE}={text}: MiB"))?,
         Err(_) => GUEST_MB,
     };
     let mut nodes = [
@@ -70,13 +72,22 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
         .flat_map(|node| [node.dataplane().id(), node.controlplane().id()])
         .collect();
     let guest = GuestConfig::sized(memory_mb);
-    let ground = Ground { hosts: [&a, &b], cable: &cable, nodes, planes, guest };
+    let ground = Ground {
+        hosts: [&a, &b],
+        cable: &cable,
+        nodes,
+        planes,
+        guest,
+    };
     let mut rows = Vec::new();
     for (word, pages_per_s) in [("busy", BUSY_PAGES_PER_S), ("idle", 0)] {
         let (mut ours, mut direct) = (Vec::new(), Vec::new());
         for pair in 0..runs.unwrap_or(PAIRS) {
-            let order =
-                if pair % 2 == 0 { [Way::Ours, Way::Direct] } else { [Way::Direct, Way::Ours] };
+            let order = if pair % 2 == 0 {
+                [Way::Ours, Way::Direct]
+            } else {
+                [Way::Direct, Way::Ours]
+            };
             for way in order {
                 let sample = ground.migrate(way, pages_per_s)?;
                 match way {
@@ -107,20 +118,37 @@ fn figures(word: &str, ours: &[Sample], direct: &[Sample]) -> Vec<Row> {
     type Pick = fn(&Sample) -> f64;
     let row = |what: &str, unit, of: Pick| {
         let values = |samples: &[Sample]| samples.iter().map(of).collect::<Vec<f64>>();
-        Row::new(&format!("inpath {word}, {what}"), unit, &values(ours), &values(direct))
+        Row::new(
+            &format!("inpath {word}, {what}"),
+            unit,
+            &values(ours),
+            &values(direct),
+        )
     };
-    let planes: Vec<f64> = ours.iter().map(|sample| sample.planes_cpu_s_per_gb).collect();
+    let planes: Vec<f64> = ours
+        .iter()
+        .map(|sample| sample.planes_cpu_s_per_gb)
+        .collect();
     let mut rows = vec![
         row("total time", "ms", |sample| sample.total_ms),
         row("guest gap", "ms", |sample| sample.gap_ms),
         row("downtime", "ms", |sample| sample.downtime_ms),
         row("processor time", "s/GB", |sample| sample.cpu_s_per_gb),
-        Row::new(&format!("inpath {word}, of it our planes"), "s/GB", &planes, &[]),
+        Row::new(
+            &format!("inpath {word}, of it our planes"),
+            "s/GB",
+            &planes,
+            &[],
+        ),
         row("wire bytes", "B/B", |sample| sample.wire_share),
     ];
     let gap = &rows[1];
-    let more = gap.reference.map_or(f64::NAN, |reference| gap.ours - reference);
-    rows[1] = gap.clone().noted(format!("{more:+.1} ms against the hypervisor alone"));
+    let more = gap
+        .reference
+        .map_or(f64::NAN, |reference| gap.ours - reference);
+    rows[1] = gap
+        .clone()
+        .noted(format!("{more:+.1} ms against the hypervisor alone"));
     rows
 }
 
@@ -140,21 +168,36 @@ impl Ground<'_> {
         let wire_bytes = || {
             let [_, before] = moments.get();
             moments.set([before, (cpu_ms(&watched), cpu_ms(&self.planes))]);
-            self.cable.bytes(a).map_or(0, |(sent, received)| sent + received)
+            self.cable
+                .bytes(a)
+                .map_or(0, |(sent, received)| sent + received)
         };
         let done = match way {
             Way::Direct => {
                 prepare(&mut source, &mut destination, DOWNTIME_LIMIT_MS, None)?;
-                observe(&mut source, &mut destination, &wire_bytes, LIMIT, |source, target| {
-                    let uri = format!("tcp:{}:{PORT}", self.cable.b);
-                    target.execute("migrate-incoming", json!({ "uri": uri }))?;
-                    source.execute("migrate", json!({ "uri": uri }))?;
-                    Ok(())
-                })
+                observe(
+                    &mut source,
+                    &mut destination,
+                    &wire_bytes,
+                    LIMIT,
+                    |source, target| {
+                        let uri = format!("tcp:{}:{PORT}", self.cable.b);
+                        target.execute("migrate-incoming", json!({ "uri": uri }))?;
+                        source.execute("migrate", json!({ "uri": uri }))?;
+                        Ok(())
+                    },
+                )
             }
-            Way::Ours => observe(&mut source, &mut destination, &wire_bytes, LIMIT, |from, to| {
-                self.ask(from, to).map_err(|error| MigrationError::Start(format!("{error:#}")))
-            }),
+            Way::Ours => observe(
+                &mut source,
+                &mut destination,
+                &wire_bytes,
+                LIMIT,
+                |from, to| {
+                    self.ask(from, to)
+                        .map_err(|error| MigrationError::Start(format!("{error:#}")))
+                },
+            ),
         }?;
         check(&done)?;
         let [(all_before, planes_before), (all, planes)] = moments.get();
@@ -182,15 +225,29 @@ impl Ground<'_> {
         // Until the request reached it, the hypervisor tells of the migration that restored it.
         let begun = poll_until(LIMIT, || {
             let state = source.qmp().query_migrate().ok()?;
-            matches!(state["status"].as_str(), Some("setup" | "active" | "device")).then_some(())
+            matches!(
+                state["status"].as_str(),
+                Some("setup" | "active" | "device")
+            )
+            .then_some(())
         });
         begun.context("the hypervisor began no migration")
     }
 }
 
 fn check(done: &MigrationFigures) -> anyhow::Result<()> {
-    ensure!(done.status == "completed", "a migration came to {}: {done:?}", done.status);
-    ensure!(done.guest_memory_ok, "the guest's memory is wrong: {done:?}");
-    ensure!(done.doubled_ticks == 0, "the guest ran on both sides: {done:?}");
+    ensure!(
+        done.status == "completed",
+        "a migration came to {}: {done:?}",
+        done.status
+    );
+    ensure!(
+        done.guest_memory_ok,
+        "the guest's memory is wrong: {done:?}"
+    );
+    ensure!(
+        done.doubled_ticks == 0,
+        "the guest ran on both sides: {done:?}"
+    );
     Ok(())
 }

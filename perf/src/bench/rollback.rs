@@ -58,7 +58,9 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
     })?;
     let mut samples = Vec::new();
     for number in 0..runs.unwrap_or(SWITCHES) {
-        let sample = scene.switch().with_context(|| format!("switch {}", number + 1))?;
+        let sample = scene
+            .switch()
+            .with_context(|| format!("switch {}", number + 1))?;
         samples.push(sample);
     }
     let verdict = scene.end()?;
@@ -79,9 +81,16 @@ fn rows(samples: &[Sample], verdict: &str) -> Vec<Row> {
             rows.push(row);
         }
     }
-    let mut after = Row::new("rollback, v3 batches after the first v1 batch", "batches", &late, &[]);
+    let mut after = Row::new(
+        "rollback, v3 batches after the first v1 batch",
+        "batches",
+        &late,
+        &[],
+    );
     after.ours = late.iter().sum();
-    rows.push(after.noted(format!("over all switches; guest at the source at the end: {verdict}")));
+    rows.push(after.noted(format!(
+        "over all switches; guest at the source at the end: {verdict}"
+    )));
     rows
 }
 
@@ -89,8 +98,7 @@ impl<'h> Scene<'h> {
     fn set([a, b]: [&'h Host; 2], link: &WanLink, management: &Cable) -> anyhow::Result<Self> {
         let config = GuestConfig::sized(GUEST_MB);
         let source = Guest::saved(Some(a), config)?;
-        let destination =
-            Guest::start_incoming(Some(b), &source, QemuVersion::V10, Arrival::Run)?;
+        let destination = Guest::start_incoming(Some(b), &source, QemuVersion::V10, Arrival::Run)?;
         let a = Node::start(a, NodeConfig::new("a", link.a, management.a))?;
         let b = Node::start(b, NodeConfig::new("b", link.b, management.b))?;
         source.set_rate(DIRTY_PAGES_PER_S)?;
@@ -101,15 +109,28 @@ impl<'h> Scene<'h> {
         });
         let (status, view) = a.api("POST", "/v1/migrations", Some(&body))?;
         ensure!(status == 201, "the migration was refused: {status} {view}");
-        let id = view["id"].as_str().context("a migration without an id")?.to_owned();
-        let mut scene = Self { a, b, source, destination, id };
+        let id = view["id"]
+            .as_str()
+            .context("a migration without an id")?
+            .to_owned();
+        let mut scene = Self {
+            a,
+            b,
+            source,
+            destination,
+            id,
+        };
         // No downtime at all: whatever the line carries, the hypervisor goes on iterating.
-        scene.source.execute("migrate-set-parameters", json!({ "downtime-limit": 0 }))?;
+        scene
+            .source
+            .execute("migrate-set-parameters", json!({ "downtime-limit": 0 }))?;
         Ok(scene)
     }
 
     fn view(&self) -> anyhow::Result<Value> {
-        let (status, view) = self.a.api("GET", &format!("/v1/migrations/{}", self.id), None)?;
+        let (status, view) = self
+            .a
+            .api("GET", &format!("/v1/migrations/{}", self.id), None)?;
         ensure!(status == 200, "{status} {view}");
         let state = view["state"].as_str().unwrap_or_default();
         ensure!(
@@ -130,7 +151,9 @@ impl<'h> Scene<'h> {
 
     fn force(&self, on: bool) -> anyhow::Result<()> {
         let body = json!({ "force_v1": on });
-        let (status, answer) = self.a.api("POST", "/v1/feature-flags/force-v1", Some(&body))?;
+        let (status, answer) = self
+            .a
+            .api("POST", "/v1/feature-flags/force-v1", Some(&body))?;
         if status != 200 || answer["applied"] != true {
             bail!("the switch was not applied: {status} {answer}");
         }
@@ -141,7 +164,10 @@ impl<'h> Scene<'h> {
         let (status, answer) = self.a.api("GET", "/v1/perf/counters", None)?;
         ensure!(status == 200, "{status} {answer}");
         let workers = answer["workers"].as_array().context("no workers")?;
-        Ok(workers.iter().filter_map(|w| w["counters"]["batches_v3_total"].as_u64()).sum())
+        Ok(workers
+            .iter()
+            .filter_map(|w| w["counters"]["batches_v3_total"].as_u64())
+            .sum())
     }
 
     fn switch(&self) -> anyhow::Result<Sample> {
@@ -155,35 +181,55 @@ impl<'h> Scene<'h> {
         std::thread::sleep(HOLD);
         let mut late_v3_batches = self.v3_batches()? - counted;
         let later = self.wait("v1 batches", |view| view["version"] == "v1")?;
-        let (thrown_ns, first_ns) =
-            (moment(&view, "thrown_ns"), moment(&view, "first_v1_batch_ns"));
-        // One that left between the first v1 batch and our first count is not in the counts.
-        late_v3_batches += u64::from(
-            late_v3_batches == 0 && moment(&later, "last_v3_batch_ns") > first_ns,
+        let (thrown_ns, first_ns) = (
+            moment(&view, "thrown_ns"),
+            moment(&view, "first_v1_batch_ns"),
         );
+        // One that left between the first v1 batch and our first count is not in the counts.
+        late_v3_batches +=
+            u64::from(late_v3_batches == 0 && moment(&later, "last_v3_batch_ns") > first_ns);
         self.force(false)?;
-        self.wait("v3 batches again", |view| view["version"] == "v3" && view["rollback"].is_null())?;
+        self.wait("v3 batches again", |view| {
+            view["version"] == "v3" && view["rollback"].is_null()
+        })?;
         let ms = |from_ns: u64| first_ns.saturating_sub(from_ns) as f64 / 1e6;
-        Ok(Sample { from_request_ms: ms(asked_ns), from_throw_ms: ms(thrown_ns), late_v3_batches })
+        Ok(Sample {
+            from_request_ms: ms(asked_ns),
+            from_throw_ms: ms(thrown_ns),
+            late_v3_batches,
+        })
     }
 
     /// Cancels, and says what became of the guest.
     fn end(mut self) -> anyhow::Result<String> {
         let path = format!("/v1/migrations/{}", self.id);
         let (status, view) = self.a.api("DELETE", &path, None)?;
-        ensure!(matches!(status, 200 | 202), "not cancelled: {status} {view}");
+        ensure!(
+            matches!(status, 200 | 202),
+            "not cancelled: {status} {view}"
+        );
         let runs = poll_until(PATIENCE, || {
             (self.source.qmp().query_status().ok()? == "running").then_some(())
         });
-        ensure!(runs.is_some(), "the guest does not run at the source after the end");
+        ensure!(
+            runs.is_some(),
+            "the guest does not run at the source after the end"
+        );
         self.source.wait_tick()?;
         self.source.set_rate(0)?;
         let verdict = self.source.verify()?;
         ensure!(verdict.ok, "the guest's memory is wrong: {}", verdict.line);
-        ensure!(self.source.ticks().doubled() == 0, "the guest ran on both sides");
+        ensure!(
+            self.source.ticks().doubled() == 0,
+            "the guest ran on both sides"
+        );
         ensure!(
             self.destination.process().ended().is_some()
-                || self.destination.qmp().query_status().is_ok_and(|state| state != "running"),
+                || self
+                    .destination
+                    .qmp()
+                    .query_status()
+                    .is_ok_and(|state| state != "running"),
             "the guest runs at the destination too"
         );
         drop(self.b);
