@@ -259,6 +259,10 @@ impl Session {
     ) -> Result<bool, Fault> {
         let mut worked = self.send_batches(hands)?;
         worked |= self.send_control(hands);
+        // An undecided session was given up: it waits for a verdict, not for its peer.
+        if self.state == SessionState::Undecided {
+            return Ok(worked);
+        }
         if hands.now_ns.saturating_sub(self.bundle.checked_ns) >= CHECK_EVERY_NS {
             self.bundle.checked_ns = hands.now_ns;
             self.check_lanes(hands)?;
@@ -404,9 +408,7 @@ impl Session {
             match verdict {
                 Verdict::Suspect(lane) => self.replace_lane(lane, hands),
                 Verdict::Redial => {
-                    if !matches!(self.state, SessionState::Undecided) {
-                        self.set_state(SessionState::Reconnecting, Failure::None, "", hands);
-                    }
+                    self.set_state(SessionState::Reconnecting, Failure::None, "", hands);
                     for index in 0..self.bundle.slots.len() {
                         self.replace_lane(LaneIx(index as u16), hands);
                     }

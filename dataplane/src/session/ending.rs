@@ -128,7 +128,7 @@ impl Session {
                 fault.detail
             );
             self.tell_peer(fault, hands);
-            self.drop_lanes(hands);
+            self.part(ByeReason::Aborted, hands);
             self.set_state(SessionState::Undecided, fault.failure, &detail, hands);
             return;
         }
