@@ -143,9 +143,11 @@ impl Control {
 
     /// Serves until `stop` says so.
     pub fn run(&mut self, stop: &dyn Fn() -> bool) {
+        let mut more = false;
         while !stop() {
             let (mut knock, mut hangup) = (false, false);
-            let waited = self.poller.wait(WAIT_NS, |ready| match ready.token {
+            let wait_ns = if more { 0 } else { WAIT_NS };
+            let waited = self.poller.wait(wait_ns, |ready| match ready.token {
                 LISTENER => knock = true,
                 PEER => hangup = true,
                 _ => {}
@@ -161,7 +163,7 @@ impl Control {
                 self.accept();
             }
             self.read_mail();
-            self.read_commands();
+            more = self.read_commands();
         }
         // Ours alone, made at start: a later data plane makes its own.
         let _ = std::fs::remove_file(&self.socket_path);
@@ -267,10 +269,12 @@ impl Control {
         }
     }
 
-    fn read_commands(&mut self) {
-        loop {
+    /// Carries out what lies in the ring, one ring's worth at most, so that a control plane that never
+    /// rests keeps nobody from the thread's other work. Says whether there may be more.
+    fn read_commands(&mut self) -> bool {
+        for _ in 0..COMMAND_SLOTS {
             let Some(attached) = self.attached.as_mut() else {
-                return;
+                return false;
             };
             attached.command_bell.drain();
             match attached.commands.pop() {
@@ -280,13 +284,20 @@ impl Control {
                     attached.command_bell.prepare_park();
                     match attached.commands.pop() {
                         Ok(Some(record)) => self.carry_out(&record),
-                        Ok(None) => return,
-                        Err(error) => return self.detach(&error.to_string()),
+                        Ok(None) => return false,
+                        Err(error) => {
+                            self.detach(&error.to_string());
+                            return false;
+                        }
                     }
                 }
-                Err(error) => return self.detach(&error.to_string()),
+                Err(error) => {
+                    self.detach(&error.to_string());
+                    return false;
+                }
             }
         }
+        true
     }
 
     fn carry_out(&mut self, record: &CommandRecord) {
@@ -356,20 +367,25 @@ impl Control {
             ),
             Command::Forget { session } => (session, ToWorker::Forget(session, id)),
         };
-        let worker = self.owner(session);
-        if let Err(error) = self.workers[worker].send(message) {
-            self.answer(id, session, Failure::Limit, &error.to_string());
+        let opens = matches!(
+            message,
+            ToWorker::OpenSource(..) | ToWorker::OpenDestination(..)
+        );
+        let worker = match self.owners.get(&session) {
+            Some(worker) => *worker,
+            None if opens => {
+                self.next_worker = (self.next_worker + 1) % self.workers.len();
+                self.next_worker
+            }
+            // Nobody has it: any worker can say so.
+            None => 0,
+        };
+        match self.workers[worker].send(message) {
+            // Noted before it is carried out, so that a repeated command finds the same worker.
+            Ok(()) if opens => _ = self.owners.insert(session, worker),
+            Ok(()) => {}
+            Err(error) => self.answer(id, session, Failure::Limit, &error.to_string()),
         }
-    }
-
-    /// The worker that has a session, or the next in turn for a new one.
-    fn owner(&mut self, session: SessionId) -> usize {
-        let workers = self.workers.len();
-        let next = &mut self.next_worker;
-        *self.owners.entry(session).or_insert_with(|| {
-            *next = (*next + 1) % workers;
-            *next
-        })
     }
 
     fn answer(&mut self, command_id: u64, session: SessionId, failure: Failure, detail: &str) {
@@ -400,13 +416,12 @@ impl Control {
         self.mail.drain_wakeups();
         while let Some(message) = self.mail.receive() {
             match message {
-                ToControl::Event(event) => {
-                    if let Event::State { session, state, .. } = &event
-                        && state.is_final()
-                    {
-                        self.owners.remove(session);
-                    }
-                    self.tell(&event);
+                ToControl::Event(event) => self.tell(&event),
+                ToControl::Opened { session, worker } => {
+                    self.owners.insert(session, worker);
+                }
+                ToControl::Forgotten(session) => {
+                    self.owners.remove(&session);
                 }
                 ToControl::Keep {
                     session,

@@ -27,7 +27,7 @@ use crate::transport::{BatchSeq, NodeId, SessionEpoch, Version};
 
 /// A handshake that is not done by then is given up.
 const HANDSHAKE_LIMIT_NS: u64 = 5_000_000_000;
-/// Strangers at once; more are turned away unheard.
+/// Strangers at once; for one more, the one who came first goes.
 const STRANGERS_MAX: usize = 256;
 /// Sessions remembered after their end, so that a late lane learns that it is late.
 const GONE_MAX: usize = 256;
@@ -203,13 +203,26 @@ impl Door {
             let Ok(peer) = sockets::peer_address(&fd) else {
                 continue;
             };
-            if self.strangers.len() >= STRANGERS_MAX {
-                tracing::warn!(%peer, "turned away: {STRANGERS_MAX} handshakes are pending");
-                continue;
-            }
+            self.make_room();
             let Some(nonce) = fresh_nonce() else { continue };
             let acceptor = Acceptor::new(self.psk.clone(), self.node, nonce);
             self.admit(fd, Side::Acceptor(Box::new(acceptor)), peer);
+        }
+    }
+
+    /// When too many strangers stand in the door, the one who has stood there longest goes: an honest
+    /// peer is through in a few round trips, so those who say nothing keep nobody out.
+    fn make_room(&mut self) {
+        let acceptors = || {
+            let all = self.strangers.iter();
+            all.filter(|(_, stranger)| matches!(stranger.side, Side::Acceptor(_)))
+        };
+        if acceptors().count() < STRANGERS_MAX {
+            return;
+        }
+        let longest = acceptors().map(|(id, _)| *id).min();
+        if let Some(stranger) = longest.and_then(|id| self.strangers.remove(&id)) {
+            self.give_up(&stranger, &DoorError::Crowded);
         }
     }
 
@@ -505,6 +518,8 @@ enum DoorError {
     Ended,
     #[error("the handshake took too long; check that a data plane listens there")]
     TooLate,
+    #[error("{STRANGERS_MAX} others are at the door and it did not get through in time")]
+    Crowded,
     #[error("the passive target's name is longer than 64 bytes; shorten it in both configurations")]
     TargetTooLong,
     #[error("the system has no random bytes to give")]
@@ -520,7 +535,7 @@ impl DoorError {
     /// The failure for the API, and whether dialling again is of no use.
     const fn verdict(&self) -> (Failure, bool) {
         match self {
-            Self::Io(_) | Self::Ended | Self::TooLate => (Failure::PeerLost, false),
+            Self::Io(_) | Self::Ended | Self::TooLate | Self::Crowded => (Failure::PeerLost, false),
             Self::TargetTooLong => (Failure::BadCommand, true),
             Self::NoRandom => (Failure::System, false),
             Self::Handshake(HandshakeError::WrongKey) => (Failure::WrongKey, true),

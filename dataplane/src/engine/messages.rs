@@ -118,6 +118,15 @@ pub enum ToControl {
     },
     /// Let a session's duplicates go.
     Drop(SessionId),
+    /// A worker has a session from now on: what concerns it goes there.
+    Opened {
+        /// The session.
+        session: SessionId,
+        /// Index of the worker.
+        worker: usize,
+    },
+    /// No worker has this session any more, or none took it.
+    Forgotten(SessionId),
 }
 
 /// To the door.

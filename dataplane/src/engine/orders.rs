@@ -46,6 +46,19 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         }
     }
 
+    /// Tells the border that a session which was to be opened is not here.
+    fn note_refusal(&self, session: SessionId) {
+        if self.slot_of(session).is_none() {
+            self.tell_border(ToControl::Forgotten(session));
+        }
+    }
+
+    fn tell_border(&self, message: ToControl) {
+        if let Err(error) = self.control.send(message) {
+            tracing::error!(%error, "the border does not know who has a session");
+        }
+    }
+
     pub(super) fn take_message(
         &mut self,
         message: ToWorker,
@@ -62,11 +75,17 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             ToWorker::OpenSource(order, command) => {
                 let session = order.session;
                 let outcome = self.open_source(*order, counters, switches);
+                self.note_refusal(session);
                 self.answer(command, session, outcome);
             }
             ToWorker::OpenDestination(order, command) => {
                 let session = order.session;
-                let outcome = self.open_destination(*order, counters);
+                let outcome = self.open_destination(*order, counters, switches);
+                if outcome.is_err() && command.is_none() {
+                    // The door let the peer in by the target's name: its next lane is told better.
+                    let _ = self.door.send(ToDoor::Forget(session));
+                }
+                self.note_refusal(session);
                 self.answer(command, session, outcome);
             }
             ToWorker::Cancel(id, command) => {
@@ -156,11 +175,18 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         }
         self.sessions.retain(|(known, _)| *known != slot);
         counters.sessions.set(self.sessions.len() as u64);
+        self.tell_border(ToControl::Forgotten(id));
         Ok(())
     }
 
     /// Is this session here already (a repeated command), and is there room for one more?
-    fn admit(&mut self, id: SessionId, role: Role) -> Result<bool, Fault> {
+    fn admit(
+        &mut self,
+        id: SessionId,
+        role: Role,
+        counters: &WorkerCounters,
+        switches: &Switches,
+    ) -> Result<bool, Fault> {
         if let Some((_, known)) = self.sessions.iter().find(|(_, session)| session.id() == id) {
             if known.is_source() == (role == Role::Source) {
                 return Ok(false);
@@ -184,12 +210,9 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         }
         if self.sessions.len() >= dwcp_api::session::SESSIONS_MAX / 2 {
             // Nobody asked for the oldest ended one to be forgotten; its picture has been shown.
-            if let Some(at) = self
-                .sessions
-                .iter()
-                .position(|(_, session)| session.is_over())
-            {
-                self.sessions.remove(at);
+            let oldest = self.sessions.iter().find(|(_, session)| session.is_over());
+            if let Some(oldest) = oldest.map(|(_, session)| session.id()) {
+                self.forget(oldest, counters, switches)?;
             }
         }
         Ok(true)
@@ -210,7 +233,7 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         counters: &WorkerCounters,
         switches: &Switches,
     ) -> Result<(), Fault> {
-        if !self.admit(order.session, Role::Source)? {
+        if !self.admit(order.session, Role::Source, counters, switches)? {
             return Ok(());
         }
         let mut offer = self.offer_with(&order.limits);
@@ -264,8 +287,9 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         &mut self,
         order: DestinationOrder,
         counters: &WorkerCounters,
+        switches: &Switches,
     ) -> Result<(), Fault> {
-        if !self.admit(order.session, Role::Destination)? {
+        if !self.admit(order.session, Role::Destination, counters, switches)? {
             return Ok(());
         }
         let offer = self.offer_with(&order.limits);
@@ -317,6 +341,8 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         })?;
         let slot = options.slot;
         self.next_slot += 1;
+        let (session, worker) = (options.id, self.index);
+        self.tell_border(ToControl::Opened { session, worker });
         self.sessions
             .push((slot, Session::new(options, cell, monotonic_ns())));
         counters.sessions_opened_total.add(1);

@@ -230,7 +230,10 @@ impl Session {
                 dial_at_ns: hands.now_ns + REDIAL_NS,
             };
         }
-        if fatal && !self.is_over() {
+        // A peer that has proven the key cannot have lost it: whoever says so now, cannot.
+        let is_lie = fault.failure == Failure::WrongKey && self.link.is_some();
+        // A lane that comes too late for a peer that gave up is refused, which is not the reason.
+        if fatal && !is_lie && !self.is_over() && !self.is_given_up() {
             self.fail(fault, hands);
         }
     }
@@ -473,6 +476,9 @@ impl Session {
     }
 
     fn dial_missing<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        if self.is_given_up() {
+            return;
+        }
         let Some((peer, target)) = &self.bundle.peer else {
             return;
         };

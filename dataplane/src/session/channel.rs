@@ -33,6 +33,8 @@ pub struct Channel {
     pub writable: bool,
     /// Nothing more was read on the last look: what waits is cut at the next.
     pub quiet: bool,
+    /// No descriptor will announce that the next look is due.
+    pub look_again: bool,
     /// When the first byte that waits to be cut was read.
     pub waiting_since_ns: u64,
     /// Our half close was sent to the peer.
@@ -84,6 +86,7 @@ impl Channel {
             readable: true,
             writable: true,
             quiet: false,
+            look_again: false,
             waiting_since_ns: 0,
             end_sent: false,
             end_released: false,

@@ -151,6 +151,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
     }
 
     fn cut_while_due(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
+        channel.look_again = false;
         let waiting = channel.intake.waiting_bytes();
         if waiting == 0 || self.lanes_are_busy() || !self.link.outbound.can_push() {
             return Ok(false);
@@ -162,13 +163,17 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         let ended = channel.intake.has_ended();
         let silent = !channel.readable;
         let starved = self.link.outbound.may_read(channel.id) == 0;
+        let eager = channel.intake.ready_bytes() >= EAGER_CUT_BYTES;
+        // Without credit a small batch waits for the next acknowledgement, if there is one to come:
+        // it brings credit to make it larger.
         let due = waiting >= BATCH_BYTES
             || ended
-            || ((silent || starved)
-                && (channel.intake.ready_bytes() >= EAGER_CUT_BYTES || channel.quiet));
+            || (starved && (eager || self.link.outbound.in_flight() == 0))
+            || (silent && (eager || channel.quiet));
         if !due {
             // One more look at the connection before a small batch leaves.
-            channel.quiet = silent || starved;
+            channel.look_again = silent && !channel.quiet;
+            channel.quiet = silent;
             return Ok(false);
         }
         // Half a record stays for the next cut unless nothing is left to wait for.

@@ -36,6 +36,7 @@ use dwcp_api::{Failure, Role, SessionId, SessionState};
 use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 pub use fault::Fault;
 
@@ -123,6 +124,8 @@ pub struct Session {
     channels: Vec<Channel>,
     /// Connections whose first bytes have not come yet, or that came before the link.
     unsorted: VecDeque<OwnedFd>,
+    /// One of them waits for room at the transport, which nothing announces.
+    sort_again: bool,
     pending_connects: VecDeque<(ChannelId, ChannelKind)>,
     turn: usize,
     /// The stream has shown the end of RAM, or cannot be understood: from now on the destination
@@ -130,6 +133,8 @@ pub struct Session {
     destination_may_run: bool,
     pong: Option<Nanos>,
     peer_bye: Option<ByeReason>,
+    /// The peer gave up; its reason, which travels in sequence, is waited for until then.
+    reason_due_ns: Option<u64>,
     linger_until_ns: u64,
     rate_limit: bundle::RateLimit,
     picture: SessionSnapshot,
@@ -163,11 +168,13 @@ impl Session {
             link: None,
             channels: Vec::with_capacity(16),
             unsorted: VecDeque::new(),
+            sort_again: false,
             pending_connects: VecDeque::new(),
             turn: 0,
             destination_may_run: false,
             pong: None,
             peer_bye: None,
+            reason_due_ns: None,
             linger_until_ns: u64::MAX,
             rate_limit: bundle::RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
             picture,
@@ -248,6 +255,7 @@ impl Session {
                         .is_none_or(|link| !link.outbound.can_push())
                     {
                         left.push_back(fd);
+                        self.sort_again = true;
                         continue;
                     }
                     if let Err(fault) = self.open_channel(kind, fd, hands) {
@@ -373,7 +381,12 @@ impl Session {
     fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut worked = self.pump_receive(hands)?;
         worked |= self.pump_release()?;
-        if self.state != SessionState::Undecided {
+        self.check_reason(hands.now_ns)?;
+        if self.sort_again && self.link.as_ref().is_some_and(|link| link.outbound.can_push()) {
+            self.sort_again = false;
+            self.sort_connections(hands);
+        }
+        if self.state != SessionState::Undecided && !self.is_given_up() {
             worked |= self.pump_forward(hands)?;
         }
         worked |= self.pump_lanes(hands)?;
@@ -383,7 +396,7 @@ impl Session {
 
     /// Is something waiting that no descriptor will announce?
     pub fn wants_turn(&self) -> bool {
-        !self.is_over() && self.channels.iter().any(|channel| channel.quiet)
+        !self.is_over() && self.channels.iter().any(|channel| channel.look_again)
     }
 
     pub(super) fn update_picture(&mut self, now_ns: u64, force: bool) {
@@ -451,11 +464,18 @@ enum FirstBytes {
 }
 
 fn first_bytes(fd: &OwnedFd) -> FirstBytes {
+    // Asked before the bytes are looked at: if it had ended by then, no more of them will come.
+    let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut polled = [PollFd::new(fd, PollFlags::RDHUP)];
+    let no_wait = Timespec::default();
+    let has_ended = rustix::event::poll(&mut polled, Some(&no_wait)).is_ok()
+        && polled[0].revents().intersects(ended);
     let mut first = [0u8; 4];
     let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
     match rustix::net::recv(fd, &mut first, flags) {
         Ok((0, _)) => FirstBytes::Closed,
         Ok((4, _)) => FirstBytes::Kind(ChannelKind::sniff(&first)),
+        Ok(_) if has_ended => FirstBytes::Closed,
         // Fewer than four bytes: more are on their way, or the connection ends, which wakes us.
         Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => FirstBytes::NotYet,
         Err(_) => FirstBytes::Closed,

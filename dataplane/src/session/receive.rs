@@ -19,6 +19,8 @@ use crate::transport::{MAX_BATCH_RAW_BYTES, Nanos, Version};
 
 /// Decoded batches of at most this many bytes move to a smaller buffer.
 const COMPACT_BYTES: usize = 60 << 10;
+/// A BYE may overtake the ABORT that says why: the two take different lanes. It is waited for so long.
+const REASON_LIMIT_NS: u64 = 250_000_000;
 
 impl Session {
     /// Takes one frame in.
@@ -46,15 +48,28 @@ impl Session {
                     link.outbound.heard(now);
                     self.peer_bye = Some(reason);
                     if reason != ByeReason::Done && !self.is_over() {
-                        return Err(Fault::new(
-                            Failure::PeerAborted,
-                            "the peer gave the session up; its own record says why",
-                        ));
+                        self.reason_due_ns.get_or_insert(now_ns + REASON_LIMIT_NS);
                     }
                 }
             },
         }
         Ok(())
+    }
+
+    /// Has the peer given the session up?
+    pub(super) const fn is_given_up(&self) -> bool {
+        self.reason_due_ns.is_some()
+    }
+
+    /// A peer that gave up without a word in time did so without a word.
+    pub(super) fn check_reason(&self, now_ns: u64) -> Result<(), Fault> {
+        match self.reason_due_ns {
+            Some(due_ns) if due_ns <= now_ns => Err(Fault::new(
+                Failure::PeerAborted,
+                "the peer gave the session up; its own record says why",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Hands up what is in sequence. Says whether there was anything.
