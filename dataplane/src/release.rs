@@ -91,6 +91,12 @@ impl Release {
         self.end && self.queue.is_empty()
     }
 
+    /// The hypervisor has closed: what comes for it is discarded.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        self.discarding
+    }
+
     /// Drops everything queued, as when the session fails closed.
     pub fn abandon(&mut self) {
         self.queue.clear();

@@ -381,8 +381,15 @@ impl Session {
     fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut worked = self.pump_receive(hands)?;
         worked |= self.pump_release()?;
-        self.check_reason(hands.now_ns)?;
-        if self.sort_again && self.link.as_ref().is_some_and(|link| link.outbound.can_push()) {
+        if self.state != SessionState::Undecided {
+            self.check_reason(hands.now_ns)?;
+        }
+        if self.sort_again
+            && self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.outbound.can_push())
+        {
             self.sort_again = false;
             self.sort_connections(hands);
         }

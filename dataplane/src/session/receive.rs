@@ -11,6 +11,7 @@ use super::channel::{ChainKeys, Channel, stream_kind};
 use super::{Fault, Hands, Session};
 use crate::codec::{CodecVersion, Method};
 use crate::intake::HEADROOM;
+use crate::stream::ChannelKind;
 use crate::transport::inbound::Ready;
 use crate::transport::wire::FrameKind;
 use crate::transport::wire::batch::{BatchHeader, BatchKind, FLAG_HISTORY, Marker};
@@ -260,6 +261,7 @@ impl Session {
 
     /// Writes what is queued for the hypervisor. Says whether anything was written.
     pub(super) fn pump_release(&mut self) -> Result<bool, Fault> {
+        let receives_guest = !self.is_source();
         let Some(link) = self.link.as_mut() else {
             return Ok(false);
         };
@@ -273,6 +275,18 @@ impl Session {
                     )
                 })?;
                 channel.writable = !wrote.blocked;
+                // Without a return path nothing else would tell the sender, which would hand its last
+                // byte to nobody and stop its guest.
+                if receives_guest
+                    && channel.kind == ChannelKind::Main
+                    && channel.release.is_refused()
+                {
+                    return Err(Fault::new(
+                        Failure::Hypervisor,
+                        "the receiving hypervisor closed its connection before it had the whole \
+                         guest; see its log",
+                    ));
+                }
                 if wrote.bytes > 0 {
                     link.inbound
                         .note_delivered(channel.id, wrote.bytes as u64)?;
