@@ -7,7 +7,7 @@ use std::time::Duration;
 use dwcp_lab::link::Shape;
 use dwcp_lab::stack::DATA_PORT;
 use dwcp_lab::watchdog::poll_until;
-use dwcp_tests::scene::{Ground, PATIENCE, Scene, SceneConfig};
+use dwcp_tests::scene::{PATIENCE, Scene, SceneConfig};
 use rustix::process::Signal;
 
 /// A thin and far line, so that each phase lasts long enough to be hit.
