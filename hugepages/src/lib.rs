@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`arena`] | a block of hugepages, or of ordinary pages with the reason stated |
 //! | [`pool`] | fixed-size buffers out of an arena, taken and returned without a lock |
+//! | `free_list` | which buffers of a pool are free |
 //! | [`segment`] | a sealed memfd with a checked header, shared between two processes |
 //! | [`ring`] | single-producer single-consumer ring of fixed-size records |
 //! | [`doorbell`] | how a parked consumer is woken, and only then |
@@ -28,5 +29,6 @@ pub mod segment;
 pub mod shared_pod;
 pub mod sync;
 
+mod free_list;
 mod huge_pool;
 mod mapping;

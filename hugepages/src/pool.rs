@@ -10,10 +10,10 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crossbeam::queue::ArrayQueue;
 use thiserror::Error;
 
 use crate::arena::Arena;
+use crate::free_list::FreeList;
 
 /// Buffers start on a cache line, so that neighbours on two cores do not share one.
 const LINE_BYTES: usize = 64;
@@ -50,8 +50,12 @@ struct Shared {
     range: Range<usize>,
     buf_bytes: usize,
     capacity: usize,
-    /// Arena offsets of the buffers that nobody holds.
-    free: ArrayQueue<usize>,
+    /// Arena offset of buffer 0.
+    first: usize,
+    /// From one buffer to the next, bytes.
+    stride: usize,
+    /// Numbers of the buffers that nobody holds.
+    free: FreeList,
 }
 
 impl Drop for Shared {
@@ -90,9 +94,9 @@ impl Pool {
             return Err(too_small);
         };
         let capacity = range.end.saturating_sub(first) / stride;
-        if capacity == 0 {
+        let Some(numbers) = u32::try_from(capacity).ok().filter(|numbers| *numbers > 0) else {
             return Err(too_small);
-        }
+        };
         if !arena.claim(&range) {
             return Err(PoolError::RangeTaken {
                 arena: arena.name(),
@@ -100,18 +104,15 @@ impl Pool {
                 range,
             });
         }
-        let free = ArrayQueue::new(capacity);
-        for index in 0..capacity {
-            // The queue has exactly `capacity` places, so every push finds one.
-            let _ = free.push(first + index * stride);
-        }
         Ok(Self {
             shared: Arc::new(Shared {
                 arena,
                 range,
                 buf_bytes,
                 capacity,
-                free,
+                first,
+                stride,
+                free: FreeList::full(numbers),
             }),
         })
     }
@@ -119,12 +120,14 @@ impl Pool {
     /// A buffer, or `None` if all are in use.
     #[inline]
     pub fn take(&self) -> Option<PoolBuf> {
-        let offset = self.shared.free.pop()?;
-        // SAFETY: needed to turn an offset into an address. Sound because every offset in the
-        // queue lies inside the claimed range, which lies inside the arena's mapping.
+        let number = self.shared.free.pop()?;
+        let offset = self.shared.first + number as usize * self.shared.stride;
+        // SAFETY: needed to turn an offset into an address. Sound because every buffer of a number
+        // below the capacity lies inside the claimed range, which lies inside the arena's mapping.
         let start = unsafe { NonNull::new_unchecked(self.shared.arena.as_ptr().add(offset)) };
         Some(PoolBuf {
             start,
+            number,
             offset,
             shared: Arc::clone(&self.shared),
         })
@@ -150,12 +153,13 @@ impl Pool {
 #[derive(Debug)]
 pub struct PoolBuf {
     start: NonNull<u8>,
+    number: u32,
     offset: usize,
     shared: Arc<Shared>,
 }
 
 // SAFETY: needed because of the pointer. Sound because a buffer has one holder at a time (its
-// offset left the queue) and its memory is not bound to a thread.
+// number left the list) and its memory is not bound to a thread.
 unsafe impl Send for PoolBuf {}
 // SAFETY: as above; `&PoolBuf` only allows reading, `&mut` is exclusive as everywhere.
 unsafe impl Sync for PoolBuf {}
@@ -191,8 +195,7 @@ impl DerefMut for PoolBuf {
 impl Drop for PoolBuf {
     #[inline]
     fn drop(&mut self) {
-        // The place that `take` emptied is still empty: only offsets of this pool come back.
-        let _ = self.shared.free.push(self.offset);
+        self.shared.free.push(self.number);
     }
 }
 
