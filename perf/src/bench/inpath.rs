@@ -37,7 +37,7 @@ struct Ground<'h> {
     guest: GuestConfig,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Way {
     Ours,
     Direct,
@@ -200,6 +200,14 @@ impl Ground<'_> {
             ),
         }?;
         check(&done)?;
+        eprintln!(
+            "{way:?}, {pages_per_s} pages/s: {} ms in all, gap {:.0} ms, down {} ms, {} rounds, {:.0} MB",
+            done.total_ms,
+            done.guest_gap_ms,
+            done.downtime_ms,
+            done.rounds,
+            done.hypervisor_bytes as f64 / 1e6,
+        );
         let [(all_before, planes_before), (all, planes)] = moments.get();
         let gb = done.hypervisor_bytes as f64 / 1e9;
         let per_gb = |after: u64, before: u64| after.saturating_sub(before) as f64 / 1e3 / gb;

@@ -22,12 +22,14 @@ const SWITCHES: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long v1 stays forced after its first batch, so that a late v3 batch would be seen.
 const HOLD: Duration = Duration::from_millis(300);
+/// v3 batches that must have left before v1 is forced again.
+const BATCHES_AGAIN: u64 = 8;
 /// More than the line carries, so that the guest never converges.
-const DIRTY_PAGES_PER_S: u32 = 20_000;
+const DIRTY_PAGES_PER_S: u32 = 100_000;
 const GUEST_MB: u32 = 256;
 
 fn line() -> Shape {
-    Shape::new(200.0, 5.0, 0.0)
+    Shape::new(400.0, 5.0, 0.0)
 }
 
 struct Scene<'h> {
@@ -58,6 +60,8 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
     })?;
     let mut samples = Vec::new();
     for number in 0..runs.unwrap_or(SWITCHES) {
+        // At no fixed moment of what the planes do in turns.
+        std::thread::sleep(Duration::from_millis(number as u64 * 17 % 97));
         let sample = scene
             .switch()
             .with_context(|| format!("switch {}", number + 1))?;
@@ -189,9 +193,13 @@ impl<'h> Scene<'h> {
         late_v3_batches +=
             u64::from(late_v3_batches == 0 && moment(&later, "last_v3_batch_ns") > first_ns);
         self.force(false)?;
-        self.wait("v3 batches again", |view| {
-            view["version"] == "v3" && view["rollback"].is_null()
-        })?;
+        let before = self.v3_batches()?;
+        let again = poll_until(PATIENCE, || match self.v3_batches() {
+            Ok(now) if now >= before + BATCHES_AGAIN => Some(Ok(())),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        });
+        again.context("v3 batches never came again")??;
         let ms = |from_ns: u64| first_ns.saturating_sub(from_ns) as f64 / 1e6;
         Ok(Sample {
             from_request_ms: ms(asked_ns),
