@@ -68,7 +68,12 @@ RUSTFLAGS="--cfg loom" cargo test --release --package dwcp-hugepages --lib --tar
 step "examples in the documentation"
 cargo test --quiet --workspace --doc
 
-step "tests"
-cargo nextest run --workspace
+step "tests of the parts"
+machine=(dwcp-controlplane dwcpctl dwcp-lab dwcp-tests)
+cargo nextest run --workspace "${machine[@]/#/--exclude=}"
+
+# Guests, hosts and spinning workers: one at a time, with the machine to themselves.
+step "tests with real hosts and guests"
+cargo nextest run "${machine[@]/#/--package=}" --test-threads 1
 
 step "done"
