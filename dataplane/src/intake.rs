@@ -121,17 +121,18 @@ impl Intake {
         if self.ended {
             return Ok(ReadOutcome::End);
         }
-        let room = MAX_BATCH_RAW_BYTES - self.filled;
-        if room == 0 || allowed == 0 {
+        if allowed == 0 {
             return Ok(ReadOutcome::Full);
         }
-        if self.fill.is_none() {
-            self.fill = pools.take(HEADROOM + MAX_BATCH_RAW_BYTES);
-        }
+        self.make_room(allowed, pools);
         let Some(fill) = self.fill.as_mut() else {
             return Ok(ReadOutcome::Full);
         };
         let start = HEADROOM + self.filled;
+        let room = fill.capacity().min(HEADROOM + MAX_BATCH_RAW_BYTES) - start;
+        if room == 0 {
+            return Ok(ReadOutcome::Full);
+        }
         let end = start + room.min(allowed);
         match rustix::io::read(fd, &mut fill.payload_mut()[start..end]) {
             Ok(0) => {
@@ -142,16 +143,40 @@ impl Intake {
                 self.filled += bytes;
                 Ok(ReadOutcome::Bytes(bytes))
             }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(ReadOutcome::WouldBlock),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                self.release_idle_buffer();
+                Ok(ReadOutcome::WouldBlock)
+            }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Cuts the next batch. `last` lets a record that stopped half-way go; otherwise it stays for the
+    /// Takes a buffer, or a larger one if more may be read than fits. A connection that may hold little
+    /// takes a buffer of that size, so that many of them do not use the large ones up.
+    fn make_room(&mut self, allowed: usize, pools: &FramePools) {
+        let want = HEADROOM + MAX_BATCH_RAW_BYTES.min(self.filled + allowed);
+        match &mut self.fill {
+            None => {
+                let less = || pools.take(HEADROOM + COPY_OUT_BYTES);
+                self.fill = pools.take(want).or_else(less);
+            }
+            Some(fill) if fill.capacity() < want => {
+                if let Some(mut larger) = pools.take(want) {
+                    let end = HEADROOM + self.filled;
+                    larger.payload_mut()[..end].copy_from_slice(&fill.payload_mut()[..end]);
+                    *fill = larger;
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Cuts the next batch, of at most `limit` bytes. `last` lets a record that stopped half-way go; otherwise it stays for the
     /// next cut. `None`: nothing to cut, or no buffer to carry the rest over to.
     pub fn cut(
         &mut self,
         last: bool,
+        limit: usize,
         blocks: &mut BlockTable,
         tokens: &mut TokenBuf,
         pools: &FramePools,
@@ -163,19 +188,27 @@ impl Intake {
         // A small batch is copied out, so that it does not pin a large buffer until it is
         // acknowledged; a large one leaves in the buffer it was read into. Either way the buffer is
         // taken before the tokeniser may take a byte.
-        let copy_out = self.filled <= COPY_OUT_BYTES;
+        let offered = self.filled.min(limit);
+        let last = last && offered == self.filled;
+        let copy_out = offered <= COPY_OUT_BYTES;
+        let fill = self.fill.as_ref()?;
         let want = if copy_out {
-            self.filled
+            offered
         } else {
-            MAX_BATCH_RAW_BYTES
+            fill.capacity() - HEADROOM
         };
         let mut other = pools.take(HEADROOM + want)?;
         let mut fill = self.fill.take()?;
         let raw = &mut fill.payload_mut()[HEADROOM..HEADROOM + self.filled];
-        let consumed = self.tokeniser.feed(raw, last, blocks, tokens);
+        let consumed = self.tokeniser.feed(&raw[..offered], last, blocks, tokens);
         let rest = self.filled - consumed;
-        // When the token list was full the rest is worth another look; otherwise it is half a record.
-        self.stuck = if tokens.room() == 0 { 0 } else { rest };
+        // When the token list was full, or not all was offered, the rest is worth another look;
+        // otherwise it is half a record.
+        self.stuck = if tokens.room() == 0 || offered < consumed + rest {
+            0
+        } else {
+            rest
+        };
         if consumed == 0 {
             self.fill = Some(fill);
             return None;
@@ -183,11 +216,11 @@ impl Intake {
         let frame = if copy_out {
             other.payload_mut()[HEADROOM..HEADROOM + consumed].copy_from_slice(&raw[..consumed]);
             raw.copy_within(consumed.., 0);
-            self.fill = Some(fill);
+            self.fill = (rest > 0).then_some(fill);
             other
         } else {
             other.payload_mut()[HEADROOM..HEADROOM + rest].copy_from_slice(&raw[consumed..]);
-            self.fill = Some(other);
+            self.fill = (rest > 0).then_some(other);
             fill
         };
         self.filled = rest;
@@ -201,7 +234,7 @@ impl Intake {
     }
 
     /// Gives the buffer back while nothing is in it, so that an idle connection holds none.
-    pub fn release_idle_buffer(&mut self) {
+    fn release_idle_buffer(&mut self) {
         if self.filled == 0 {
             self.fill = None;
         }

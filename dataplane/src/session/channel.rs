@@ -4,6 +4,7 @@
 //! closes in either direction. Promises: each direction is closed once, after its last byte, and closing
 //! is `shutdown(2)`, which the hypervisor sees whoever else holds the descriptor.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use rustix::net::Shutdown;
@@ -14,6 +15,18 @@ use crate::release::Release;
 use crate::stream::ChannelKind;
 use crate::transport::ChannelId;
 use crate::transport::wire::batch;
+
+/// Batches of one connection that are remembered without taking more memory.
+const UNTAKEN_ROOM: usize = 64;
+
+/// A batch that fills a buffer at the far end until its hypervisor takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Untaken {
+    /// Where in the connection it ends.
+    pub end: u64,
+    /// It needs a buffer of the largest size.
+    pub large: bool,
+}
 
 /// What a session does with one connection.
 pub struct Channel {
@@ -37,6 +50,8 @@ pub struct Channel {
     pub look_again: bool,
     /// When the first byte that waits to be cut was read.
     pub waiting_since_ns: u64,
+    /// Batches sent that the far hypervisor has not taken whole, oldest first.
+    pub untaken: VecDeque<Untaken>,
     /// Our half close was sent to the peer.
     pub end_sent: bool,
     /// Our side towards the hypervisor was shut down.
@@ -88,6 +103,7 @@ impl Channel {
             quiet: false,
             look_again: false,
             waiting_since_ns: 0,
+            untaken: VecDeque::with_capacity(UNTAKEN_ROOM),
             end_sent: false,
             end_released: false,
             chain_out: Chain::new(keys.out, id.0, out, keys.kind),

@@ -10,7 +10,7 @@ use dwcp_api::{Failure, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::frame::{Frame, FrameMut};
 use dwcp_drivers::lane::LaneGroup;
 
-use super::channel::Channel;
+use super::channel::{Channel, Untaken};
 use super::link::{Link, Retained};
 use super::{Fault, Hands, Session};
 use crate::codec::{CodecVersion, EncodeHint, EncodeStats, Encoder};
@@ -28,6 +28,11 @@ const BATCH_BYTES: usize = 512 << 10;
 const EAGER_CUT_BYTES: usize = 128 << 10;
 /// Batches of at most this many raw bytes do not count against the number of large ones.
 const SMALL_BATCH_BYTES: usize = 32 << 10;
+/// Small batches that the far hypervisor may have yet to take. The receiver has twice
+/// [`crate::transport::MAX_IN_FLIGHT`] buffers for them, one of which each channel may count on.
+const SMALL_UNTAKEN_MAX: usize = 192;
+/// A batch is cut when so many buffers are free: one for what follows it, one to encode into.
+const BUFFERS_MIN: usize = 2;
 /// Encoded batches of at most this many bytes move to a smaller buffer.
 const COMPACT_BYTES: usize = 60 << 10;
 
@@ -47,6 +52,7 @@ impl Session {
         for step in 0..count {
             let index = (self.turn + step) % count;
             let channel = &mut self.channels[index];
+            link.note_taken(channel);
             if channel.end_sent {
                 continue;
             }
@@ -156,17 +162,32 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         if waiting == 0 || self.lanes_are_busy() || !self.link.outbound.can_push() {
             return Ok(false);
         }
-        let large_in_flight = self.link.outbound.in_flight() >= self.link.large_batches_max;
-        if large_in_flight && waiting > SMALL_BATCH_BYTES {
+        // Every batch that the far hypervisor has not taken fills a buffer there. When these run short,
+        // a connection may have one small batch on its way and no more, so that one which nobody
+        // reads never keeps another from moving: the receiver may wait for just that one.
+        let crowded = self.link.untaken_large >= self.link.large_batches_max
+            || self.link.untaken_small >= SMALL_UNTAKEN_MAX;
+        if crowded && !channel.untaken.is_empty() {
             return Ok(false);
         }
+        // Where large buffers are short here, what waits leaves in small pieces, for it fills one too.
+        let free = self.link.pools_out.available();
+        let short = free.large < BUFFERS_MIN;
+        if short && free.medium < BUFFERS_MIN {
+            return Ok(false);
+        }
+        let limit = if crowded || short {
+            SMALL_BATCH_BYTES
+        } else {
+            MAX_BATCH_RAW_BYTES
+        };
         let ended = channel.intake.has_ended();
         let silent = !channel.readable;
         let starved = self.link.outbound.may_read(channel.id) == 0;
         let eager = channel.intake.ready_bytes() >= EAGER_CUT_BYTES;
         // Without credit a small batch waits for the next acknowledgement, if there is one to come:
         // it brings credit to make it larger.
-        let due = waiting >= BATCH_BYTES
+        let due = waiting >= BATCH_BYTES.min(limit)
             || ended
             || (starved && (eager || self.link.outbound.in_flight() == 0))
             || (silent && (eager || channel.quiet));
@@ -178,18 +199,27 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         }
         // Half a record stays for the next cut unless nothing is left to wait for.
         let last = ended || (channel.quiet && channel.intake.ready_bytes() == 0);
-        self.send_batch(channel, last)
+        self.send_batch(channel, last, limit)
     }
 
-    fn send_batch(&mut self, channel: &mut Channel, last: bool) -> Result<bool, Fault> {
+    fn send_batch(
+        &mut self,
+        channel: &mut Channel,
+        last: bool,
+        limit: usize,
+    ) -> Result<bool, Fault> {
         let link = &mut *self.link;
-        let Some(cut) =
-            channel
-                .intake
-                .cut(last, &mut link.blocks, &mut link.tokens, &link.pools_out)
+        let (blocks, tokens) = (&mut link.blocks, &mut link.tokens);
+        let Some(cut) = channel
+            .intake
+            .cut(last, limit, blocks, tokens, &link.pools_out)
         else {
             return Ok(false);
         };
+        let large = cut.raw_bytes > SMALL_BATCH_BYTES;
+        let end = cut.offset + cut.raw_bytes as u64;
+        channel.untaken.push_back(Untaken { end, large });
+        *link.untaken(large) += 1;
         let seq = link.outbound.next_seq();
         let view = self.hands.switches.read();
         self.note_switch(view);

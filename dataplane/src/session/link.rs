@@ -18,10 +18,13 @@ use crate::transport::wire::control::{Ack, ControlOpener, ControlSealer};
 use crate::transport::wire::keys::{Direction, FrameKeys};
 use crate::transport::{MAX_IN_FLIGHT, Nanos, TransportError, Version};
 
+use super::channel::Channel;
 use super::wire_rate::WireRate;
 
 /// Page store of the direction that carries no pages.
 const RETURN_STORE_BYTES: u64 = 1 << 20;
+/// Large batches of that direction that may be on their way or untaken.
+const RETURN_BATCHES_MAX: usize = 8;
 /// Between these zstd levels the encoder chooses.
 const ZSTD_LEVEL_MIN: i32 = 1;
 /// See [`ZSTD_LEVEL_MIN`].
@@ -79,8 +82,12 @@ pub struct Link {
     pub retained: std::collections::VecDeque<Retained>,
     /// Token lists to use again.
     pub spare_tokens: Vec<Vec<Token>>,
-    /// Batches of more than a small size that may be unacknowledged at once.
+    /// Batches of more than a small size that the far hypervisor may have yet to take.
     pub large_batches_max: usize,
+    /// How many there are.
+    pub untaken_large: usize,
+    /// And of the small ones.
+    pub untaken_small: usize,
     /// Lanes for a v1 transport.
     pub lanes_v1: u16,
     /// Lanes for a v3 transport.
@@ -186,7 +193,13 @@ impl Link {
             tokens: TokenBuf::with_capacity(BATCH_TOKENS),
             retained: std::collections::VecDeque::with_capacity(MAX_IN_FLIGHT),
             spare_tokens: Vec::with_capacity(MAX_IN_FLIGHT),
-            large_batches_max,
+            large_batches_max: if options.is_source {
+                large_batches_max
+            } else {
+                RETURN_BATCHES_MAX
+            },
+            untaken_large: 0,
+            untaken_small: 0,
             lanes_v1: agreed.params.lanes_v1,
             lanes_v3: agreed.params.lanes_v3,
             window_limit_bytes: window,
@@ -209,6 +222,23 @@ impl Link {
     /// What is held between the hypervisors never passes this.
     pub const fn held_limit_bytes(&self, channels: u64) -> u64 {
         self.window_limit_bytes + crate::transport::CHANNEL_GUARANTEE_BYTES * channels
+    }
+
+    /// The number of untaken batches, of the large ones or of the small.
+    pub const fn untaken(&mut self, large: bool) -> &mut usize {
+        if large {
+            &mut self.untaken_large
+        } else {
+            &mut self.untaken_small
+        }
+    }
+
+    /// Forgets the batches of `channel` that the far hypervisor has taken.
+    pub fn note_taken(&mut self, channel: &mut Channel) {
+        let taken = self.outbound.delivered_bytes(channel.id);
+        while let Some(batch) = channel.untaken.pop_front_if(|batch| batch.end <= taken) {
+            *self.untaken(batch.large) -= 1;
+        }
     }
 
     /// Takes an ACK, and forgets what was kept of the batches that it confirms.

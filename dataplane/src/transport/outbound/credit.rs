@@ -127,6 +127,13 @@ impl Credit {
         self.shared_bytes = self.shared_bytes - before.shared() + state.shared();
     }
 
+    /// Bytes of `channel` that the far hypervisor has taken.
+    #[must_use]
+    pub fn delivered_bytes(&self, channel: ChannelId) -> u64 {
+        let state = self.channels.get(usize::from(channel.0));
+        state.map_or(0, |state| state.delivered_bytes)
+    }
+
     /// Bytes read here since the session began.
     #[must_use]
     pub fn read_bytes(&self) -> u64 {

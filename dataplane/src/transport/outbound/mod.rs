@@ -203,6 +203,12 @@ impl<F: FrameHandle> Outbound<F> {
             .on_read(channel, bytes as u64, self.window.bytes())
     }
 
+    /// Bytes of `channel` that the far hypervisor is known to have taken.
+    #[must_use]
+    pub fn delivered_bytes(&self, channel: ChannelId) -> u64 {
+        self.credit.delivered_bytes(channel)
+    }
+
     /// Is there room for another batch in flight?
     #[must_use]
     pub fn can_push(&self) -> bool {
