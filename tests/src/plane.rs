@@ -119,7 +119,8 @@ impl Plane {
             greeting,
             stats,
             switches,
-            next_id: 1,
+            // As in the product: an answer to somebody who went before is not taken for ours.
+            next_id: monotonic_ns(),
             path: path.to_owned(),
         })
     }
