@@ -66,7 +66,7 @@ step "lock-free parts under loom"
 RUSTFLAGS="--cfg loom" cargo test --release --package dwcp-hugepages --lib --target-dir target/loom loom
 
 step "examples in the documentation"
-cargo test --quiet --workspace --doc
+cargo test --quiet --package dwcp-hugepages --doc
 
 step "tests of the parts"
 machine=(dwcp-controlplane dwcpctl dwcp-lab dwcp-tests)
