@@ -31,7 +31,9 @@ fuzz_target!(|frame: &[u8]| {
 
 fn batch(keys: &FrameKeys, frame: &[u8]) {
     assert!(open_batch(keys, frame).is_err(), "forged without the key");
-    let Ok(view) = parse_batch_layout(frame) else { return };
+    let Ok(view) = parse_batch_layout(frame) else {
+        return;
+    };
     let header = view.header;
     let sealed = match view.marker {
         None => {
@@ -69,8 +71,12 @@ fn control(keys: &FrameKeys, frame: &[u8]) {
     let epoch = SessionEpoch(0);
     let mut opener = ControlOpener::new(keys.clone(), epoch);
     assert!(opener.open(frame).is_err(), "forged without the key");
-    let Some(signed) = frame.len().checked_sub(16).map(|n| &frame[..n]) else { return };
-    let Ok(layout) = parse_control_layout(signed) else { return };
+    let Some(signed) = frame.len().checked_sub(16).map(|n| &frame[..n]) else {
+        return;
+    };
+    let Ok(layout) = parse_control_layout(signed) else {
+        return;
+    };
     let mut out = [0; MAX_CONTROL_BYTES];
     let n = ControlSealer::new(keys.clone(), epoch).seal(&layout.frame, &mut out);
     assert_eq!(n, frame.len());

@@ -35,7 +35,9 @@ fn config(psk: Psk) -> InitiatorConfig {
         lane: LaneIx(0),
         lane_attempt: 0,
         join: Join::New,
-        purpose: Purpose::Passive { target: ArrayString::from("vm").expect("short") },
+        purpose: Purpose::Passive {
+            target: ArrayString::from("vm").expect("short"),
+        },
         highest: Version::V3,
         params: params(),
     }
@@ -69,7 +71,9 @@ fn to_acceptor(mut input: &[u8]) {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let wanted = acceptor.wanted();
-            let Ok((taken, step)) = acceptor.feed(rest) else { return };
+            let Ok((taken, step)) = acceptor.feed(rest) else {
+                return;
+            };
             assert!(taken <= rest.len() && (taken >= 1 || step.is_some() || wanted == 0));
             rest = &rest[taken..];
             match step {
@@ -103,7 +107,9 @@ fn to_initiator(mut input: &[u8]) {
     while let Some(bytes) = next_message(&mut input, &own, &says) {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            let Ok((taken, step)) = initiator.feed(rest) else { return };
+            let Ok((taken, step)) = initiator.feed(rest) else {
+                return;
+            };
             assert!(taken <= rest.len());
             rest = &rest[taken..];
             match step {

@@ -26,6 +26,10 @@ const BUSY_PAGES_PER_S: u32 = 500;
 const PORT: u16 = 4444;
 /// Guest memory, MiB; another size by this variable of the environment.
 const GUEST_MB: u32 = 1024;
+/// Lines of each log that a failure shows.
+const LOG_LINES: usize = 20;
+const PLANES_MB: usize = 1024;
+const PAGE_BYTES: usize = 4096;
 const GUEST_MB_VARIABLE: &str = "DWCP_PERF_GUEST_MB";
 
 struct Ground<'h> {
@@ -159,6 +163,7 @@ impl Ground<'_> {
         let mut destination =
             Guest::start_incoming(Some(b), &source, QemuVersion::V10, Arrival::Run)?;
         source.set_rate(pages_per_s)?;
+        warm_memory(self.guest);
         let mut watched = vec![source.process().id(), destination.process().id()];
         if matches!(way, Way::Ours) {
             watched.extend(&self.planes);
@@ -199,7 +204,7 @@ impl Ground<'_> {
                 },
             ),
         }?;
-        check(&done)?;
+        check(&done).with_context(|| self.last_words(way))?;
         eprintln!(
             "{way:?}, {pages_per_s} pages/s: {} ms in all, gap {:.0} ms, down {} ms, {} rounds, {:.0} MB",
             done.total_ms,
@@ -219,6 +224,26 @@ impl Ground<'_> {
             planes_cpu_s_per_gb: per_gb(planes, planes_before),
             wire_share: done.wire_bytes as f64 / done.hypervisor_bytes as f64,
         })
+    }
+
+    /// What our planes say of their last migration, for a failure.
+    fn last_words(&self, way: Way) -> String {
+        if matches!(way, Way::Direct) {
+            return "the hypervisor alone".to_owned();
+        }
+        let mut words = String::new();
+        for node in &self.nodes {
+            if let Ok((_, list)) = node.api("GET", "/v1/migrations", None) {
+                words.push_str(&list["migrations"][0].to_string());
+            }
+            for log in ["dataplane.log", "controlplane.log"] {
+                let text = std::fs::read_to_string(node.dir().join(log)).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                words.push_str(&format!("\n--- {log}\n"));
+                words.push_str(&lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
+            }
+        }
+        words
     }
 
     fn ask(&self, source: &mut Guest, destination: &Guest) -> anyhow::Result<()> {
@@ -241,6 +266,18 @@ impl Ground<'_> {
         });
         begun.context("the hypervisor began no migration")
     }
+}
+
+/// Touches as much memory as a migration will ask for and gives it back. On a machine that is virtual
+/// itself, pages that were free for a while belong to its host again; fetching them back costs several
+/// times what copying a guest does, and must not fall on one way by chance.
+fn warm_memory(guest: GuestConfig) {
+    let bytes = (guest.memory_mb as usize + PLANES_MB) << 20;
+    let mut memory = vec![0_u8; bytes];
+    for byte in memory.iter_mut().step_by(PAGE_BYTES) {
+        *byte = 1;
+    }
+    std::hint::black_box(&memory);
 }
 
 fn check(done: &MigrationFigures) -> anyhow::Result<()> {

@@ -10,10 +10,10 @@ use dwcp_dataplane::codec::{Chain, CodecConfig, CodecVersion, EncodeHint, Encode
 use dwcp_dataplane::stream::Token;
 use dwcp_dataplane::transport::handshake::InitiatorConfig;
 use dwcp_dataplane::transport::wire::batch::{
-    AbortReason, BATCH_HEADER_BYTES, ChannelKind, DataHeader, FLAG_HISTORY, Marker,
+    BATCH_HEADER_BYTES, ChannelKind, DataHeader, FLAG_HISTORY, Marker,
 };
-use dwcp_dataplane::transport::wire::control::{Ack, ByeReason, ControlFrame, Sack};
-use dwcp_dataplane::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
+use dwcp_dataplane::transport::wire::control::{ByeReason, ControlFrame};
+use dwcp_dataplane::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Version};
 use dwcp_hugepages::arena::BackingPolicy;
 use dwcp_tests::pair::{PairOptions, noise};
 
@@ -24,8 +24,8 @@ use crate::peer::{Peer, ends, fresh_id, proposal};
 const HONEST: &[u8] = b"QEVM honest bytes";
 
 /// A peer in the middle of its session, and the chain of its channel 0.
-struct Liar {
-    peer: Peer,
+pub struct Liar {
+    pub peer: Peer,
     chain: Chain,
 }
 
@@ -43,7 +43,7 @@ impl Liar {
 }
 
 /// Lets a liar into a session of its own, lets it lie, and looks at what becomes of it.
-fn lie(stage: &mut Stage, what: &str, expected: Failure, act: impl FnOnce(&mut Liar)) {
+pub fn lie(stage: &mut Stage, what: &str, expected: Failure, act: impl FnOnce(&mut Liar)) {
     lie_as(stage, &proposal(fresh_id()), what, expected, act);
 }
 
@@ -398,69 +398,6 @@ fn an_order_that_no_honest_peer_has() {
             liar.send(&header, b"bytes");
         },
     );
-    stage.finish();
-}
-
-#[test]
-fn acknowledgements_of_what_was_never_sent() {
-    let mut stage = Stage::start(PairOptions::default());
-    let honest = || Ack {
-        next_seq: BatchSeq(0),
-        sack: Sack::default(),
-        total_delivered_bytes: 0,
-        echo: None,
-        echo_held_ns: 0,
-        delivered: arrayvec::ArrayVec::new(),
-    };
-    let ack = |change: fn(&mut Ack)| {
-        let mut ack = honest();
-        change(&mut ack);
-        ControlFrame::Ack(ack)
-    };
-    let lies: [(&str, fn(&mut Ack)); 6] = [
-        ("batches never sent", |ack| ack.next_seq = BatchSeq(1)),
-        ("all batches there can be", |ack| {
-            ack.next_seq = BatchSeq(u64::MAX)
-        }),
-        ("a batch never sent, alone", |ack| ack.sack.set(255)),
-        ("bytes never sent", |ack| ack.total_delivered_bytes = 1),
-        ("bytes never sent on a channel", |ack| {
-            ack.delivered.push((ChannelId(0), u64::MAX))
-        }),
-        ("bytes on no channel", |ack| {
-            ack.delivered.push((ChannelId(200), 1))
-        }),
-    ];
-    for (what, change) in lies {
-        lie(&mut stage, what, Failure::Protocol, |liar| {
-            liar.peer.control(&ack(change))
-        });
-    }
-    // Times that cannot be are no reason to end; the clocks of peers lie.
-    lie(
-        &mut stage,
-        "times that cannot be, then a goodbye",
-        Failure::PeerAborted,
-        |liar| {
-            for at in [0, 1, u64::MAX] {
-                let mut ack = honest();
-                (ack.echo, ack.echo_held_ns) = (Some(Nanos(at)), u64::MAX - at);
-                liar.peer.control(&ControlFrame::Ack(ack));
-                liar.peer.control(&ControlFrame::Ping(Nanos(at)));
-                liar.peer.control(&ControlFrame::Pong(Nanos(at)));
-            }
-            liar.peer.control(&ControlFrame::Bye(ByeReason::Aborted));
-        },
-    );
-    lie(&mut stage, "an abort", Failure::PeerAborted, |liar| {
-        liar.peer.marker(
-            0,
-            &Marker::Abort {
-                reason: AbortReason::Cancelled,
-                text: "enough",
-            },
-        );
-    });
     stage.finish();
 }
 

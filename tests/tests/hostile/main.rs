@@ -3,6 +3,7 @@
 //! byte for byte.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod acks;
 mod beside;
 mod border;
 mod crowd;
