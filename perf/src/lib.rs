@@ -2,8 +2,10 @@
 //!
 //! - [`row`]: one measured figure beside its reference, medians, the table and the JSON
 //! - [`bench`]: what can be measured, by name
+//! - `hugepages`: memory that costs the same every time
 //! - [`processes`]: processor time of running processes
 
 pub mod bench;
+mod hugepages;
 pub mod processes;
 pub mod row;

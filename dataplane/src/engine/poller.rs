@@ -56,7 +56,18 @@ impl Poller {
         )?)
     }
 
-    /// Reports while the descriptor is readable: listeners, doorbells, a driver's ring.
+    /// Reports each ring of a doorbell once, whether or not anybody empties it. Whoever rings may do so
+    /// after its owner, awake, saw the reason already: that must not keep the owner from sleeping later.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn add_doorbell(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token.0);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, fd, data, flags)?)
+    }
+
+    /// Reports while the descriptor is readable: listeners, and mailboxes that are drained when it is.
     ///
     /// # Errors
     /// What the system said.
@@ -98,5 +109,25 @@ impl Poller {
             });
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    #[test]
+    fn a_doorbell_that_nobody_empties_is_reported_once_a_ring() {
+        let poller = Poller::new().unwrap();
+        let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        poller.add_doorbell(&bell, Token(7)).unwrap();
+        let look = || poller.wait(0, |_| {}).unwrap();
+        assert_eq!(look(), 0);
+        for _ in 0..3 {
+            rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+            assert_eq!(look(), 1);
+            assert_eq!(look(), 0);
+        }
     }
 }

@@ -78,9 +78,9 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
     /// What the system said.
     pub fn new(options: WorkerOptions, lanes: G) -> std::io::Result<Self> {
         let poller = Poller::new()?;
-        poller.add_readable(options.mail.fd(), Routes::MAILBOX_TOKEN)?;
+        poller.add_doorbell(options.mail.fd(), Routes::MAILBOX_TOKEN)?;
         if let Some(fd) = lanes.park_fd() {
-            poller.add_readable(fd, Routes::LANES_TOKEN)?;
+            poller.add_doorbell(fd, Routes::LANES_TOKEN)?;
         }
         let mut passive = Vec::new();
         if options.index == 0 {
@@ -297,7 +297,6 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         if self.mail.is_empty() {
             return false;
         }
-        self.mail.drain_wakeups();
         while let Some(message) = self.mail.receive() {
             self.take_message(message, counters, switches);
         }

@@ -1,7 +1,9 @@
 //! What the product costs where it has nothing to save: a migration over a free local link, through two
 //! data planes and by the hypervisor alone. In: how many pairs. Out: total time, the guest's gap,
 //! downtime, processor time and wire bytes by byte of the hypervisor, for a busy guest and an idle one.
-//! Promises: both move the same saved guest over the same cable with the machine's own TCP settings;
+//! Promises: both move the same saved guest over the same cable with the machine's own TCP settings, and
+//! guests lie on hugepages that were touched before, for on a machine that is virtual itself a page that
+//! was free for a while is fetched from its host at several times the cost of moving it;
 //! the guest checks its memory after each; a migration that did not complete ends the bench.
 
 use std::cell::Cell;
@@ -16,6 +18,7 @@ use dwcp_lab::stack::{Node, NodeConfig};
 use dwcp_lab::watchdog::poll_until;
 use serde_json::json;
 
+use crate::hugepages::Reserved;
 use crate::processes::cpu_ms;
 use crate::row::Row;
 
@@ -28,8 +31,8 @@ const PORT: u16 = 4444;
 const GUEST_MB: u32 = 1024;
 /// Lines of each log that a failure shows.
 const LOG_LINES: usize = 20;
-const PLANES_MB: usize = 1024;
-const PAGE_BYTES: usize = 4096;
+/// What two data planes take for one session: page history, buffers.
+const PLANES_MB: u32 = 1024;
 const GUEST_MB_VARIABLE: &str = "DWCP_PERF_GUEST_MB";
 
 struct Ground<'h> {
@@ -67,6 +70,7 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
             .with_context(|| format!("{GUEST_MB_VARIABLE}={text}: MiB"))?,
         Err(_) => GUEST_MB,
     };
+    let _reserved = Reserved::hugepages(2 * memory_mb + PLANES_MB)?;
     let mut nodes = [
         Node::start(&a, node("a", &cable, &management, 0))?,
         Node::start(&b, node("b", &cable, &management, 1))?,
@@ -75,7 +79,10 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
         .iter_mut()
         .flat_map(|node| [node.dataplane().id(), node.controlplane().id()])
         .collect();
-    let guest = GuestConfig::sized(memory_mb);
+    let guest = GuestConfig {
+        hugepages: true,
+        ..GuestConfig::sized(memory_mb)
+    };
     let ground = Ground {
         hosts: [&a, &b],
         cable: &cable,
@@ -113,7 +120,7 @@ fn node(name: &str, cable: &Cable, management: &Cable, index: usize) -> NodeConf
     let mut config = NodeConfig::new(name, data, control);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     if let Some(core) = cores.get(index).or_else(|| cores.last()) {
-        config.dataplane_extra = format!("cores = [{}]\n", core.id);
+        config.dataplane_extra = format!("cores = [{}]\n{}\n", core.id, std::env::var("DWCP_X").unwrap_or_default());
     }
     config
 }
@@ -163,7 +170,6 @@ impl Ground<'_> {
         let mut destination =
             Guest::start_incoming(Some(b), &source, QemuVersion::V10, Arrival::Run)?;
         source.set_rate(pages_per_s)?;
-        warm_memory(self.guest);
         let mut watched = vec![source.process().id(), destination.process().id()];
         if matches!(way, Way::Ours) {
             watched.extend(&self.planes);
@@ -213,6 +219,11 @@ impl Ground<'_> {
             done.rounds,
             done.hypervisor_bytes as f64 / 1e6,
         );
+        for node in &self.nodes {
+            if let Ok((_, list)) = node.api("GET", "/v1/perf/counters", None) {
+                eprintln!("{list}");
+            }
+        }
         let [(all_before, planes_before), (all, planes)] = moments.get();
         let gb = done.hypervisor_bytes as f64 / 1e9;
         let per_gb = |after: u64, before: u64| after.saturating_sub(before) as f64 / 1e3 / gb;
@@ -266,18 +277,6 @@ impl Ground<'_> {
         });
         begun.context("the hypervisor began no migration")
     }
-}
-
-/// Touches as much memory as a migration will ask for and gives it back. On a machine that is virtual
-/// itself, pages that were free for a while belong to its host again; fetching them back costs several
-/// times what copying a guest does, and must not fall on one way by chance.
-fn warm_memory(guest: GuestConfig) {
-    let bytes = (guest.memory_mb as usize + PLANES_MB) << 20;
-    let mut memory = vec![0_u8; bytes];
-    for byte in memory.iter_mut().step_by(PAGE_BYTES) {
-        *byte = 1;
-    }
-    std::hint::black_box(&memory);
 }
 
 fn check(done: &MigrationFigures) -> anyhow::Result<()> {

@@ -86,6 +86,9 @@ pub struct GuestConfig {
     pub seed: u64,
     /// QEMU release.
     pub qemu: QemuVersion,
+    /// Whether its memory lies on hugepages, which the machine must have free. What it is made of does
+    /// not show in its stream: it moves to and from guests on ordinary pages.
+    pub hugepages: bool,
 }
 
 impl Default for GuestConfig {
@@ -96,6 +99,7 @@ impl Default for GuestConfig {
             vcpus: 1,
             seed: 7,
             qemu: QemuVersion::V10,
+            hugepages: false,
         }
     }
 }
@@ -224,6 +228,9 @@ impl Guest {
                 &config.vcpus.to_string(),
             ])
             .args(kernel_flags(&image, config.load_mb, config.seed));
+        if config.hugepages {
+            command.args(hugepage_flags(config.memory_mb));
+        }
         if flags.is_empty() {
             command.arg("-S");
         }
@@ -421,12 +428,26 @@ fn hash_file(path: &Path, hash: &mut Xxh3Default) -> io::Result<()> {
 fn saved_file(config: &GuestConfig) -> Result<PathBuf, GuestError> {
     let image = Image::ensure()?;
     let accelerator = Accelerator::probed(&image);
+    let config = GuestConfig {
+        hugepages: false,
+        ..*config
+    };
     let key = format!(
         "{config:?} {} {:x} {accelerator:?}",
         config.qemu.describe()?,
         image.hash
     );
     Ok(cache_dir().join(format!("saved-{:016x}", xxh3_64(key.as_bytes()))))
+}
+
+/// Memory on hugepages under the name that ordinary memory has in the stream.
+fn hugepage_flags(memory_mb: u32) -> [String; 4] {
+    [
+        "-object".into(),
+        format!("memory-backend-memfd,id=pc.ram,size={memory_mb}M,hugetlb=on,hugetlbsize=2M"),
+        "-machine".into(),
+        "memory-backend=pc.ram".into(),
+    ]
 }
 
 fn save(config: GuestConfig, file: &Path) -> Result<(), GuestError> {
