@@ -6,7 +6,7 @@ mod jobs_kit;
 
 use std::time::Duration;
 
-use dwcp_api::command::{Command, Digest, SessionLimits};
+use dwcp_api::command::{Command, SessionLimits};
 use dwcp_api::text::Text;
 use dwcp_api::{SessionId, Version};
 use dwcp_controlplane::host::Host;
@@ -332,7 +332,6 @@ async fn a_session_left_over_by_a_dead_control_plane_is_swept() {
             listen: Text::new(scene.host(0).join("left").to_str().unwrap()).unwrap(),
             peer: Text::clipped("127.0.0.1:1"),
             max_version: Version::V3,
-            digest: Digest::Keyed,
             limits: SessionLimits::default(),
         })
         .await

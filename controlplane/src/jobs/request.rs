@@ -4,7 +4,7 @@
 use std::fmt;
 
 use dwcp_api::Version;
-use dwcp_api::command::{Digest, SessionLimits};
+use dwcp_api::command::SessionLimits;
 use serde::{Deserialize, Serialize};
 
 use super::error::JobError;
@@ -73,26 +73,6 @@ impl From<MaxVersion> for Version {
     }
 }
 
-/// How batches are vouched for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DigestChoice {
-    /// BLAKE3 with the session's key.
-    #[default]
-    Keyed,
-    /// XXH3: against accidents, on a trusted network.
-    Fast,
-}
-
-impl From<DigestChoice> for Digest {
-    fn from(choice: DigestChoice) -> Self {
-        match choice {
-            DigestChoice::Keyed => Self::Keyed,
-            DigestChoice::Fast => Self::Fast,
-        }
-    }
-}
-
 /// What may be chosen for one migration. Zero means "the default" for every limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -111,8 +91,6 @@ pub struct MigrationOptions {
     pub store_bytes: u64,
     /// How long the link may be gone.
     pub resume_limit_ms: u64,
-    /// How batches are vouched for.
-    pub digest: DigestChoice,
     /// End the source hypervisor after success; otherwise it stays stopped in `postmigrate`.
     pub quit_source: bool,
 }
@@ -127,7 +105,6 @@ impl Default for MigrationOptions {
             window_limit_bytes: 0,
             store_bytes: 0,
             resume_limit_ms: 30_000,
-            digest: DigestChoice::Keyed,
             quit_source: false,
         }
     }

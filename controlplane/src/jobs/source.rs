@@ -382,7 +382,6 @@ async fn prepare(
             listen: path_text(&table.sockets.paths(session).out)?,
             peer: peer_address,
             max_version: request.options.max_version.into(),
-            digest: request.options.digest.into(),
             limits: request.options.session_limits(),
         })
         .await?;

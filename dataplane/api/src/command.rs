@@ -20,7 +20,7 @@ pub struct CommandRecord {
     kind: u32,
     verdict: u32,
     max_version: u32,
-    digest: u32,
+    reserved: u32,
     window_limit_bytes: u64,
     store_bytes: u64,
     rate_limit_bytes_per_s: u64,
@@ -36,16 +36,6 @@ closed_set! {
         GuestStays = 1, "guest_stays";
         /// The destination runs: the source's hypervisor has been ended; close quietly.
         GuestMoved = 2, "guest_moved";
-    }
-}
-
-closed_set! {
-    /// How batches are vouched for.
-    Digest {
-        /// BLAKE3 with the session's key.
-        Keyed = 1, "keyed";
-        /// XXH3 with a secret from the session's key: against accidents, on a trusted network.
-        Fast = 2, "fast";
     }
 }
 
@@ -75,8 +65,6 @@ pub enum Command {
         peer: Text<ADDRESS_BYTES>,
         /// Highest version this session may use.
         max_version: Version,
-        /// How batches are vouched for.
-        digest: Digest,
         /// Limits.
         limits: SessionLimits,
     },
@@ -118,7 +106,7 @@ pub enum Command {
 /// A record that is no command.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CommandError {
-    /// No such kind, verdict, version or digest.
+    /// No such kind, verdict or version.
     #[error(
         "field {field} holds {found}, which this data plane does not know: update it to the control plane's version"
     )]
@@ -159,7 +147,7 @@ impl CommandRecord {
             kind: 0,
             verdict: 0,
             max_version: 0,
-            digest: 0,
+            reserved: 0,
             window_limit_bytes: 0,
             store_bytes: 0,
             rate_limit_bytes_per_s: 0,
@@ -173,7 +161,6 @@ impl CommandRecord {
                 listen,
                 peer,
                 max_version,
-                digest,
                 limits,
             } => {
                 record.kind = OPEN_SOURCE;
@@ -181,7 +168,6 @@ impl CommandRecord {
                 record.path = *listen;
                 record.peer = *peer;
                 record.max_version = max_version.code();
-                record.digest = digest.code();
                 record.set_limits(limits);
             }
             Command::OpenDestination {
@@ -256,8 +242,6 @@ impl CommandRecord {
                     peer: self.peer,
                     max_version: Version::from_code(self.max_version)
                         .ok_or_else(|| unknown("max_version", self.max_version))?,
-                    digest: Digest::from_code(self.digest)
-                        .ok_or_else(|| unknown("digest", self.digest))?,
                     limits: self.limits(),
                 })
             }
@@ -306,7 +290,6 @@ mod tests {
                 listen: Text::new("/run/a.sock").unwrap(),
                 peer: Text::new("10.0.0.2:4790").unwrap(),
                 max_version: Version::V3,
-                digest: Digest::Keyed,
                 limits,
             },
             Command::OpenDestination {

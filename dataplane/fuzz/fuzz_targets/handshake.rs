@@ -6,7 +6,6 @@
 #![no_main]
 
 use arrayvec::ArrayString;
-use dwcp_dataplane::codec::DigestKind;
 use dwcp_dataplane::transport::handshake::{
     Acceptor, AcceptorStep, Answer, Initiator, InitiatorConfig, InitiatorStep, Join, Message,
     Purpose, SessionParams,
@@ -21,7 +20,6 @@ fn params() -> SessionParams {
         window_limit_bytes: 64 << 20,
         lanes_v1: 32,
         lanes_v3: 8,
-        digest: DigestKind::Keyed,
     }
 }
 

@@ -37,7 +37,7 @@ mod zstd;
 
 pub use choice::{Choice, ChoiceReason, EncodeHint};
 pub use decoder::Decoder;
-pub use digest::{Chain, Digest, DigestKind, DigestMismatch, Direction};
+pub use digest::{Chain, Digest, DigestMismatch, Direction};
 pub use encoder::{EncodeStats, Encoded, Encoder};
 pub use error::{CodecError, DecodeError, EncodeError};
 pub use method::{CodecVersion, Method};

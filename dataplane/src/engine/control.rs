@@ -319,7 +319,6 @@ impl Control {
                 listen,
                 peer,
                 max_version,
-                digest,
                 limits,
             } => {
                 let Ok(peer) = peer.as_str().parse() else {
@@ -333,7 +332,6 @@ impl Control {
                     peer,
                     target: None,
                     max_version,
-                    digest,
                     limits,
                 };
                 (session, ToWorker::OpenSource(Box::new(order), Some(id)))

@@ -577,10 +577,6 @@ fn params(offer: &Offer) -> SessionParams {
         window_limit_bytes: offer.window_limit_bytes,
         lanes_v1: offer.lanes_v1,
         lanes_v3: offer.lanes_v3,
-        digest: match offer.digest {
-            dwcp_api::command::Digest::Keyed => crate::codec::DigestKind::Keyed,
-            dwcp_api::command::Digest::Fast => crate::codec::DigestKind::Fast,
-        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use dwcp_api::command::{Digest, SessionLimits, Verdict};
+use dwcp_api::command::{SessionLimits, Verdict};
 use dwcp_api::event::Event;
 use dwcp_api::{Failure, Role, SessionId, Version};
 
@@ -27,8 +27,6 @@ pub struct SourceOrder {
     pub target: Option<String>,
     /// Highest version.
     pub max_version: Version,
-    /// How batches are vouched for.
-    pub digest: Digest,
     /// Limits; zero means the default.
     pub limits: SessionLimits,
 }
@@ -183,6 +181,4 @@ pub struct Offer {
     pub lanes_v1: u16,
     /// Lanes for a v3 transport.
     pub lanes_v3: u16,
-    /// How batches are vouched for.
-    pub digest: Digest,
 }

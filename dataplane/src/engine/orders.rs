@@ -240,7 +240,6 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         if order.max_version == dwcp_api::Version::V1 {
             offer.max_version = dwcp_api::Version::V1;
         }
-        offer.digest = order.digest;
         let slot = self.next_slot;
         let (path, listener) = match order.listen {
             Some(path) => {
@@ -385,7 +384,6 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
                 peer: source.peer,
                 target: Some(source.target),
                 max_version: self.offer.max_version,
-                digest: self.offer.digest,
                 limits: dwcp_api::command::SessionLimits::default(),
             };
             let outcome = self.open_source(order, counters, switches);

@@ -10,7 +10,6 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use dwcp_api::Version;
-use dwcp_api::command::Digest;
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::tcp::{TcpOptions, TcpPort};
 use dwcp_hugepages::arena::BackingPolicy;
@@ -64,7 +63,6 @@ impl Engine {
             window_limit_bytes: config.window_limit_bytes,
             lanes_v1: config.lanes_v1,
             lanes_v3: config.lanes_v3,
-            digest: Digest::Fast,
         };
         let cores = pick_cores(&config.cores)?;
         let idle = config.idle.unwrap_or_else(|| {

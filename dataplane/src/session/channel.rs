@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::Shutdown;
 
-use crate::codec::{Chain, DigestKind, Direction as ChainDirection};
+use crate::codec::{Chain, Direction as ChainDirection};
 use crate::intake::Intake;
 use crate::release::Release;
 use crate::stream::ChannelKind;
@@ -74,8 +74,6 @@ pub struct ChainKeys<'a> {
     pub into: &'a [u8; 32],
     /// We send towards the destination.
     pub is_source: bool,
-    /// The session's digest.
-    pub kind: DigestKind,
 }
 
 impl Channel {
@@ -106,8 +104,8 @@ impl Channel {
             untaken: VecDeque::with_capacity(UNTAKEN_ROOM),
             end_sent: false,
             end_released: false,
-            chain_out: Chain::new(keys.out, id.0, out, keys.kind),
-            chain_in: Chain::new(keys.into, id.0, into, keys.kind),
+            chain_out: Chain::new(keys.out, id.0, out),
+            chain_in: Chain::new(keys.into, id.0, into),
             last_out: [0; 16],
             last_in: [0; 16],
         }

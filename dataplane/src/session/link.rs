@@ -7,7 +7,7 @@ use dwcp_api::Version as ApiVersion;
 use dwcp_drivers::frame::{Frame, FrameMut, FramePools, FramePoolsConfig, FramePoolsError};
 use dwcp_hugepages::arena::BackingPolicy;
 
-use crate::codec::{CodecConfig, CodecError, Decoder, DigestKind, Encoder};
+use crate::codec::{CodecConfig, CodecError, Decoder, Encoder};
 use crate::intake::BATCH_TOKENS;
 use crate::stream::{BlockTable, Token, TokenBuf};
 use crate::transport::handshake::Agreed;
@@ -52,8 +52,6 @@ pub struct Retained {
 pub struct Link {
     /// Highest version both sides may use.
     pub version: Version,
-    /// Digest of the session.
-    pub digest: DigestKind,
     /// Keys of what we send.
     pub keys_out: FrameKeys,
     /// Keys of what we get.
@@ -176,7 +174,6 @@ impl Link {
         };
         Ok(Self {
             version: agreed.version,
-            digest: agreed.params.digest,
             outbound: Outbound::new(outbound, now),
             inbound: Inbound::new(InboundConfig {
                 keys: keys_in.clone(),

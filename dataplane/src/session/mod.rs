@@ -286,7 +286,6 @@ impl Session {
             out: link.keys_out.chain_key(),
             into: link.keys_in.chain_key(),
             is_source: true,
-            kind: link.digest,
         };
         let channel = Channel::new(id, kind, fd, &keys);
         if kind == ChannelKind::Opaque {

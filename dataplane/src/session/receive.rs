@@ -251,7 +251,6 @@ impl Session {
                 out: link.keys_out.chain_key(),
                 into: link.keys_in.chain_key(),
                 is_source: false,
-                kind: link.digest,
             };
             let channel = Channel::new(id, kind, fd, &keys);
             self.adopt(channel, hands)?;

@@ -120,7 +120,11 @@ fn node(name: &str, cable: &Cable, management: &Cable, index: usize) -> NodeConf
     let mut config = NodeConfig::new(name, data, control);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     if let Some(core) = cores.get(index).or_else(|| cores.last()) {
-        config.dataplane_extra = format!("cores = [{}]\n{}\n", core.id, std::env::var("DWCP_X").unwrap_or_default());
+        config.dataplane_extra = format!(
+            "cores = [{}]\n{}\n",
+            core.id,
+            std::env::var("DWCP_X").unwrap_or_default()
+        );
     }
     config
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dwcp_api::command::{Command, CommandRecord, Digest, SessionLimits, Verdict};
+use dwcp_api::command::{Command, CommandRecord, SessionLimits, Verdict};
 use dwcp_api::layout::{COMMAND_RING_OFFSET, event_ring_offset, rings_layout, switches_layout};
 use dwcp_api::text::Text;
 use dwcp_api::{Failure, SessionId, SessionState, Version};
@@ -184,7 +184,6 @@ fn commands_that_make_no_sense_are_refused_by_name() {
         listen: Text::new(listen).unwrap(),
         peer: Text::new(peer).unwrap(),
         max_version: Version::V3,
-        digest: Digest::Keyed,
         limits: SessionLimits::default(),
     };
     let connect = Text::new("/nowhere/to/be/found").unwrap();

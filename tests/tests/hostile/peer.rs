@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayString;
 use dwcp_api::SessionId;
-use dwcp_dataplane::codec::{Chain, DigestKind, Direction as ChainDirection};
+use dwcp_dataplane::codec::{Chain, Direction as ChainDirection};
 use dwcp_dataplane::transport::handshake::{
     Initiator, InitiatorConfig, InitiatorStep, Join, Purpose, RefuseReason, SessionParams,
 };
@@ -53,7 +53,6 @@ pub fn proposal(id: SessionId) -> InitiatorConfig {
             window_limit_bytes: 8 << 20,
             lanes_v1: 8,
             lanes_v3: 4,
-            digest: DigestKind::Fast,
         },
     }
 }
@@ -187,12 +186,7 @@ impl Peer {
     /// The digest chain of one of our channels.
     pub fn chain(&self, channel: u16) -> Chain {
         let key = self.keys.chain_key();
-        Chain::new(
-            key,
-            channel,
-            ChainDirection::ToDestination,
-            self.config.params.digest,
-        )
+        Chain::new(key, channel, ChainDirection::ToDestination)
     }
 
     /// Writes bytes as they are. A connection that was closed meanwhile is no news.

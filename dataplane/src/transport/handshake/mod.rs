@@ -25,7 +25,6 @@ use arrayvec::{ArrayString, ArrayVec};
 
 use super::wire::keys::{Direction, SessionKey};
 use super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
-use crate::codec::DigestKind;
 
 pub use acceptor::{Acceptor, AcceptorStep, Answer, Hello};
 pub use initiator::{Initiator, InitiatorConfig, InitiatorStep};
@@ -51,8 +50,6 @@ pub struct SessionParams {
     pub lanes_v1: u16,
     /// Lanes while the transport is v3, at least 1.
     pub lanes_v3: u16,
-    /// How batches are vouched for; the stronger of both wins.
-    pub digest: DigestKind,
 }
 
 impl SessionParams {
@@ -64,10 +61,6 @@ impl SessionParams {
             window_limit_bytes: self.window_limit_bytes.min(other.window_limit_bytes),
             lanes_v1: self.lanes_v1.min(other.lanes_v1),
             lanes_v3: self.lanes_v3.min(other.lanes_v3),
-            digest: match (self.digest, other.digest) {
-                (DigestKind::Fast, DigestKind::Fast) => DigestKind::Fast,
-                _ => DigestKind::Keyed,
-            },
         }
     }
 }

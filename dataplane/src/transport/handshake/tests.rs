@@ -9,7 +9,6 @@ fn params(scale: u64) -> SessionParams {
         window_limit_bytes: scale << 20,
         lanes_v1: 32,
         lanes_v3: 8,
-        digest: DigestKind::Fast,
     }
 }
 
