@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::thread;
+use std::time::Duration;
 
 use dwcp_dataplane::stream::testing::StreamBuilder;
 use dwcp_tests::pair::{Pair, PairOptions, noise};
+use dwcp_tests::plane::Plane;
 
 /// A main channel with pages of every kind: new, repeated, changed a little, zero.
 fn main_stream(seed: u64, pages: u64) -> Vec<u8> {
@@ -55,7 +58,7 @@ fn carry(options: PairOptions, streams: &[Vec<u8>], answer: &[u8]) {
         let sent = stream.clone();
         handles.push(thread::spawn(move || {
             writer.write_all(&sent[64.min(sent.len())..]).unwrap();
-            writer.shutdown(std::net::Shutdown::Write).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
             let mut back = Vec::new();
             client.read_to_end(&mut back).unwrap();
             back
@@ -114,4 +117,44 @@ fn several_connections_of_one_session_are_kept_apart() {
         streams.push(bytes);
     }
     carry(PairOptions::default(), &streams, b"");
+}
+
+#[test]
+fn while_the_hypervisors_are_silent_the_workers_sleep() {
+    // A doorbell that rang at the wrong moment once kept a worker awake for the rest of its session: not
+    // in every session, hence several.
+    for _ in 0..6 {
+        let pair = Pair::start(PairOptions::default());
+        let planes =
+            [pair.source_control(), pair.destination_control()].map(|path| Plane::attach(&path));
+        let mut client = pair.connect();
+        client.write_all(&main_stream(5, 20)).unwrap();
+        let mut server = pair.accept();
+        server
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut first = [0; 4096];
+        server.read_exact(&mut first).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        let turns = || {
+            planes
+                .each_ref()
+                .map(|plane| plane.counter_of(0, "turns_busy"))
+        };
+        let before = turns();
+        thread::sleep(Duration::from_millis(300));
+        let after = turns();
+        for (before, after) in before.into_iter().zip(after) {
+            // Timers and keep-alives only.
+            assert!(
+                after - before < 300,
+                "{} busy turns in 300 ms of silence",
+                after - before
+            );
+        }
+        client.shutdown(Shutdown::Write).unwrap();
+        server.read_to_end(&mut Vec::new()).unwrap();
+        drop((client, server, planes));
+        pair.stop();
+    }
 }

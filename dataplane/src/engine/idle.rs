@@ -1,12 +1,11 @@
-//! What a worker does when it has nothing to do: spin a little, yield a little, then park. In: the
-//! time and whether the last turn found work; out: the next step. A dedicated core never parks.
+//! What a worker does when it has nothing to do. In: the time and whether the last turn found work; out:
+//! the next step. A dedicated core spins and never parks. A shared one lets others run for a moment, then
+//! parks: who spins there takes the time of the very processes that it waits for.
 
 use crate::config::IdlePolicy;
 
-/// A worker spins this long before it yields, nanoseconds.
-const SPIN_NS: u64 = 50_000;
-/// A worker has spun and yielded this long before it parks, nanoseconds.
-const YIELD_NS: u64 = 250_000;
+/// A worker on a shared core yields this long before it parks, nanoseconds.
+const YIELD_NS: u64 = 20_000;
 
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +47,6 @@ impl Idle {
         match self.policy {
             IdlePolicy::Dedicated => Step::Spin,
             IdlePolicy::Test => Step::Park,
-            IdlePolicy::Shared if idle_ns < SPIN_NS => Step::Spin,
             IdlePolicy::Shared if idle_ns < YIELD_NS => Step::Yield,
             IdlePolicy::Shared => Step::Park,
         }
@@ -60,14 +58,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shared_core_spins_then_yields_then_parks_and_starts_again_after_work() {
+    fn a_shared_core_yields_then_parks_and_starts_again_after_work() {
         let mut idle = Idle::new(IdlePolicy::Shared);
-        assert_eq!(idle.found_nothing(1_000_000), Step::Spin);
-        assert_eq!(idle.found_nothing(1_049_999), Step::Spin);
-        assert_eq!(idle.found_nothing(1_050_000), Step::Yield);
-        assert_eq!(idle.found_nothing(1_250_000), Step::Park);
+        assert_eq!(idle.found_nothing(1_000_000), Step::Yield);
+        assert_eq!(idle.found_nothing(1_019_999), Step::Yield);
+        assert_eq!(idle.found_nothing(1_020_000), Step::Park);
         idle.found_work();
-        assert_eq!(idle.found_nothing(2_000_000), Step::Spin);
+        assert_eq!(idle.found_nothing(2_000_000), Step::Yield);
     }
 
     #[test]

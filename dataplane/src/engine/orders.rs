@@ -141,10 +141,9 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             ToWorker::Stop => {
                 self.stopping = true;
                 let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| *slot).collect();
-                let fault = Fault::new(Failure::Cancelled, "the data plane is being stopped");
                 for slot in slots {
                     self.with_session(slot, counters, switches, |session, hands| {
-                        session.fail(&fault, hands);
+                        session.stop(hands);
                     });
                 }
             }

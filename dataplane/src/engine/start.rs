@@ -1,8 +1,8 @@
 //! Makes the threads of a data plane, and ends them in order.
 //!
 //! In: a configuration and its key. Out: a running data plane. Promises: it is ready when
-//! [`Engine::start`] returns; stopping fails running sessions closed, workers first, then the door, then
-//! the border.
+//! [`Engine::start`] returns; stopping fails running sessions closed, but for a switchover, which is waited
+//! for: workers first, then the door, then the border.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -176,7 +176,7 @@ impl Engine {
         self.workers.iter().any(|(_, handle)| handle.is_finished())
     }
 
-    /// Fails what runs closed and ends every thread.
+    /// Fails what runs closed and ends every thread. A source session in its switchover is waited for.
     pub fn stop(self) {
         for (sender, _) in &self.workers {
             let _ = sender.send(ToWorker::Stop);

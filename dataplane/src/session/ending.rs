@@ -251,6 +251,21 @@ impl Session {
         Ok(())
     }
 
+    /// Ends the session because the data plane is asked to stop. A source whose destination may run the
+    /// guest goes on to its end: that is as a rule a moment away, and giving up there would leave nobody
+    /// to say which side runs.
+    pub fn stop<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
+        if self.is_source() && self.destination_may_run {
+            if !self.is_over() {
+                let (session, state) = (self.id, self.state);
+                tracing::warn!(%session, ?state, "the data plane stops once this session is decided");
+            }
+            return;
+        }
+        let fault = Fault::new(Failure::Cancelled, "the data plane is being stopped");
+        self.fail(&fault, hands);
+    }
+
     /// Ends the undecided moment.
     ///
     /// # Errors

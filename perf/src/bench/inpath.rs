@@ -120,11 +120,7 @@ fn node(name: &str, cable: &Cable, management: &Cable, index: usize) -> NodeConf
     let mut config = NodeConfig::new(name, data, control);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     if let Some(core) = cores.get(index).or_else(|| cores.last()) {
-        config.dataplane_extra = format!(
-            "cores = [{}]\n{}\n",
-            core.id,
-            std::env::var("DWCP_X").unwrap_or_default()
-        );
+        config.dataplane_extra = format!("cores = [{}]\n", core.id);
     }
     config
 }
@@ -223,11 +219,6 @@ impl Ground<'_> {
             done.rounds,
             done.hypervisor_bytes as f64 / 1e6,
         );
-        for node in &self.nodes {
-            if let Ok((_, list)) = node.api("GET", "/v1/perf/counters", None) {
-                eprintln!("{list}");
-            }
-        }
         let [(all_before, planes_before), (all, planes)] = moments.get();
         let gb = done.hypervisor_bytes as f64 / 1e9;
         let per_gb = |after: u64, before: u64| after.saturating_sub(before) as f64 / 1e3 / gb;
