@@ -276,6 +276,9 @@ impl Session {
     fn send_batches<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut sent = 0;
         let view = hands.switches.read();
+        if let Some(link) = self.link.as_mut() {
+            link.fit_lane_backlog();
+        }
         while sent < SENDS_PER_TURN && self.rate_limit.allows(hands.now_ns) {
             let Some(link) = self.link.as_mut() else {
                 return Ok(false);

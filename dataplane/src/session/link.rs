@@ -29,9 +29,14 @@ const RETURN_BATCHES_MAX: usize = 8;
 const ZSTD_LEVEL_MIN: i32 = 1;
 /// See [`ZSTD_LEVEL_MIN`].
 const ZSTD_LEVEL_MAX: i32 = 6;
-/// A lane with this much unsent takes no more: what lies in a lane cannot be taken back when the
-/// version changes.
+/// A lane with this much unsent takes no more, however fast the line: what lies in a lane cannot be taken
+/// back when the version changes.
 const LANE_BACKLOG_BYTES: usize = 192 << 10;
+/// The same on a slow line: what the whole line carries in half a millisecond, but never less than
+/// [`LANE_BACKLOG_BYTES_MIN`].
+const LANE_BACKLOG_PER_S: u64 = 2_000;
+/// See [`LANE_BACKLOG_PER_S`].
+const LANE_BACKLOG_BYTES_MIN: usize = 8 << 10;
 
 /// The raw bytes of a batch that was sent in v3, kept until the peer has it: after a rollback it may
 /// not go out again as it is.
@@ -124,6 +129,18 @@ pub struct LinkOptions {
 }
 
 impl Link {
+    /// Fits what lies in the lanes to what the line carries.
+    pub fn fit_lane_backlog(&mut self) {
+        let fast = LANE_BACKLOG_BYTES as u64;
+        let fitting = self
+            .wire_rate
+            .bytes_per_s()
+            .map_or(fast, |rate| rate / LANE_BACKLOG_PER_S);
+        let bytes = usize::try_from(fitting).unwrap_or(LANE_BACKLOG_BYTES);
+        self.outbound
+            .set_lane_backlog_limit(bytes.clamp(LANE_BACKLOG_BYTES_MIN, LANE_BACKLOG_BYTES));
+    }
+
     /// Takes all memory the session will need.
     ///
     /// # Errors

@@ -26,7 +26,11 @@ const HOLD: Duration = Duration::from_millis(300);
 const BATCHES_AGAIN: u64 = 8;
 /// More than the line carries, so that the guest never converges.
 const DIRTY_PAGES_PER_S: u32 = 100_000;
+/// Spread widely, so that no round is short.
+const HOT_PAGES: u32 = 40_000;
 const GUEST_MB: u32 = 256;
+/// Longer than this from the switch to the first v1 batch is told as it happens.
+const SLOW_NS: u64 = 10_000_000;
 
 fn line() -> Shape {
     Shape::new(400.0, 5.0, 0.0)
@@ -105,6 +109,7 @@ impl<'h> Scene<'h> {
         let destination = Guest::start_incoming(Some(b), &source, QemuVersion::V10, Arrival::Run)?;
         let a = Node::start(a, NodeConfig::new("a", link.a, management.a))?;
         let b = Node::start(b, NodeConfig::new("b", link.b, management.b))?;
+        source.set_hot_pages(HOT_PAGES)?;
         source.set_rate(DIRTY_PAGES_PER_S)?;
         let body = json!({
             "vm": { "qmp": source.control_monitor() },
@@ -189,6 +194,17 @@ impl<'h> Scene<'h> {
             moment(&view, "thrown_ns"),
             moment(&view, "first_v1_batch_ns"),
         );
+        let last_v3_ns = moment(&view, "last_v3_batch_ns");
+        if first_ns.saturating_sub(thrown_ns) > SLOW_NS {
+            eprintln!(
+                "slow: {:.1} ms to the first v1 batch; the last v3 batch left {:.1} ms before the switch, {} bytes \
+                 held, {} rounds",
+                first_ns.saturating_sub(thrown_ns) as f64 / 1e6,
+                (thrown_ns as f64 - last_v3_ns as f64) / 1e6,
+                view["held_bytes"],
+                view["rounds"],
+            );
+        }
         // One that left between the first v1 batch and our first count is not in the counts.
         late_v3_batches +=
             u64::from(late_v3_batches == 0 && moment(&later, "last_v3_batch_ns") > first_ns);

@@ -477,6 +477,11 @@ impl<F: FrameHandle> Outbound<F> {
         }
     }
 
+    /// A lane with this backlog takes no more from now on.
+    pub const fn set_lane_backlog_limit(&mut self, bytes: usize) {
+        self.config.lane_backlog_limit_bytes = bytes;
+    }
+
     /// Spreads over the first `active` lanes from now on. What others carry is still waited for.
     pub fn set_active_lanes(&mut self, active: usize) {
         self.lanes.set_active(active);
