@@ -377,6 +377,8 @@ impl Guest {
     }
 
     fn ask(&self, line: &str, prefix: &str, limit: Duration) -> Result<String, GuestError> {
+        // What is sent to the serial port of a guest that has not arrived yet is lost when it does.
+        self.wait_tick()?;
         let mark = self.ticks.mark();
         let path = self.dir.file("ticks");
         self.serial
