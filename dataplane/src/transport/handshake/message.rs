@@ -26,8 +26,9 @@ pub const MAGIC: [u8; 4] = *b"DWCP";
 pub const HANDSHAKE_REVISION: u8 = 1;
 
 const LENGTH_BYTES: usize = 2;
-/// How batches are vouched for; the only way there is.
-const DIGEST_AEGIS_128X2: u8 = 1;
+/// How batches are vouched for; the only way there is. 1 and 2 were other functions: a peer that knows no
+/// better is refused here, not at its first batch.
+const DIGEST_AEGIS_128X2: u8 = 3;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
