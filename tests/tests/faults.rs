@@ -9,6 +9,7 @@ use dwcp_lab::stack::DATA_PORT;
 use dwcp_lab::watchdog::poll_until;
 use dwcp_tests::scene::{PATIENCE, Scene, SceneConfig};
 use rustix::process::Signal;
+use serde_json::Value;
 
 /// A thin and far line, so that each phase lasts long enough to be hit.
 fn far() -> SceneConfig {
@@ -78,20 +79,26 @@ fn a_dead_control_plane_stops_nothing_and_a_new_one_sees_the_end() {
     });
 }
 
+/// Kills a data plane before the switchover; the job then fails with the guest at the source.
+fn kill_dataplane(scene: &mut Scene<'_>, id: &str, at_source: bool) -> Value {
+    let node = if at_source {
+        &mut scene.a
+    } else {
+        &mut scene.b
+    };
+    node.kill_dataplane().unwrap();
+    let view = scene.wait_state(id, "failed");
+    assert_eq!(view["guest"], "source", "{view:#}");
+    view
+}
+
 #[test]
 fn a_dead_data_plane_in_iteration_leaves_the_guest_at_the_source() {
     for at_source in [true, false] {
         let config = far();
         Scene::migrating(config, |scene, id| {
             scene.wait_underway(id);
-            let node = if at_source {
-                &mut scene.a
-            } else {
-                &mut scene.b
-            };
-            node.kill_dataplane().unwrap();
-            let view = scene.wait_state(id, "failed");
-            assert_eq!(view["guest"], "source", "{view:#}");
+            let view = kill_dataplane(scene, id, at_source);
             assert!(!view["failure"]["detail"].as_str().unwrap().is_empty());
             scene.check_stayed();
             let left: Vec<_> = std::fs::read_dir(scene.a.dir().join("sessions"))
@@ -107,14 +114,7 @@ fn a_dead_data_plane_in_setup_leaves_the_guest_at_the_source() {
     for at_source in [true, false] {
         let config = far();
         Scene::migrating(config, |scene, id| {
-            let node = if at_source {
-                &mut scene.a
-            } else {
-                &mut scene.b
-            };
-            node.kill_dataplane().unwrap();
-            let view = scene.wait_state(id, "failed");
-            assert_eq!(view["guest"], "source", "{view:#}");
+            kill_dataplane(scene, id, at_source);
             scene.check_stayed();
         });
     }

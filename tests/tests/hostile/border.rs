@@ -23,6 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Place of the consumer's index in a ring.
 const CONSUMER_OFFSET: usize = 128;
 
+/// The control plane at the source is attached: its commands are carried out.
+fn check_attached(stage: &mut Stage) {
+    let limit = Command::Limit {
+        session: stage.id,
+        rate_limit_bytes_per_s: 0,
+    };
+    assert_eq!(stage.source.command(&limit).0, Failure::None);
+}
+
 /// Attaches anew and does something that needs commands, answers and the session table.
 fn check_fresh(stage: &mut Stage) {
     let generation = stage.source.generation();
@@ -33,11 +42,7 @@ fn check_fresh(stage: &mut Stage) {
         .session(stage.id)
         .expect("the session is still in the table");
     assert_eq!(picture.state(), Some(SessionState::Active), "{picture:#?}");
-    let limit = Command::Limit {
-        session: stage.id,
-        rate_limit_bytes_per_s: 0,
-    };
-    assert_eq!(stage.source.command(&limit).0, Failure::None);
+    check_attached(stage);
     stage.source.allow_v3(true);
     stage.beside.check_moves();
 }
@@ -50,11 +55,7 @@ fn a_second_control_plane_is_told_that_the_place_is_taken() {
         assert_eq!(Plane::try_attach(&path).err(), Some(Turned::Busy));
     }
     // The first is as well attached as before.
-    let limit = Command::Limit {
-        session: stage.id,
-        rate_limit_bytes_per_s: 0,
-    };
-    assert_eq!(stage.source.command(&limit).0, Failure::None);
+    check_attached(&mut stage);
     check_fresh(&mut stage);
     stage.finish();
 }
@@ -80,11 +81,7 @@ fn packets_that_nobody_asked_for_are_dropped() {
             "the data plane stopped reading at packet {round}"
         );
     }
-    let limit = Command::Limit {
-        session: stage.id,
-        rate_limit_bytes_per_s: 0,
-    };
-    assert_eq!(stage.source.command(&limit).0, Failure::None);
+    check_attached(&mut stage);
     check_fresh(&mut stage);
     stage.finish();
 }
