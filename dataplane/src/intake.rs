@@ -171,8 +171,8 @@ impl Intake {
         }
     }
 
-    /// Cuts the next batch, of at most `limit` bytes. `last` lets a record that stopped half-way go; otherwise it stays for the
-    /// next cut. `None`: nothing to cut, or no buffer to carry the rest over to.
+    /// Cuts the next batch, of at most `limit` bytes. `last` lets a record that stopped half-way go;
+    /// otherwise it stays for the next cut. `None`: nothing to cut, or no buffer to carry the rest over to.
     pub fn cut(
         &mut self,
         last: bool,

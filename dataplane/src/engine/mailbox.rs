@@ -78,7 +78,8 @@ impl<M> Mailbox<M> {
         self.0.wake.as_fd()
     }
 
-    /// Takes pending wake-ups back; messages sent later wake again. Call before [`Self::receive`].
+    /// Takes pending wake-ups back; messages sent later wake again. For who watches the descriptor while it
+    /// is readable: call before [`Self::receive`], and after every wait.
     pub fn drain_wakeups(&self) {
         let mut count = [0u8; 8];
         let _ = rustix::io::read(&self.0.wake, &mut count);
