@@ -208,10 +208,16 @@ impl Pair {
         (Engine::start(config).unwrap(), listen, control)
     }
 
+    /// Where the sending hypervisor connects.
+    #[must_use]
+    pub fn passive_socket(&self) -> PathBuf {
+        self.dir.path().join("to-b.sock")
+    }
+
     /// Connects as the sending hypervisor does.
     #[must_use]
     pub fn connect(&self) -> UnixStream {
-        UnixStream::connect(self.dir.path().join("to-b.sock")).unwrap()
+        UnixStream::connect(self.passive_socket()).unwrap()
     }
 
     /// Takes the next connection as the receiving hypervisor does.

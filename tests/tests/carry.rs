@@ -4,9 +4,11 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
+use dwcp_api::SessionState;
 use dwcp_dataplane::stream::testing::StreamBuilder;
 use dwcp_tests::pair::{Pair, PairOptions, noise};
 use dwcp_tests::plane::Plane;
@@ -157,4 +159,40 @@ fn while_the_hypervisors_are_silent_the_workers_sleep() {
         drop((client, server, planes));
         pair.stop();
     }
+}
+
+#[test]
+fn a_data_plane_that_is_stopped_in_a_switchover_finishes_it_and_takes_nothing_new() {
+    let stream = main_stream(6, 20);
+    let pair = Pair::start(PairOptions::default());
+    let plane = Plane::attach(&pair.source_control());
+    let late = pair.passive_socket();
+    let mut client = pair.connect();
+    client.write_all(&stream).unwrap();
+    let mut server = pair.accept();
+    plane.wait("its switchover", |picture| {
+        picture.state() == Some(SessionState::Switchover)
+    });
+    let stopping = thread::spawn(move || pair.stop());
+    thread::sleep(Duration::from_millis(200));
+    assert!(!stopping.is_finished(), "the switchover was given up");
+    // All that there was to connect to may be gone by now; what is not, closes.
+    if let Ok(mut stranger) = UnixStream::connect(late) {
+        stranger.write_all(&stream[..64]).unwrap();
+        stranger
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let _ = stranger.read_to_end(&mut Vec::new());
+        assert_eq!(plane.sessions().len(), 1);
+    }
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    assert!(got == stream, "{} of {} bytes", got.len(), stream.len());
+    server.write_all(b"taken").unwrap();
+    drop(server);
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"taken");
+    stopping.join().unwrap();
 }

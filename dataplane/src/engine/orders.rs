@@ -186,6 +186,13 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
         counters: &WorkerCounters,
         switches: &Switches,
     ) -> Result<bool, Fault> {
+        if self.stopping {
+            return Err(Fault::new(
+                Failure::Limit,
+                "this data plane is being stopped and waits for a switchover: start it again, or use \
+                 another host",
+            ));
+        }
         if let Some((_, known)) = self.sessions.iter().find(|(_, session)| session.id() == id) {
             if known.is_source() == (role == Role::Source) {
                 return Ok(false);
