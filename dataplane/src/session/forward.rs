@@ -47,6 +47,8 @@ impl Session {
         };
         let mut worked = false;
         let count = self.channels.len();
+        let rolling_back =
+            link.opens_rollback(hands.switches.read(), self.picture.switch_thrown_ns);
         // A different connection begins each turn, so that none starves the others.
         self.turn = self.turn.wrapping_add(1);
         for step in 0..count {
@@ -60,6 +62,7 @@ impl Session {
                 link,
                 counters: &mut self.picture,
                 hands,
+                rolling_back,
             };
             worked |= pump.channel(channel)?;
         }
@@ -90,6 +93,8 @@ struct Pump<'a, 'h, G: LaneGroup> {
     link: &'a mut Link,
     counters: &'a mut dwcp_api::session::SessionSnapshot,
     hands: &'a mut Hands<'h, G>,
+    /// v1 was forced and no batch was cut since: the next one goes at once, however small.
+    rolling_back: bool,
 }
 
 impl<G: LaneGroup> Pump<'_, '_, G> {
@@ -167,7 +172,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         // reads never keeps another from moving: the receiver may wait for just that one.
         let crowded = self.link.untaken_large >= self.link.large_batches_max
             || self.link.untaken_small >= SMALL_UNTAKEN_MAX;
-        if crowded && !channel.untaken.is_empty() {
+        let urgent = self.rolling_back && self.link.untaken_small < SMALL_UNTAKEN_MAX;
+        if crowded && !channel.untaken.is_empty() && !urgent {
             return Ok(false);
         }
         // Where large buffers are short here, what waits leaves in small pieces, for it fills one too.
@@ -189,6 +195,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         // it brings credit to make it larger.
         let due = waiting >= BATCH_BYTES.min(limit)
             || ended
+            || urgent
             || (starved && (eager || self.link.outbound.in_flight() == 0))
             || (silent && (eager || channel.quiet));
         if !due {
@@ -296,6 +303,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             self.counters.switches_seen += 1;
             self.counters.first_v1_batch_ns = 0;
         }
+        self.rolling_back = false;
     }
 
     fn half_close(&mut self, channel: &mut Channel) -> Result<(), Fault> {

@@ -4,6 +4,7 @@
 //! taken. Promises: what a peer asks for is cut to our own limits before a byte is taken for it.
 
 use dwcp_api::Version as ApiVersion;
+use dwcp_api::switches::SwitchView;
 use dwcp_drivers::frame::{Frame, FrameMut, FramePools, FramePoolsConfig, FramePoolsError};
 use dwcp_hugepages::arena::BackingPolicy;
 
@@ -37,6 +38,8 @@ const LANE_BACKLOG_BYTES: usize = 192 << 10;
 const LANE_BACKLOG_PER_S: u64 = 2_000;
 /// See [`LANE_BACKLOG_PER_S`].
 const LANE_BACKLOG_BYTES_MIN: usize = 8 << 10;
+/// What may be read beyond the window for the first batch after a rollback.
+const ROLLBACK_RESERVE_BYTES: u64 = 16 << 10;
 
 /// The raw bytes of a batch that was sent in v3, kept until the peer has it: after a rollback it may
 /// not go out again as it is.
@@ -103,6 +106,8 @@ pub struct Link {
     pub scratch_in: Option<FrameMut>,
     /// What the wire carries while it is the bottleneck.
     pub wire_rate: WireRate,
+    /// The switch for which the reserve was opened last.
+    reserve_opened_ns: u64,
 }
 
 /// Why the machinery could not be made.
@@ -129,6 +134,17 @@ pub struct LinkOptions {
 }
 
 impl Link {
+    /// Has v1 been forced at a moment that no batch was cut since? Then one small batch may leave at once,
+    /// even if the far hypervisor is behind. `noted_ns` is the moment that the last batch went by.
+    pub fn opens_rollback(&mut self, view: SwitchView, noted_ns: u64) -> bool {
+        let news = self.version == Version::V3 && view.forced_v1 && view.changed_ns != noted_ns;
+        if news && self.reserve_opened_ns != view.changed_ns {
+            self.reserve_opened_ns = view.changed_ns;
+            self.outbound.open_reserve(ROLLBACK_RESERVE_BYTES);
+        }
+        news
+    }
+
     /// Fits what lies in the lanes to what the line carries.
     pub fn fit_lane_backlog(&mut self) {
         let fast = LANE_BACKLOG_BYTES as u64;
@@ -220,6 +236,7 @@ impl Link {
             scratch_out: None,
             scratch_in: None,
             wire_rate: WireRate::default(),
+            reserve_opened_ns: 0,
             keys_out,
             keys_in,
         })

@@ -127,6 +127,8 @@ pub struct Outbound<F> {
     lanes: Lanes,
     credit: Credit,
     window: Window,
+    /// See [`Self::open_reserve`].
+    reserve_bytes: u64,
     batch_rtt: SmoothedRtt,
     ping_rtt: SmoothedRtt,
     /// When the youngest batch known to have come was sent, and the same for PINGs.
@@ -165,6 +167,7 @@ impl<F: FrameHandle> Outbound<F> {
             lanes: Lanes::new(config.lanes_max, config.lanes_active),
             credit: Credit::new(),
             window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
+            reserve_bytes: 0,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
             newest_batch_sent: None,
@@ -191,7 +194,17 @@ impl<F: FrameHandle> Outbound<F> {
     #[must_use]
     pub fn may_read(&self, channel: ChannelId) -> usize {
         let bytes = self.credit.may_read(channel, self.window.bytes());
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+        let beyond = self
+            .credit
+            .may_read(channel, self.config.window_limit_bytes)
+            .min(self.reserve_bytes);
+        usize::try_from(bytes.max(beyond)).unwrap_or(usize::MAX)
+    }
+
+    /// So many bytes may be read beyond what the window allows now, once, within the negotiated limit:
+    /// for a batch that must not wait until the far hypervisor takes what it has.
+    pub const fn open_reserve(&mut self, bytes: u64) {
+        self.reserve_bytes = bytes;
     }
 
     /// `bytes` were read from the hypervisor's `channel`.
@@ -199,8 +212,14 @@ impl<F: FrameHandle> Outbound<F> {
     /// # Errors
     /// [`TransportError::CreditExceeded`] when [`Self::may_read`] allowed less.
     pub fn on_read(&mut self, channel: ChannelId, bytes: usize) -> Result<(), TransportError> {
-        self.credit
-            .on_read(channel, bytes as u64, self.window.bytes())
+        let bytes = bytes as u64;
+        let mut window = self.window.bytes();
+        let allowed = self.credit.may_read(channel, window);
+        if bytes > allowed && self.reserve_bytes >= bytes {
+            window = self.config.window_limit_bytes;
+            self.reserve_bytes = 0;
+        }
+        self.credit.on_read(channel, bytes, window)
     }
 
     /// Bytes of `channel` that the far hypervisor is known to have taken.

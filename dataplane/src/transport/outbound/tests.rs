@@ -307,3 +307,26 @@ fn what_is_heard_keeps_the_session_alive() {
         }
     }
 }
+
+#[test]
+fn a_reserve_is_read_once_and_never_beyond_the_limit() {
+    let channel = ChannelId(0);
+    let mut outbound = outbound(1);
+    let window = outbound.may_read(channel);
+    outbound.on_read(channel, window).unwrap();
+    assert_eq!(outbound.may_read(channel), 0);
+    outbound.open_reserve(1000);
+    assert_eq!(outbound.may_read(channel), 1000);
+    outbound.on_read(channel, 600).unwrap();
+    assert_eq!(outbound.may_read(channel), 0, "once");
+    outbound.open_reserve(u64::MAX);
+    let limit = outbound.config.window_limit_bytes + crate::transport::CHANNEL_GUARANTEE_BYTES;
+    let rest = limit - outbound.held_bytes();
+    assert_eq!(outbound.may_read(channel) as u64, rest);
+    outbound
+        .on_read(channel, outbound.may_read(channel))
+        .unwrap();
+    assert_eq!(outbound.held_bytes(), limit);
+    outbound.open_reserve(1000);
+    assert_eq!(outbound.may_read(channel), 0, "the limit holds");
+}
