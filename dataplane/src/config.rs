@@ -97,6 +97,8 @@ pub struct Config {
     pub window_limit_bytes: u64,
     /// Mirrored page store, per session.
     pub store_bytes: u64,
+    /// Lanes run over TCP when the driver that they are to run over does not carry.
+    pub driver_fallback: bool,
     /// How long a link may be gone before a session fails closed.
     pub resume_limit_ms: u64,
     /// How long a session waits for its hypervisor or its peer at the beginning.
@@ -125,6 +127,7 @@ impl Default for Config {
             lanes_v3: 8,
             window_limit_bytes: 16 << 20,
             store_bytes: 256 << 20,
+            driver_fallback: true,
             resume_limit_ms: 30_000,
             setup_limit_ms: 60_000,
             sessions_max: 16,

@@ -9,7 +9,9 @@ use dwcp_api::session::SessionSnapshot;
 
 use crate::qmp::MigrationInfo;
 
-use super::view::{BytesView, LanesView, MigrationView, PagesView, RatesView, RollbackView};
+use super::view::{
+    BytesView, LaneDriver, LanesView, MigrationView, PagesView, RatesView, RollbackView,
+};
 
 /// Time constant of the rates.
 const RATE_SMOOTHING_S: f64 = 1.0;
@@ -143,6 +145,8 @@ fn copy_snapshot(from: &SessionSnapshot, view: &mut MigrationView) {
         up: from.lanes_up,
         wanted: from.lanes_wanted,
         replaced: from.lanes_replaced,
+        driver: LaneDriver::from_code(from.driver),
+        fallbacks: from.driver_fallbacks,
     };
     if from.switch_thrown_ns != 0 {
         let some = |value: u64| (value != 0).then_some(value);

@@ -108,6 +108,34 @@ pub struct PagesView {
     pub delta: u64,
 }
 
+/// What lanes run over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LaneDriver {
+    /// The kernel's TCP.
+    #[default]
+    Tcp,
+    /// Datagrams of a DPDK port.
+    Dpdk,
+    /// Queue pairs of an RDMA device.
+    Rdma,
+}
+
+impl LaneDriver {
+    /// From the number in a snapshot; one that is not known counts as TCP.
+    #[must_use]
+    pub fn from_code(code: u64) -> Self {
+        let name = usize::try_from(code)
+            .ok()
+            .and_then(|code| dwcp_api::session::DRIVER_NAMES.get(code));
+        match name {
+            Some(&"dpdk") => Self::Dpdk,
+            Some(&"rdma") => Self::Rdma,
+            _ => Self::Tcp,
+        }
+    }
+}
+
 /// Connections between the two data planes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LanesView {
@@ -117,6 +145,10 @@ pub struct LanesView {
     pub wanted: u64,
     /// Dialled again after a loss.
     pub replaced: u64,
+    /// What they run over: `tcp`, `dpdk` or `rdma`.
+    pub driver: LaneDriver,
+    /// Times that they went back to TCP because another driver did not carry.
+    pub fallbacks: u64,
 }
 
 /// What the kill switch did to this session; times are `CLOCK_MONOTONIC` nanoseconds of this host.

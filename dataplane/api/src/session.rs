@@ -5,6 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::ids::{Failure, Role, SessionId, SessionState, Version};
 use crate::text::Text;
 
+/// What lanes may run over, by the number in [`SessionSnapshot::driver`].
+pub const DRIVER_NAMES: [&str; 3] = ["tcp", "dpdk", "rdma"];
+
 /// Sessions a data plane holds at once, ended ones not yet forgotten included.
 pub const SESSIONS_MAX: usize = 64;
 
@@ -86,6 +89,10 @@ pub struct SessionSnapshot {
     pub last_v3_batch_ns: u64,
     /// When the kill switch was thrown, as its writer stamped it; 0: never.
     pub switch_thrown_ns: u64,
+    /// What the lanes run over, an index into [`DRIVER_NAMES`].
+    pub driver: u64,
+    /// Times that the lanes went back to TCP because another driver did not carry.
+    pub driver_fallbacks: u64,
     /// The peer, `address:port`.
     pub peer: Text<64>,
     /// Why it failed and what to do.
@@ -131,6 +138,8 @@ impl SessionSnapshot {
         first_v1_batch_ns: 0,
         last_v3_batch_ns: 0,
         switch_thrown_ns: 0,
+        driver: 0,
+        driver_fallbacks: 0,
         peer: Text::EMPTY,
         detail: Text::EMPTY,
     };

@@ -8,7 +8,7 @@
 use arrayvec::ArrayString;
 use dwcp_dataplane::transport::handshake::{
     Acceptor, AcceptorStep, Answer, Initiator, InitiatorConfig, InitiatorStep, Join, Message,
-    Purpose, SessionParams,
+    Purpose, SessionParams, Way,
 };
 use dwcp_dataplane::transport::wire::keys::Psk;
 use dwcp_dataplane::transport::{LaneIx, NodeId, SessionEpoch, SessionId, Version};
@@ -38,6 +38,7 @@ fn config(psk: Psk) -> InitiatorConfig {
         },
         highest: Version::V3,
         params: params(),
+        way: Way::Tcp,
     }
 }
 

@@ -4,6 +4,8 @@
 //! its session. Promises: a stranger holds a fixed amount of memory and for a limited time, and at most
 //! so many at once; who does not prove the key reaches no session; a worker never waits for a peer here.
 
+mod error;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -14,16 +16,17 @@ use dwcp_api::{Failure, SessionId, monotonic_ns};
 use dwcp_drivers::tcp::socket::{SocketTuning, tune};
 
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker};
+use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker, Ways};
 use super::poller::{Poller, Token};
 use super::sockets;
 use crate::config::PassiveTarget;
 use crate::transport::handshake::{
-    Acceptor, AcceptorStep, Agreed, Answer, HandshakeError, Initiator, InitiatorConfig,
-    InitiatorStep, Join, MAX_MESSAGE_BYTES, Message, Purpose, RefuseReason, SessionParams,
+    Acceptor, AcceptorStep, Agreed, Answer, Initiator, InitiatorConfig, InitiatorStep, Join,
+    MAX_MESSAGE_BYTES, Message, Proven, Purpose, RefuseReason, SessionParams,
 };
 use crate::transport::wire::keys::Psk;
 use crate::transport::{BatchSeq, NodeId, SessionEpoch, Version};
+use error::DoorError;
 
 /// A handshake that is not done by then is given up.
 const HANDSHAKE_LIMIT_NS: u64 = 5_000_000_000;
@@ -67,6 +70,7 @@ pub struct Door {
     targets: Vec<PassiveTarget>,
     mail: Mailbox<ToDoor>,
     workers: Vec<Sender<ToWorker>>,
+    ways: Vec<Ways>,
     next_worker: usize,
     expected: HashMap<SessionId, Known>,
     gone: VecDeque<SessionId>,
@@ -94,6 +98,8 @@ pub struct DoorOptions {
     pub listen: SocketAddr,
     /// Hypervisors that unannounced sessions may be delivered to.
     pub targets: Vec<PassiveTarget>,
+    /// What the lanes of each worker may run over.
+    pub ways: Vec<Ways>,
 }
 
 impl Door {
@@ -119,6 +125,7 @@ impl Door {
             targets: options.targets,
             mail,
             workers,
+            ways: options.ways,
             next_worker: 0,
             expected: HashMap::new(),
             gone: VecDeque::with_capacity(GONE_MAX),
@@ -360,6 +367,7 @@ impl Door {
             purpose,
             highest: wire_version(dial.offer.max_version),
             params: params(&dial.offer),
+            way: dial.way,
         };
         let nonce = fresh_nonce().ok_or(DoorError::NoRandom)?;
         Ok(Initiator::new(config, nonce))
@@ -404,10 +412,13 @@ impl Door {
                     stranger.side = Side::TurnedAway;
                     Ok(None)
                 }
-                Some(AcceptorStep::Proven(agreed)) => {
-                    match self.admission(&agreed) {
-                        Ok(()) => {
-                            stranger.unsent.extend(acceptor.welcome(BatchSeq(0))?);
+                Some(AcceptorStep::Proven(proven)) => {
+                    match self.admission(&proven) {
+                        Ok(worker) => {
+                            let ways = self.ways.get(worker).copied().unwrap_or_default();
+                            let way = ways.answer(proven.wanted);
+                            let (message, agreed) = acceptor.welcome(proven, BatchSeq(0), way)?;
+                            stranger.unsent.extend(message);
                             stranger.side = Side::Welcomed(Box::new(agreed));
                         }
                         Err(reason) => {
@@ -424,16 +435,16 @@ impl Door {
         }
     }
 
-    /// May a peer that has the key open this lane?
-    fn admission(&mut self, agreed: &Agreed) -> Result<(), RefuseReason> {
-        let session = SessionId(agreed.session.0);
-        if self.expected.contains_key(&session) {
-            return Ok(());
+    /// May a peer that has the key open this lane? Then with this worker.
+    fn admission(&mut self, proven: &Proven) -> Result<usize, RefuseReason> {
+        let session = SessionId(proven.session.0);
+        if let Some(known) = self.expected.get(&session) {
+            return Ok(known.worker);
         }
         if self.gone.contains(&session) {
             return Err(RefuseReason::SessionGone);
         }
-        let Purpose::Passive { target } = &agreed.purpose else {
+        let Purpose::Passive { target } = &proven.purpose else {
             return Err(RefuseReason::UnknownSession);
         };
         let target = self
@@ -458,7 +469,7 @@ impl Door {
                 offer: self.offer,
             },
         );
-        Ok(())
+        Ok(worker)
     }
 
     fn hand_over(&mut self, agreed: Agreed, stranger: Stranger) {
@@ -505,51 +516,6 @@ enum Next {
     Wait,
     Close,
     Lane(Box<Agreed>),
-}
-
-/// Why a handshake came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum DoorError {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Handshake(#[from] HandshakeError),
-    #[error("the peer closed the connection during the handshake")]
-    Ended,
-    #[error("the handshake took too long; check that a data plane listens there")]
-    TooLate,
-    #[error("{STRANGERS_MAX} others are at the door and it did not get through in time")]
-    Crowded,
-    #[error("the passive target's name is longer than 64 bytes; shorten it in both configurations")]
-    TargetTooLong,
-    #[error("the system has no random bytes to give")]
-    NoRandom,
-    #[error("{reason}")]
-    Refused {
-        reason: RefuseReason,
-        verified: bool,
-    },
-}
-
-impl DoorError {
-    /// The failure for the API, and whether dialling again is of no use.
-    const fn verdict(&self) -> (Failure, bool) {
-        match self {
-            Self::Io(_) | Self::Ended | Self::TooLate | Self::Crowded => (Failure::PeerLost, false),
-            Self::TargetTooLong => (Failure::BadCommand, true),
-            Self::NoRandom => (Failure::System, false),
-            Self::Handshake(HandshakeError::WrongKey) => (Failure::WrongKey, true),
-            Self::Handshake(_) => (Failure::Protocol, false),
-            Self::Refused { reason, verified } => match reason {
-                // Without the key in common a refusal cannot be vouched for: the session decides
-                // by what it knows already.
-                RefuseReason::WrongKey => (Failure::WrongKey, true),
-                RefuseReason::Busy => (Failure::PeerLost, false),
-                RefuseReason::VersionMismatch => (Failure::VersionMismatch, *verified),
-                _ => (Failure::Refused, *verified),
-            },
-        }
-    }
 }
 
 fn flush(stranger: &mut Stranger) -> Result<bool, DoorError> {

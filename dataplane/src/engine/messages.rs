@@ -9,7 +9,7 @@ use dwcp_api::command::{SessionLimits, Verdict};
 use dwcp_api::event::Event;
 use dwcp_api::{Failure, Role, SessionId, Version};
 
-use crate::transport::handshake::Agreed;
+use crate::transport::handshake::{Agreed, Way};
 use crate::transport::{LaneIx, NodeId};
 
 /// How a session comes to be at the source.
@@ -49,7 +49,7 @@ pub struct LaneUp {
     pub session: SessionId,
     /// Which of the bundle.
     pub lane: LaneIx,
-    /// The connected socket, at its first frame.
+    /// The connected socket, at its first frame if the lane runs over it.
     pub socket: OwnedFd,
     /// What both sides agreed on.
     pub agreed: Agreed,
@@ -166,6 +166,8 @@ pub struct Dial {
     pub target: Option<String>,
     /// What this side offers.
     pub offer: Offer,
+    /// What the lane is to run over.
+    pub way: Way,
 }
 
 /// One side's limits, before the two sides have agreed.
@@ -181,4 +183,26 @@ pub struct Offer {
     pub lanes_v1: u16,
     /// Lanes for a v3 transport.
     pub lanes_v3: u16,
+}
+
+/// What one worker's lanes may run over beside TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ways {
+    /// Address of its DPDK port.
+    pub dpdk: Option<SocketAddr>,
+    /// Address of its RDMA device.
+    pub rdma: Option<SocketAddr>,
+}
+
+impl Ways {
+    /// Its end of a lane whose other end is `theirs`; TCP where it has no such driver.
+    #[must_use]
+    pub fn answer(&self, theirs: Way) -> Way {
+        match theirs {
+            Way::Tcp => None,
+            Way::Dpdk(_) => self.dpdk.map(Way::Dpdk),
+            Way::Rdma(_) => self.rdma.map(Way::Rdma),
+        }
+        .unwrap_or(Way::Tcp)
+    }
 }

@@ -21,6 +21,7 @@ use super::routes::Routes;
 use super::sockets;
 use super::worker::Worker;
 use crate::session::{Fault, Session, SessionOptions};
+use crate::transport::handshake::Way;
 
 impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
     fn answer(&self, command: Option<u64>, session: SessionId, outcome: Result<(), Fault>) {
@@ -274,6 +275,8 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             listener,
             peer: Some((order.peer, order.target)),
             offer,
+            way: self.way,
+            driver_fallback: self.config.driver_fallback,
             backing: self.config.hugepages.policy(),
             resume_limit_ns: self.resume_limit_ns(&order.limits),
             setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
@@ -307,6 +310,8 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             listener: None,
             peer: None,
             offer,
+            way: Way::Tcp,
+            driver_fallback: true,
             backing: self.config.hugepages.policy(),
             resume_limit_ns: self.resume_limit_ns(&order.limits),
             setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),

@@ -18,10 +18,11 @@ use super::board::Board;
 use super::control::{Control, Identity};
 use super::door::{Door, DoorOptions};
 use super::mailbox::{Sender, mailbox};
-use super::messages::{Offer, ToDoor, ToWorker};
+use super::messages::{Offer, ToDoor, ToWorker, Ways};
 use super::worker::{Worker, WorkerOptions};
 use crate::config::{Config, IdlePolicy};
 use crate::transport::NodeId;
+use crate::transport::handshake::Way;
 use crate::transport::wire::keys::Psk;
 
 /// Lanes of one worker, over all its sessions.
@@ -104,6 +105,7 @@ impl Engine {
             offer,
             listen: config.listen,
             targets: config.incoming.clone(),
+            ways: vec![Ways::default(); cores.len()],
         };
         let mut door = Door::new(door_options, door_mail, senders.clone())
             .with_context(|| format!("listening for peers on {}", config.listen))?;
@@ -130,6 +132,7 @@ impl Engine {
                 index,
                 config: Arc::clone(&config),
                 offer,
+                way: Way::Tcp,
                 board: Arc::clone(&board),
                 mail,
                 door: door_sender.clone(),

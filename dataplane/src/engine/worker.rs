@@ -21,6 +21,7 @@ use super::routes::{Routes, Source};
 use super::sockets;
 use crate::config::{Config, PassiveSource};
 use crate::session::{Hands, Session};
+use crate::transport::handshake::Way;
 
 /// Driver events taken in one turn.
 const EVENTS_MAX: usize = 256;
@@ -36,6 +37,7 @@ pub struct Worker<G: LaneGroup> {
     pub(super) index: usize,
     pub(super) config: Arc<Config>,
     pub(super) offer: Offer,
+    pub(super) way: Way,
     pub(super) board: Arc<Board>,
     lanes: G,
     pub(super) poller: Poller,
@@ -59,6 +61,8 @@ pub struct WorkerOptions {
     pub config: Arc<Config>,
     /// What sessions can agree to.
     pub offer: Offer,
+    /// What the lanes of sessions that begin here are to run over.
+    pub way: Way,
     /// The shared segments.
     pub board: Arc<Board>,
     /// Its messages.
@@ -97,6 +101,7 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
             idle: Idle::new(options.idle),
             config: options.config,
             offer: options.offer,
+            way: options.way,
             board: options.board,
             lanes,
             poller,
@@ -262,7 +267,7 @@ impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
                     self.routes.forget_lane(lane);
                     tracing::debug!(?reason, lane = route.lane.0, "a lane closed");
                     self.with_session(route.slot, counters, switches, |session, hands| {
-                        session.on_lane_closed(route.lane, lane, hands);
+                        session.on_lane_closed(route.lane, lane, reason, hands);
                     });
                 }
                 LaneEvent::Writable { .. } => {}

@@ -9,12 +9,13 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use dwcp_api::{Failure, SessionState, Version as ApiVersion, monotonic_ns};
-use dwcp_drivers::lane::{LaneGroup, LaneId};
+use dwcp_drivers::lane::{LaneClosed, LaneGroup, LaneId};
 
 use super::link::{Link, LinkOptions};
 use super::{Fault, Hands, Session, forward};
 use crate::engine::messages::{Dial, LaneUp, ToDoor};
 use crate::engine::routes::Route;
+use crate::transport::handshake::Way;
 use crate::transport::outbound::{SendStep, Verdict};
 use crate::transport::wire::batch::{BatchKind, parse_batch_layout};
 use crate::transport::wire::control::{ByeReason, ControlFrame, MAX_CONTROL_BYTES};
@@ -35,7 +36,7 @@ const BURST_NS: u64 = 20_000_000;
 enum Slot {
     Down { dial_at_ns: u64 },
     Dialling { since_ns: u64 },
-    Up(LaneId),
+    Up(LaneId, Way),
 }
 
 /// A session's lanes.
@@ -44,16 +45,33 @@ pub struct Bundle {
     slots: Vec<Slot>,
     checked_ns: u64,
     transport: Option<ApiVersion>,
+    /// What lanes are to run over; TCP from the first time that another driver fails.
+    pub(super) way: Way,
+    pub(super) fallback: bool,
+    /// When all lanes were last dialled anew because nothing was heard; 0: never.
+    pub(super) redialled_ns: u64,
 }
 
 impl Bundle {
-    /// No lanes yet. `peer` is whom to dial; none at the destination.
-    pub const fn new(peer: Option<(SocketAddr, Option<String>)>) -> Self {
+    /// A driver other than TCP that a lane which is up runs over.
+    pub(super) fn driver_in_use(&self) -> Option<Way> {
+        self.slots.iter().find_map(|slot| match slot {
+            Slot::Up(_, way) if *way != Way::Tcp => Some(*way),
+            _ => None,
+        })
+    }
+
+    /// No lanes yet. `peer` is whom to dial; none at the destination. Lanes are to run over `way`, or,
+    /// where it does not carry and `fallback` allows it, over TCP.
+    pub const fn new(peer: Option<(SocketAddr, Option<String>)>, way: Way, fallback: bool) -> Self {
         Self {
             peer,
             slots: Vec::new(),
             checked_ns: 0,
             transport: None,
+            way,
+            fallback,
+            redialled_ns: 0,
         }
     }
 
@@ -61,7 +79,7 @@ impl Bundle {
     pub fn count_up(&self) -> usize {
         self.slots
             .iter()
-            .filter(|slot| matches!(slot, Slot::Up(_)))
+            .filter(|slot| matches!(slot, Slot::Up(..)))
             .count()
     }
 
@@ -74,7 +92,7 @@ impl Bundle {
 
     fn lane_id(&self, lane: LaneIx) -> Option<LaneId> {
         match self.slots.get(usize::from(lane.0)) {
-            Some(Slot::Up(id)) => Some(*id),
+            Some(Slot::Up(id, _)) => Some(*id),
             _ => None,
         }
     }
@@ -88,7 +106,7 @@ impl Bundle {
     /// The lanes that are up.
     pub fn up(&self) -> impl Iterator<Item = LaneId> + '_ {
         self.slots.iter().filter_map(|slot| match slot {
-            Slot::Up(id) => Some(*id),
+            Slot::Up(id, _) => Some(*id),
             _ => None,
         })
     }
@@ -147,6 +165,11 @@ impl Session {
             return Ok(());
         }
         let now = Nanos(hands.now_ns);
+        let way = if self.is_source() {
+            up.agreed.way.initiator
+        } else {
+            up.agreed.way.acceptor
+        };
         if self.link.is_none() {
             let transport = hands.switches.read().amst;
             let lanes_active = match (up.agreed.version, transport) {
@@ -174,7 +197,7 @@ impl Session {
             ));
         }
         self.bundle.ensure(index + 1);
-        if let Slot::Up(old) = self.bundle.slots[index] {
+        if let Slot::Up(old, _) = self.bundle.slots[index] {
             hands.routes.forget_lane(old);
             hands.lanes.close(old);
             link.outbound.lane_down(up.lane);
@@ -196,7 +219,8 @@ impl Session {
                 lane: up.lane,
             },
         );
-        self.bundle.slots[index] = Slot::Up(id);
+        self.bundle.slots[index] = Slot::Up(id, way);
+        self.picture.driver = way.code();
         link.outbound.lane_up(up.lane)?;
         link.outbound.heard(now);
         link.inbound.want_ack();
@@ -239,10 +263,20 @@ impl Session {
     }
 
     /// The driver lost a lane.
-    pub fn on_lane_closed<G: LaneGroup>(&mut self, lane: LaneIx, id: LaneId, hands: &Hands<'_, G>) {
+    pub fn on_lane_closed<G: LaneGroup>(
+        &mut self,
+        lane: LaneIx,
+        id: LaneId,
+        reason: LaneClosed,
+        hands: &Hands<'_, G>,
+    ) {
         let index = usize::from(lane.0);
-        if self.bundle.slots.get(index) != Some(&Slot::Up(id)) {
-            return;
+        let way = match self.bundle.slots.get(index) {
+            Some(Slot::Up(known, way)) if *known == id => *way,
+            _ => return,
+        };
+        if way != Way::Tcp && reason != LaneClosed::Finished {
+            self.fall_back(way, &reason.to_string());
         }
         self.bundle.slots[index] = Slot::Down {
             dial_at_ns: hands.now_ns,
@@ -415,6 +449,7 @@ impl Session {
                 Verdict::Suspect(lane) => self.replace_lane(lane, hands),
                 Verdict::Redial => {
                     self.set_state(SessionState::Reconnecting, Failure::None, "", hands);
+                    self.doubt_driver(hands.now_ns);
                     for index in 0..self.bundle.slots.len() {
                         self.replace_lane(LaneIx(index as u16), hands);
                     }
@@ -488,7 +523,7 @@ impl Session {
         let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
         for (index, slot) in self.bundle.slots.iter_mut().enumerate().take(wanted) {
             let due = match *slot {
-                Slot::Up(_) => false,
+                Slot::Up(..) => false,
                 Slot::Down { dial_at_ns } => dial_at_ns <= hands.now_ns,
                 Slot::Dialling { since_ns } => since_ns + DIAL_LIMIT_NS <= hands.now_ns,
             };
@@ -502,6 +537,7 @@ impl Session {
                 peer: *peer,
                 target: target.clone(),
                 offer: self.offer,
+                way: self.bundle.way,
             };
             if hands.door.send(ToDoor::Dial(Box::new(dial))).is_ok() {
                 *slot = Slot::Dialling {

@@ -12,12 +12,14 @@
 //! | [`forward`] | hypervisor → lanes |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
+//! | [`driver`] | what lanes run over when a driver does not carry |
 //! | [`ending`] | completing, failing, the undecided moment |
 //! | [`wire_rate`] | how fast the wire is |
 //! | [`fault`] | what ends a session |
 
 pub mod bundle;
 pub mod channel;
+mod driver;
 mod ending;
 mod fault;
 mod forward;
@@ -47,6 +49,7 @@ use crate::engine::messages::{Offer, ToControl, ToDoor};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
 use crate::stream::ChannelKind;
+use crate::transport::handshake::Way;
 use crate::transport::wire::batch::Marker;
 use crate::transport::wire::control::ByeReason;
 use crate::transport::{ChannelId, Nanos};
@@ -95,6 +98,10 @@ pub struct SessionOptions {
     pub peer: Option<(std::net::SocketAddr, Option<String>)>,
     /// What we can agree to.
     pub offer: Offer,
+    /// Source: what lanes are to run over.
+    pub way: Way,
+    /// Source: lanes run over TCP when that does not carry.
+    pub driver_fallback: bool,
     /// Where arenas come from.
     pub backing: BackingPolicy,
     /// How long the link may be gone, nanoseconds.
@@ -159,7 +166,7 @@ impl Session {
             worker: options.worker,
             socket_path: options.socket_path,
             listener: options.listener,
-            bundle: Bundle::new(options.peer),
+            bundle: Bundle::new(options.peer, options.way, options.driver_fallback),
             offer: options.offer,
             backing: options.backing,
             resume_limit_ns: options.resume_limit_ns,

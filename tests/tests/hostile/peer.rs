@@ -9,7 +9,7 @@ use arrayvec::ArrayString;
 use dwcp_api::SessionId;
 use dwcp_dataplane::codec::{Chain, Direction as ChainDirection};
 use dwcp_dataplane::transport::handshake::{
-    Initiator, InitiatorConfig, InitiatorStep, Join, Purpose, RefuseReason, SessionParams,
+    Initiator, InitiatorConfig, InitiatorStep, Join, Purpose, RefuseReason, SessionParams, Way,
 };
 use dwcp_dataplane::transport::wire::batch::{
     BATCH_HEADER_BYTES, ChannelKind, DataHeader, MAX_MARKER_BYTES, Marker, seal_data, seal_marker,
@@ -54,6 +54,7 @@ pub fn proposal(id: SessionId) -> InitiatorConfig {
             lanes_v1: 8,
             lanes_v3: 4,
         },
+        way: Way::Tcp,
     }
 }
 

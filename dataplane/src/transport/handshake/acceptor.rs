@@ -14,7 +14,8 @@ use super::message::{
     MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse, RawWelcome, Reader,
     Transcript, frame, parse_exact,
 };
-use super::{Agreed, HandshakeError, Join, Message, Purpose, RefuseReason, SessionParams};
+use super::way::{LaneSecret, LaneWay, RawWay, Way};
+use super::{Agreed, HandshakeError, Join, Message, Proven, Purpose, RefuseReason, SessionParams};
 
 /// What a stranger says it wants; nobody vouches for it yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub enum AcceptorStep {
     /// learn which exist), or with [`Acceptor::refuse`] when there is no room at all.
     Hello(Hello),
     /// The peer has the key. Answer with [`Acceptor::welcome`] or [`Acceptor::refuse`].
-    Proven(Agreed),
+    Proven(Proven),
     /// The proof does not fit: write this refusal and close.
     WrongKey(Message),
 }
@@ -57,7 +58,7 @@ pub enum Answer {
 #[derive(Debug)]
 enum State {
     WaitHello,
-    Challenging(Box<(RawHello, Hello, SessionParams)>),
+    Challenging(Box<(RawHello, Hello, SessionParams, Way)>),
     WaitProof(Box<Agreed>),
     Deciding,
     Ended,
@@ -136,8 +137,9 @@ impl Acceptor {
             purpose: raw.purpose(name)?,
         };
         let proposal = raw.params.parse()?;
+        let wanted = raw.way.parse()?;
         self.transcript = self.transcript.with(self.reader.message());
-        self.state = State::Challenging(Box::new((raw, hello.clone(), proposal)));
+        self.state = State::Challenging(Box::new((raw, hello.clone(), proposal, wanted)));
         Ok(AcceptorStep::Hello(hello))
     }
 
@@ -154,7 +156,7 @@ impl Acceptor {
         let State::Challenging(pending) = std::mem::replace(&mut self.state, State::Ended) else {
             return Err(HandshakeError::OutOfTurn);
         };
-        let (raw, hello, proposal) = *pending;
+        let (raw, hello, proposal, wanted) = *pending;
         let Some(version) = raw.choose_version(highest) else {
             let message = self.refusal(RefuseReason::VersionMismatch);
             return Ok(Answer::VersionMismatch(message));
@@ -180,6 +182,12 @@ impl Acceptor {
             version,
             params: answer.parse()?,
             key: SessionKey::derive(&self.psk, hello.session, hello.node, self.node, epoch),
+            // As it is until the caller decides, with the WELCOME.
+            way: LaneWay {
+                initiator: wanted,
+                acceptor: Way::Tcp,
+                secret: LaneSecret([0; 32]),
+            },
         };
         let message = frame([challenge.as_bytes(), &[]]);
         self.transcript = self.transcript.with(&message);
@@ -197,33 +205,56 @@ impl Acceptor {
             return Ok(AcceptorStep::WrongKey(self.refusal(RefuseReason::WrongKey)));
         }
         self.state = State::Deciding;
-        Ok(AcceptorStep::Proven(agreed))
+        Ok(AcceptorStep::Proven(Proven {
+            session: agreed.session,
+            purpose: agreed.purpose.clone(),
+            wanted: agreed.way.initiator,
+            agreed,
+        }))
     }
 
     /// Lets the proven peer in. `next_seq` is the batch that this side hands up next, 0 for a new
-    /// session. Frames may follow.
+    /// session; `way` is this side's end of the lane: of the driver that the peer wanted, or TCP.
+    /// Frames may follow.
     ///
     /// # Errors
-    /// [`HandshakeError::OutOfTurn`] unless the peer was just proven.
-    pub fn welcome(&mut self, next_seq: BatchSeq) -> Result<Message, HandshakeError> {
+    /// [`HandshakeError::OutOfTurn`] unless the peer was just proven, or for a way that it did not ask for.
+    pub fn welcome(
+        &mut self,
+        proven: Proven,
+        next_seq: BatchSeq,
+        way: Way,
+    ) -> Result<(Message, Agreed), HandshakeError> {
         let State::Deciding = std::mem::replace(&mut self.state, State::Ended) else {
             return Err(HandshakeError::OutOfTurn);
         };
+        if way != Way::Tcp && !way.fits(proven.wanted) {
+            return Err(HandshakeError::OutOfTurn);
+        }
         let next_seq = U64::new(next_seq.0);
+        let raw_way = RawWay::new(way);
         let said = self
             .transcript
             .with(&[KIND_WELCOME])
-            .with(next_seq.as_bytes());
-        let mac = said.mac(&self.psk, MacPurpose::Welcome);
-        Ok(frame([
-            RawWelcome {
-                kind: KIND_WELCOME,
-                next_seq,
-                mac,
-            }
-            .as_bytes(),
-            &[],
-        ]))
+            .with(next_seq.as_bytes())
+            .with(raw_way.as_bytes());
+        let mut agreed = proven.agreed;
+        agreed.way = LaneWay {
+            initiator: if way == Way::Tcp {
+                Way::Tcp
+            } else {
+                proven.wanted
+            },
+            acceptor: way,
+            secret: LaneSecret(said.mac(&self.psk, MacPurpose::LaneSecret)),
+        };
+        let welcome = RawWelcome {
+            kind: KIND_WELCOME,
+            next_seq,
+            way: raw_way,
+            mac: said.mac(&self.psk, MacPurpose::Welcome),
+        };
+        Ok((frame([welcome.as_bytes(), &[]]), agreed))
     }
 
     /// Turns the peer away, after a HELLO or after the proof.

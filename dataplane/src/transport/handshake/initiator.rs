@@ -12,6 +12,7 @@ use super::message::{
     MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse, RawWelcome, Reader,
     Transcript, frame, parse_exact,
 };
+use super::way::{LaneSecret, LaneWay, RawWay, Way};
 use super::{Agreed, HandshakeError, Join, Message, Purpose, RefuseReason, SessionParams};
 
 /// What the initiator brings.
@@ -39,6 +40,8 @@ pub struct InitiatorConfig {
     pub highest: Version,
     /// What this side can do.
     pub params: SessionParams,
+    /// What this side wants the lane to run over.
+    pub way: Way,
 }
 
 /// What to do next.
@@ -111,6 +114,7 @@ impl Initiator {
             next_seq: U64::new(next_seq),
             nonce,
             params: RawParams::new(config.params),
+            way: RawWay::new(config.way),
         };
         let message = frame([hello.as_bytes(), name.as_bytes()]);
         let transcript = Transcript::default().with(&message);
@@ -206,11 +210,25 @@ impl Initiator {
         let said = self
             .transcript
             .with(&[welcome.kind])
-            .with(welcome.next_seq.as_bytes());
+            .with(welcome.next_seq.as_bytes())
+            .with(welcome.way.as_bytes());
         if !said.check(&self.config.psk, MacPurpose::Welcome, &welcome.mac) {
             return Err(HandshakeError::WrongKey);
         }
         let config = &self.config;
+        let answer = welcome.way.parse()?;
+        if answer != Way::Tcp && !answer.fits(config.way) {
+            return Err(HandshakeError::BeyondProposal { field: "driver" });
+        }
+        let way = LaneWay {
+            initiator: if answer == Way::Tcp {
+                Way::Tcp
+            } else {
+                config.way
+            },
+            acceptor: answer,
+            secret: LaneSecret(said.mac(&config.psk, MacPurpose::LaneSecret)),
+        };
         let acceptor = NodeId(challenge.node);
         let (session, epoch, initiator) = (config.session, config.epoch, config.node);
         let agreed = Agreed {
@@ -226,6 +244,7 @@ impl Initiator {
                 .ok_or(HandshakeError::BadField { field: "version" })?,
             params: challenge.params.parse()?,
             key: SessionKey::derive(&config.psk, session, initiator, acceptor, epoch),
+            way,
         };
         let peer_next_seq = BatchSeq(welcome.next_seq.get());
         Ok(InitiatorStep::Done {

@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::super::wire::keys::{Psk, tags_equal};
 use super::super::{BatchSeq, Version};
+use super::way::RawWay;
 use super::{
     HandshakeError, Join, MAX_MESSAGE_BYTES, MAX_TARGET_BYTES, MIN_WINDOW_BYTES, Message, Purpose,
     SessionParams,
@@ -23,7 +24,7 @@ pub const KIND_REFUSE: u8 = 5;
 /// The first bytes of every connection.
 pub const MAGIC: [u8; 4] = *b"DWCP";
 /// The handshake's own version: it differs where the messages do.
-pub const HANDSHAKE_REVISION: u8 = 1;
+pub const HANDSHAKE_REVISION: u8 = 2;
 
 const LENGTH_BYTES: usize = 2;
 /// How batches are vouched for; the only way there is. 1 and 2 were other functions: a peer that knows no
@@ -61,6 +62,7 @@ pub struct RawHello {
     pub next_seq: U64,
     pub nonce: [u8; 32],
     pub params: RawParams,
+    pub way: RawWay,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
@@ -85,6 +87,7 @@ pub struct RawProof {
 pub struct RawWelcome {
     pub kind: u8,
     pub next_seq: U64,
+    pub way: RawWay,
     pub mac: [u8; 32],
 }
 
@@ -273,6 +276,7 @@ impl Transcript {
             MacPurpose::Proof => "dwcp transport 1 handshake proof",
             MacPurpose::Welcome => "dwcp transport 1 handshake welcome",
             MacPurpose::Refuse => "dwcp transport 1 handshake refuse",
+            MacPurpose::LaneSecret => "dwcp transport 1 lane secret",
         });
         *blake3::keyed_hash(&key, &self.0).as_bytes()
     }
@@ -288,4 +292,5 @@ pub enum MacPurpose {
     Proof,
     Welcome,
     Refuse,
+    LaneSecret,
 }

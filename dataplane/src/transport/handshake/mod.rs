@@ -8,10 +8,10 @@
 //!
 //! ```text
 //! initiator                                   acceptor
-//!    HELLO  offer, ids, nonce, proposal ──────▶
+//!    HELLO  offer, ids, nonce, proposal, way ─▶
 //!    ◀────────── CHALLENGE  choice, id, nonce, answer     (or REFUSE)
 //!    PROOF  MAC over HELLO, CHALLENGE ────────▶
-//!    ◀────────── WELCOME  MAC over all of it              (or REFUSE)
+//!    ◀────────── WELCOME  way, MAC over all of it         (or REFUSE)
 //! ```
 //!
 //! Each message is its length (u16, little-endian) and a body of 1 to 1022 bytes. The MACs are
@@ -20,6 +20,7 @@
 mod acceptor;
 mod initiator;
 mod message;
+mod way;
 
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -28,6 +29,7 @@ use super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 
 pub use acceptor::{Acceptor, AcceptorStep, Answer, Hello};
 pub use initiator::{Initiator, InitiatorConfig, InitiatorStep};
+pub use way::{LaneSecret, LaneWay, Way};
 
 /// Bytes of a message at most, its length included.
 pub const MAX_MESSAGE_BYTES: usize = 1024;
@@ -117,6 +119,20 @@ pub struct Agreed {
     pub params: SessionParams,
     /// The key of the session's frames.
     pub key: SessionKey,
+    /// What the lane runs over.
+    pub way: LaneWay,
+}
+
+/// What both sides know once the proof was given: the acceptor has still to say what the lane runs over.
+#[derive(Debug)]
+pub struct Proven {
+    /// The session.
+    pub session: SessionId,
+    /// Who the session is for.
+    pub purpose: Purpose,
+    /// What the initiator wants the lane to run over.
+    pub wanted: Way,
+    agreed: Agreed,
 }
 
 /// Which end of the handshake one is.

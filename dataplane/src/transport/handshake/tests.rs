@@ -12,6 +12,10 @@ fn params(scale: u64) -> SessionParams {
     }
 }
 
+fn address(host: u8) -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([10, 0, 0, host], 4791))
+}
+
 fn config(secret: [u8; 32]) -> InitiatorConfig {
     InitiatorConfig {
         psk: Psk(secret),
@@ -27,6 +31,7 @@ fn config(secret: [u8; 32]) -> InitiatorConfig {
         },
         highest: Version::V3,
         params: params(4),
+        way: Way::Dpdk(address(1)),
     }
 }
 
@@ -69,9 +74,16 @@ fn run(
     assert!(more);
     middleman(2, &mut proof);
     let (mut last, there) = match acceptor.feed(&proof) {
-        Ok((_, Some(AcceptorStep::Proven(agreed)))) => match refuse {
+        Ok((_, Some(AcceptorStep::Proven(proven)))) => match refuse {
             Some(reason) => (acceptor.refuse(reason).unwrap(), None),
-            None => (acceptor.welcome(BatchSeq(0)).unwrap(), Some(agreed)),
+            None => {
+                let way = match proven.wanted {
+                    Way::Dpdk(_) => Way::Dpdk(address(2)),
+                    _ => Way::Tcp,
+                };
+                let (message, agreed) = acceptor.welcome(proven, BatchSeq(0), way).unwrap();
+                (message, Some(agreed))
+            }
         },
         Ok((_, Some(AcceptorStep::WrongKey(message)))) => (message, None),
         _ => return End::Broken,
@@ -120,6 +132,12 @@ fn both_ends_agree_on_all_of_it() {
     assert_eq!(
         (here.initiator, here.acceptor),
         (there.initiator, there.acceptor)
+    );
+    assert_eq!(here.way.initiator, Way::Dpdk(address(1)));
+    assert_eq!(here.way.acceptor, Way::Dpdk(address(2)));
+    assert_eq!(
+        (there.way.initiator, there.way.acceptor, there.way.secret.0),
+        (here.way.initiator, here.way.acceptor, here.way.secret.0)
     );
     let chain = |agreed: &Agreed| *agreed.key.frame_keys(Side::Initiator.sends()).chain_key();
     assert_eq!(chain(&here), chain(&there));
@@ -273,7 +291,6 @@ fn lengths_and_turns_are_checked() {
         );
     }
     let mut acceptor = fresh();
-    assert!(acceptor.welcome(BatchSeq(0)).is_err());
     assert!(acceptor.refuse(RefuseReason::Busy).is_err());
     let (_, hello) = Initiator::new(config(KEY), [1; 32]);
     let mut acceptor = fresh();
@@ -290,4 +307,49 @@ fn lengths_and_turns_are_checked() {
         ..params(1)
     };
     assert!(acceptor.challenge(Version::V3, zero_lanes).is_err());
+}
+
+/// An initiator that wants a DPDK lane and an acceptor that is about to welcome it.
+fn up_to_the_welcome() -> (Initiator, Acceptor, Proven) {
+    let (mut initiator, hello) = Initiator::new(config(KEY), [1; 32]);
+    let mut acceptor = Acceptor::new(Psk(KEY), NodeId::of_name("destination"), [2; 32]);
+    acceptor.feed(&hello).unwrap();
+    let Ok(Answer::Challenge(challenge)) = acceptor.challenge(Version::V3, params(2)) else {
+        panic!("no challenge");
+    };
+    let Ok((_, Some(InitiatorStep::Send(proof)))) = initiator.feed(&challenge) else {
+        panic!("no proof");
+    };
+    let Ok((_, Some(AcceptorStep::Proven(proven)))) = acceptor.feed(&proof) else {
+        panic!("not proven");
+    };
+    (initiator, acceptor, proven)
+}
+
+#[test]
+fn an_acceptor_without_the_driver_answers_with_tcp() {
+    let (mut initiator, mut acceptor, proven) = up_to_the_welcome();
+    assert_eq!(proven.wanted, Way::Dpdk(address(1)));
+    let (welcome, there) = acceptor.welcome(proven, BatchSeq(0), Way::Tcp).unwrap();
+    let Ok((_, Some(InitiatorStep::Done { agreed, .. }))) = initiator.feed(&welcome) else {
+        panic!("not welcome");
+    };
+    for way in [agreed.way, there.way] {
+        assert_eq!((way.initiator, way.acceptor), (Way::Tcp, Way::Tcp));
+    }
+}
+
+#[test]
+fn a_driver_that_nobody_asked_for_is_neither_answered_nor_believed() {
+    let (_, mut acceptor, proven) = up_to_the_welcome();
+    let other = Way::Rdma(address(2));
+    assert!(acceptor.welcome(proven, BatchSeq(0), other).is_err());
+
+    let (mut initiator, mut acceptor, mut proven) = up_to_the_welcome();
+    proven.wanted = other;
+    let (welcome, _) = acceptor.welcome(proven, BatchSeq(0), other).unwrap();
+    assert!(matches!(
+        initiator.feed(&welcome),
+        Err(HandshakeError::BeyondProposal { field: "driver" })
+    ));
 }

@@ -1,0 +1,148 @@
+//! What a lane runs over: both sides' drivers and addresses, as the handshake carries them.
+//!
+//! In: what the dialling side wants, what the dialled side can do, bytes of any provenance. Out: one
+//! driver for both, and where each is reached. Promises: a driver that was not asked for is never
+//! answered with, but for TCP, which is the connection of the handshake itself and always there; an
+//! address is there exactly when the driver needs one.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use zerocopy::byteorder::little_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::HandshakeError;
+
+/// One side's end of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The connection on which the handshake runs.
+    Tcp,
+    /// Datagrams of a DPDK port with this address.
+    Dpdk(SocketAddr),
+    /// Queue pairs of an RDMA device with this address.
+    Rdma(SocketAddr),
+}
+
+/// Both ends of a lane and a secret that only they know.
+#[derive(Debug, Clone)]
+pub struct LaneWay {
+    /// The end of the side that dialled.
+    pub initiator: Way,
+    /// The end of the side that was dialled: the same driver.
+    pub acceptor: Way,
+    /// Made of everything that was said in this handshake, so of no other lane.
+    pub secret: LaneSecret,
+}
+
+/// 32 bytes that both ends of one lane know and nobody else.
+#[derive(Clone)]
+pub struct LaneSecret(pub [u8; 32]);
+
+impl std::fmt::Debug for LaneSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LaneSecret(hidden)")
+    }
+}
+
+impl Way {
+    /// Do both use one driver?
+    #[must_use]
+    pub fn fits(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+
+    /// The driver's number, as [`dwcp_api::session::DRIVER_NAMES`] counts them.
+    #[must_use]
+    pub const fn code(self) -> u64 {
+        match self {
+            Self::Tcp => 0,
+            Self::Dpdk(_) => 1,
+            Self::Rdma(_) => 2,
+        }
+    }
+
+    /// The driver's name.
+    #[must_use]
+    pub const fn driver(self) -> &'static str {
+        dwcp_api::session::DRIVER_NAMES[self.code() as usize]
+    }
+}
+
+/// A [`Way`] as bytes; an IPv4 address is mapped into IPv6.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RawWay {
+    /// 0 TCP, 1 DPDK, 2 RDMA.
+    driver: u8,
+    ip: [u8; 16],
+    port: U16,
+}
+
+impl RawWay {
+    pub fn new(way: Way) -> Self {
+        let (driver, address) = match way {
+            Way::Tcp => (0, None),
+            Way::Dpdk(address) => (1, Some(address)),
+            Way::Rdma(address) => (2, Some(address)),
+        };
+        let ip = match address.map(|address| address.ip()) {
+            None => [0; 16],
+            Some(IpAddr::V4(ip)) => ip.to_ipv6_mapped().octets(),
+            Some(IpAddr::V6(ip)) => ip.octets(),
+        };
+        let port = U16::new(address.map_or(0, |address| address.port()));
+        Self { driver, ip, port }
+    }
+
+    pub fn parse(&self) -> Result<Way, HandshakeError> {
+        let bad = || HandshakeError::BadField { field: "driver" };
+        let ip = Ipv6Addr::from(self.ip);
+        if self.driver == 0 {
+            let none = ip.is_unspecified() && self.port.get() == 0;
+            return none.then_some(Way::Tcp).ok_or_else(bad);
+        }
+        let ip = ip.to_canonical();
+        if ip.is_unspecified() || ip.is_multicast() || self.port.get() == 0 {
+            return Err(bad());
+        }
+        let address = SocketAddr::new(ip, self.port.get());
+        match self.driver {
+            1 => Ok(Way::Dpdk(address)),
+            2 => Ok(Way::Rdma(address)),
+            _ => Err(bad()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_read_back_and_nonsense_does_not() {
+        let v4: SocketAddr = "10.1.2.3:4791".parse().unwrap();
+        let v6: SocketAddr = "[fd00::7]:9".parse().unwrap();
+        for way in [Way::Tcp, Way::Dpdk(v4), Way::Dpdk(v6), Way::Rdma(v4)] {
+            assert_eq!(RawWay::new(way).parse(), Ok(way));
+        }
+        let good = RawWay::new(Way::Dpdk(v4));
+        for bad in [
+            RawWay { driver: 3, ..good },
+            RawWay { driver: 0, ..good },
+            RawWay {
+                port: U16::new(0),
+                ..good
+            },
+            RawWay {
+                ip: [0; 16],
+                ..good
+            },
+            RawWay {
+                ip: [0xff; 16],
+                ..good
+            },
+        ] {
+            assert!(bad.parse().is_err(), "{bad:?}");
+        }
+    }
+}
