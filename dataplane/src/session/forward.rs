@@ -336,7 +336,7 @@ fn encode(
     let needed = HEADROOM + Encoder::max_encoded_len(raw_bytes);
     let mut out = match link.scratch_out.take() {
         Some(out) if out.capacity() >= needed => out,
-        _ => link.pools_out.take(needed).ok_or(Fault::buffers())?,
+        _ => link.pools_out.take(needed).ok_or_else(Fault::buffers)?,
     };
     let codec_version = match header.version {
         Version::V1 => CodecVersion::V1,
@@ -409,7 +409,7 @@ pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
             )
         })?;
     let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes);
-    let mut out = link.pools_out.take(needed).ok_or(Fault::buffers())?;
+    let mut out = link.pools_out.take(needed).ok_or_else(Fault::buffers)?;
     let raw = &kept.raw.bytes()[HEADROOM..HEADROOM + kept.raw_bytes];
     let encoded = link.encoder.encode_detached_v1(
         raw,
@@ -437,7 +437,7 @@ pub(super) fn push_marker(
     let mut frame = link
         .pools_out
         .take(MAX_MARKER_BYTES)
-        .ok_or(Fault::buffers())?;
+        .ok_or_else(Fault::buffers)?;
     let seq = link.outbound.next_seq();
     let bytes = seal_marker(&link.keys_out, seq, channel, marker, frame.payload_mut())?;
     let now = Nanos(monotonic_ns());

@@ -41,6 +41,18 @@ const LANE_BACKLOG_BYTES_MIN: usize = 8 << 10;
 /// What may be read beyond the window for the first batch after a rollback.
 const ROLLBACK_RESERVE_BYTES: u64 = 16 << 10;
 
+/// Tokens of a batch of whole pages, with some to spare. Where a batch has more, as one of zero pages has,
+/// its list grows once and is used again.
+const TOKENS_OF_A_BATCH: usize = 288;
+
+/// A list for every batch that may be in flight; only the side that sends the guest keeps any.
+fn spare_tokens(is_source: bool) -> Vec<Vec<Token>> {
+    let lists = if is_source { MAX_IN_FLIGHT } else { 0 };
+    let mut spare = Vec::with_capacity(MAX_IN_FLIGHT);
+    spare.resize_with(lists, || Vec::with_capacity(TOKENS_OF_A_BATCH));
+    spare
+}
+
 /// The raw bytes of a batch that was sent in v3, kept until the peer has it: after a rollback it may
 /// not go out again as it is.
 pub struct Retained {
@@ -222,7 +234,7 @@ impl Link {
             blocks: BlockTable::new(),
             tokens: TokenBuf::with_capacity(BATCH_TOKENS),
             retained: std::collections::VecDeque::with_capacity(MAX_IN_FLIGHT),
-            spare_tokens: Vec::with_capacity(MAX_IN_FLIGHT),
+            spare_tokens: spare_tokens(options.is_source),
             large_batches_max: if options.is_source {
                 large_batches_max
             } else {
