@@ -19,7 +19,7 @@ use crate::tree;
 
 /// A change of one setting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "setting", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Pages of a NUMA node, or of the machine if it has no nodes.
     Hugepages {

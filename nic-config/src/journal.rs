@@ -53,7 +53,7 @@ pub struct Beginning {
 }
 
 /// A line.
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Entry {
     Begin(Beginning),
@@ -276,6 +276,10 @@ impl Journal {
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let mut write = || {
             let mut line = serde_json::to_string(entry)?;
+            // What cannot be read back must not be relied on.
+            if serde_json::from_str::<Entry>(&line)? != *entry {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             line.push('\n');
             self.file.write_all(line.as_bytes())?;
             self.file.sync_all()

@@ -135,7 +135,7 @@ fn a_profile_is_applied_verified_and_taken_back() {
         assert_ne!(bench.machine.photograph(), before);
         let reverted = revert(&bench.machine, &bench.journals, pci()).unwrap();
         assert_eq!(reverted.restored.len(), plan.changes.len());
-        assert_eq!(bench.machine.photograph(), before);
+        bench.machine.is_as(&before, "after");
         assert!(!bench.carries());
         let error = revert(&bench.machine, &bench.journals, pci()).unwrap_err();
         assert!(matches!(error, RevertError::Nothing(_)), "{error}");
@@ -230,11 +230,9 @@ fn a_death_at_any_order_of_an_apply_can_be_taken_back() {
                     assert!(verify(&bench.machine, &profile(text)).unwrap().holds);
                 }
                 revert(&bench.machine, &bench.journals, pci()).unwrap();
-                assert_eq!(
-                    bench.machine.photograph(),
-                    before,
-                    "order {order} {moment:?}"
-                );
+                bench
+                    .machine
+                    .is_as(&before, &format!("order {order} {moment:?}"));
                 assert!(!bench.carries());
             }
         }
@@ -259,11 +257,9 @@ fn a_death_at_any_order_of_a_revert_can_be_taken_back() {
                 }
                 deaths += 1;
                 revert(&bench.machine, &bench.journals, pci()).unwrap();
-                assert_eq!(
-                    bench.machine.photograph(),
-                    before,
-                    "order {order} {moment:?}"
-                );
+                bench
+                    .machine
+                    .is_as(&before, &format!("order {order} {moment:?}"));
             }
         }
         assert!(deaths >= 8, "only {deaths} deaths");
@@ -292,7 +288,7 @@ fn a_change_that_fails_takes_all_back() {
             error.to_string().contains("everything is as it was"),
             "{error}"
         );
-        assert_eq!(bench.machine.photograph(), before, "{order}");
+        bench.machine.is_as(&before, order);
         assert!(!bench.carries());
     }
 }
@@ -309,7 +305,7 @@ fn a_kernel_that_does_less_than_it_was_told_is_noticed() {
             && error.contains("at boot"),
         "{error}"
     );
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
 
     let bench = self::bench();
     let before = bench.machine.photograph();
@@ -317,7 +313,7 @@ fn a_kernel_that_does_less_than_it_was_told_is_noticed() {
     let odd = KERNEL.replace("rx = 4096", "rx = 4000");
     let error = bench.apply(&odd).unwrap_err().to_string();
     assert!(error.contains("rx 3840"), "{error}");
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
 }
 
 #[test]
@@ -334,7 +330,7 @@ fn what_cannot_be_taken_back_is_named_and_can_be_later() {
     assert!(bench.carries());
     bench.machine.refuses(None);
     revert(&bench.machine, &bench.journals, pci()).unwrap();
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
 }
 
 #[test]
@@ -366,7 +362,7 @@ fn only_the_plan_that_was_looked_at_is_applied() {
     let before = bench.machine.photograph();
     let error = apply(&bench.machine, &bench.journals, &wanted, Some(&id)).unwrap_err();
     assert!(matches!(error, ApplyError::Another { .. }), "{error}");
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
     let id = plan::plan(&bench.machine, &wanted).unwrap().view().id;
     apply(&bench.machine, &bench.journals, &wanted, Some(&id)).unwrap();
 }
@@ -381,7 +377,7 @@ fn a_restart_of_the_machine_takes_everything_back() {
     let before = bench.machine.photograph();
     let reverted = revert(&bench.machine, &bench.journals, pci()).unwrap();
     assert!(reverted.by_restart && reverted.restored.is_empty());
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
 
     // And a new plan does not wait for that.
     let bench = self::bench();
@@ -396,7 +392,7 @@ fn a_restart_of_the_machine_takes_everything_back() {
     let before = bench.machine.photograph();
     bench.apply(KERNEL).unwrap();
     revert(&bench.machine, &bench.journals, pci()).unwrap();
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
 }
 
 #[test]
@@ -432,7 +428,7 @@ fn a_journal_survives_what_a_crash_leaves_of_it_and_nothing_else() {
     );
     std::fs::write(bench.journal(), &whole).unwrap();
     revert(&bench.machine, &bench.journals, pci()).unwrap();
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
     // The very first line is cut: nothing was begun, so nothing is in the way.
     std::fs::write(bench.journal(), &whole[..20]).unwrap();
     assert!(!bench.carries());
@@ -453,7 +449,7 @@ fn one_process_at_a_time() {
         revert(&bench.machine, &bench.journals, pci()),
         Err(RevertError::Journal(JournalError::Busy(_)))
     ));
-    assert_eq!(bench.machine.photograph(), before);
+    bench.machine.is_as(&before, "after");
     drop(lock);
     bench.apply(KERNEL).unwrap();
 }

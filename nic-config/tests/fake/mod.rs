@@ -137,6 +137,20 @@ impl Machine {
         found
     }
 
+    /// The machine is as it was on a photograph.
+    pub fn is_as(&self, before: &BTreeMap<PathBuf, String>, when: &str) {
+        let after = self.photograph();
+        let paths = before.keys().chain(after.keys());
+        for path in paths {
+            assert_eq!(
+                before.get(path),
+                after.get(path),
+                "{when}: {}",
+                path.display()
+            );
+        }
+    }
+
     pub fn read(&self, path: &str) -> String {
         let text = fs::read_to_string(self.folder.path().join(path)).unwrap();
         text.trim().to_owned()
@@ -282,7 +296,7 @@ impl Machine {
     }
 
     fn functions(&self, path: &Path, count: usize) -> io::Result<()> {
-        let device = path.parent().unwrap();
+        let device = &path.parent().unwrap().canonicalize()?;
         let now: usize = fs::read_to_string(path)?.trim().parse().unwrap();
         if now > 0 && count > 0 {
             return Err(io::Error::from_raw_os_error(16));
