@@ -5,7 +5,7 @@
 //! afterwards; if one fails, all are taken back, and what cannot be taken back is named.
 
 use crate::change::Change;
-use crate::journal::{JournalError, Journals};
+use crate::journal::{Journal, JournalError, Journals};
 use crate::kernel::Kernel;
 use crate::pci::PciAddress;
 use crate::plan::{self, Plan, PlanError};
@@ -109,54 +109,69 @@ pub fn apply(
     // What is left there was forgotten by a restart, or never begun.
     journals.close(plan.nic)?;
     let mut journal = journals.begin(kernel, &view)?;
-    let mut begun: Vec<Change> = Vec::new();
-    let failed = |begun: &[Change], setting: String, reason: String| {
-        let left = undo(kernel, begun);
-        let mut error_left = left;
-        if error_left.is_empty()
-            && let Err(error) = journals.close(plan.nic)
-        {
-            error_left.push(Leftover {
-                setting: "journal".to_owned(),
-                reason: error.to_string(),
-            });
-        }
-        ApplyError::Failed {
-            nic: plan.nic,
-            setting,
-            reason,
-            left: error_left,
-        }
+    let mut begun = Vec::new();
+    let made = make(kernel, profile, &plan, &mut journal, &mut begun);
+    let Err(Stopped { setting, reason }) = made else {
+        return Ok(plan);
+    };
+    let mut left = undo(kernel, &begun);
+    if left.is_empty()
+        && let Err(error) = journals.close(plan.nic)
+    {
+        left.push(Leftover {
+            setting: "the journal".to_owned(),
+            reason: error.to_string(),
+        });
+    }
+    Err(ApplyError::Failed {
+        nic: plan.nic,
+        setting,
+        reason,
+        left,
+    })
+}
+
+/// Where a plan stopped, and why.
+struct Stopped {
+    setting: String,
+    reason: String,
+}
+
+/// Makes all changes; those that were begun are in `begun`, whatever comes of it.
+fn make(
+    kernel: &dyn Kernel,
+    profile: &Profile,
+    plan: &Plan,
+    journal: &mut Journal,
+    begun: &mut Vec<Change>,
+) -> Result<(), Stopped> {
+    let stopped = |setting: &str, reason: &dyn ToString| Stopped {
+        setting: setting.to_owned(),
+        reason: reason.to_string(),
     };
     for change in &plan.changes {
         let setting = change.line().setting;
-        let change = match change.observed(kernel) {
-            Ok(change) => change,
-            Err(error) => return Err(failed(&begun, setting, error.to_string())),
-        };
-        if let Err(error) = journal.intend(&change) {
-            return Err(failed(&begun, setting, error.to_string()));
-        }
+        let change = change
+            .observed(kernel)
+            .map_err(|error| stopped(&setting, &error))?;
+        journal
+            .intend(&change)
+            .map_err(|error| stopped(&setting, &error))?;
         begun.push(change.clone());
-        if let Err(error) = change.make(kernel) {
-            return Err(failed(&begun, setting, error.to_string()));
-        }
+        change
+            .make(kernel)
+            .map_err(|error| stopped(&setting, &error))?;
     }
     // One change may have undone another: drivers reset rings with queues.
-    let rest = match plan::difference(kernel, profile) {
-        Ok(rest) => rest,
-        Err(error) => return Err(failed(&begun, "the whole".to_owned(), error.to_string())),
-    };
-    if let Some(change) = rest.changes.first() {
-        let line = change.line();
+    let rest = plan::difference(kernel, profile).map_err(|error| stopped("the profile", &error))?;
+    if let Some(line) = rest.changes.first().map(Change::line) {
         let reason = format!(
             "it was made {}, and another change made it {} again",
             line.to, line.from
         );
-        return Err(failed(&begun, line.setting, reason));
+        return Err(stopped(&line.setting, &reason));
     }
-    if let Err(error) = journal.complete() {
-        return Err(failed(&begun, "the journal".to_owned(), error.to_string()));
-    }
-    Ok(plan)
+    journal
+        .complete()
+        .map_err(|error| stopped("the journal", &error))
 }
