@@ -214,7 +214,7 @@ impl Profile {
             bind: raw
                 .driver
                 .bind
-                .map(|bind| source.at(bind).try_map(bound))
+                .map(|bind| source.at(bind).try_map(|word, line| bound(&word, line)))
                 .transpose()?,
             mtu: source.within("mtu", raw.link.mtu, &MTU_BYTES)?,
             up: raw.link.up.map(|up| source.at(up)),
@@ -228,7 +228,11 @@ impl Profile {
             queue_cores: raw
                 .queues
                 .cores
-                .map(|cores| source.at(cores).try_map(queue_cores))
+                .map(|cores| {
+                    source
+                        .at(cores)
+                        .try_map(|text, line| queue_cores(&text, line))
+                })
                 .transpose()?,
             offloads: raw
                 .offloads
@@ -323,8 +327,8 @@ fn nic(source: &Source<'_>, raw: Spanned<RawNic>) -> Result<At<NicName>, Profile
     }
 }
 
-fn bound(word: String, line: usize) -> Result<Bind, ProfileError> {
-    match word.as_str() {
+fn bound(word: &str, line: usize) -> Result<Bind, ProfileError> {
+    match word {
         "kernel" => Ok(Bind::Kernel),
         "vfio-pci" => Ok(Bind::VfioPci),
         _ => refuse(
@@ -369,11 +373,11 @@ fn queues(amount: Amount, line: usize) -> Result<Queues, ProfileError> {
     }
 }
 
-fn queue_cores(text: String, line: usize) -> Result<QueueCores, ProfileError> {
+fn queue_cores(text: &str, line: usize) -> Result<QueueCores, ProfileError> {
     if text == "node" {
         return Ok(QueueCores::Node);
     }
-    list("cores", &text, line).map(QueueCores::List)
+    list("cores", text, line).map(QueueCores::List)
 }
 
 fn hugepages(source: &Source<'_>, raw: RawHugepages) -> Result<Hugepages, ProfileError> {
