@@ -66,6 +66,12 @@ pub struct Settings {
     /// Serve /metrics without a token [default: false]
     #[arg(long, env = "DWCP_METRICS_OPEN", value_name = "BOOL")]
     pub metrics_open: Option<bool>,
+    /// Where sysfs is mounted; a container sees its host's elsewhere [default: /sys]
+    #[arg(long, env = "DWCP_SYSFS", value_name = "PATH")]
+    pub sysfs: Option<PathBuf>,
+    /// Where procfs is mounted [default: /proc]
+    #[arg(long, env = "DWCP_PROCFS", value_name = "PATH")]
+    pub procfs: Option<PathBuf>,
     /// Threads that serve requests, 1 to 16 [default: 1]
     #[arg(long, env = "DWCP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -92,6 +98,10 @@ pub struct Config {
     pub peer_token_file: PathBuf,
     /// Serve `/metrics` without a token.
     pub metrics_open: bool,
+    /// Where sysfs is mounted.
+    pub sysfs: PathBuf,
+    /// Where procfs is mounted.
+    pub procfs: PathBuf,
     /// Threads that serve requests.
     pub threads: usize,
 }
@@ -173,6 +183,8 @@ impl Config {
                 .unwrap_or_else(|| token_file.clone()),
             token_file,
             metrics_open: settings.metrics_open.unwrap_or(false),
+            sysfs: path(settings.sysfs, "/sys"),
+            procfs: path(settings.procfs, "/proc"),
             threads: settings.threads.unwrap_or(1),
         };
         config.check()?;
@@ -196,6 +208,8 @@ impl Config {
             ("socket_dir", &self.socket_dir),
             ("token_file", &self.token_file),
             ("peer_token_file", &self.peer_token_file),
+            ("sysfs", &self.sysfs),
+            ("procfs", &self.procfs),
         ];
         let allowed = self
             .qmp_allowed_dirs
@@ -230,6 +244,8 @@ impl Settings {
             token_file: self.token_file.or(below.token_file),
             peer_token_file: self.peer_token_file.or(below.peer_token_file),
             metrics_open: self.metrics_open.or(below.metrics_open),
+            sysfs: self.sysfs.or(below.sysfs),
+            procfs: self.procfs.or(below.procfs),
             threads: self.threads.or(below.threads),
         }
     }
@@ -291,6 +307,7 @@ mod tests {
             ("threads = 17", "threads"),
             ("node = \"a b\"", "node"),
             ("attach = \"run/attach\"", "attach"),
+            ("sysfs = \"sys\"", "sysfs"),
             ("qmp_allowed_dirs = []", "qmp_allowed_dirs"),
             ("qmp_allowed_dirs = [\"x\"]", "qmp_allowed_dirs"),
         ] {

@@ -9,6 +9,7 @@
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
+//! | [`nics`] | the migration NICs of this host |
 //! | [`node`] | one node's control plane, put together |
 //! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
@@ -20,6 +21,7 @@ pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod nics;
 pub mod node;
 pub mod qmp;
 pub mod store;

@@ -9,11 +9,14 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
+use dwcp_nic_config::journal::JournalError;
+
 use crate::api::{App, Parts, serve};
 use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::{JobError, Jobs, JobsConfig, PeerToken};
+use crate::nics::Nics;
 use crate::store::{Store, StoreError};
 use crate::telemetry::tally::Tally;
 use crate::token::{Token, TokenError};
@@ -30,6 +33,9 @@ pub enum NodeError {
     /// The migrations that were running.
     #[error("migrations cannot be taken up again: {0}; {cure}", cure = .0.cure())]
     Jobs(#[from] JobError),
+    /// The journals of NICs.
+    #[error(transparent)]
+    Nics(#[from] JournalError),
     /// The folder of the state.
     #[error("cannot create {path}: {reason}; create it, or choose another state_dir")]
     StateDir {
@@ -64,10 +70,17 @@ pub async fn run(
         peer_token: Some(PeerToken(peer_token.reveal().to_owned())),
     };
     let jobs = Jobs::new(host.clone(), store.clone(), jobs_config)?;
+    let nics = Nics::open(
+        &config.sysfs,
+        &config.procfs,
+        &config.state_dir.join("nics"),
+        jobs.clone(),
+    )?;
     let app = App::new(Parts {
         host: host.clone(),
         jobs: jobs.clone(),
         flags: flags.clone(),
+        nics,
         store,
         token,
         metrics_open: config.metrics_open,

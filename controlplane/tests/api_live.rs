@@ -172,3 +172,35 @@ async fn a_guest_moves_and_its_events_tell() {
         server.stop().await;
     }
 }
+
+/// A migration may run over the NIC, so NICs are left alone as long as one does.
+#[tokio::test]
+async fn no_nic_is_changed_while_a_migration_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("qmp")).unwrap();
+    let _plane = DataPlane::start(&folder.path().join("attach.sock"));
+    let server = Server::start(folder.path(), &[]).await;
+    attached(&server).await;
+    let qemu = Qemu::start(&releases()[0], &folder.path().join("qmp"), "vm", true);
+    let session = "0102030405060708090a0b0c0d0e0f10";
+    let request = json!({ "session": session, "qmp": qemu.monitor });
+    let (status, view) = server.post("/v1/incoming", request).await;
+    assert_eq!(status, 201, "{view}");
+    let revert = json!({ "nic": "0000:ff:1f.7" });
+    let apply = json!({ "profile": "[nic]\npci = \"0000:ff:1f.7\"\n" });
+    for (path, body) in [("/v1/nics/revert", &revert), ("/v1/nics/apply", &apply)] {
+        let (status, problem) = server.post(path, body.clone()).await;
+        assert_eq!(
+            (status, &problem["type"]),
+            (409, &json!("urn:dwcp:problem:migrations_run")),
+            "{problem}"
+        );
+    }
+    let cancelled = server.request("DELETE", &format!("/v1/incoming/{session}"));
+    assert_eq!(api_support::answer(cancelled).await.0, 200);
+    for (path, body) in [("/v1/nics/revert", revert), ("/v1/nics/apply", apply)] {
+        let (status, problem) = server.post(path, body).await;
+        assert_eq!(status, 404, "{problem}");
+    }
+    server.stop().await;
+}

@@ -21,6 +21,7 @@ const TOP_LEVEL: &[&str] = &[
     "deploy",
     "drivers",
     "hugepages",
+    "nic-config",
     "perf",
     "rust-toolchain.toml",
     "rustfmt.toml",
@@ -117,8 +118,9 @@ fn crates_use_what_their_boundary_allows() {
     );
     assert_eq!(
         own("controlplane/Cargo.toml"),
-        ["dwcp-api", "dwcp-hugepages"]
+        ["dwcp-api", "dwcp-hugepages", "dwcp-nic-config"]
     );
+    assert_eq!(own("nic-config/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("controlplane/cli/Cargo.toml"), Vec::<String>::new());
 }
 

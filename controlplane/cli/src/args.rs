@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit;
+use crate::nic::Nic;
 
 /// Moves running virtual machines, and steers how.
 #[derive(Parser, Debug)]
@@ -60,6 +61,12 @@ pub enum Command {
         /// Release it: the flags decide again
         #[arg(long)]
         off: bool,
+    },
+    /// Show the NICs of this host, or give one to migrations by a profile
+    Nic {
+        /// What to do with them
+        #[command(subcommand)]
+        command: Nic,
     },
     /// Is this node fit to move guests?
     Health {

@@ -55,6 +55,14 @@ pub enum ApiError {
         /// Why.
         reason: String,
     },
+    /// A file that was named cannot be read.
+    #[error("cannot read {path}: {reason}\n  next: name a file that this user may read")]
+    Unreadable {
+        /// File meant.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The token is wrong.
     #[error(
         "the control plane at {base} does not accept the token: {detail}\n  next: use the token_file of that node with --token-file PATH"
@@ -94,6 +102,7 @@ impl ApiError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Unreadable { .. } => Exit::Usage,
             Self::NoToken { .. } | Self::Authentication { .. } => Exit::Authentication,
             Self::Refused { status, .. } => match *status {
                 StatusCode::BAD_REQUEST => Exit::Usage,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 pub const HELP: &str = "\
 Exit codes:
   0    done
-  1    failed; the guest runs at the source
+  1    failed; the guest runs at the source, a NIC is as it was or not as its profile wants it
   2    wrong usage
   3    cancelled
   4    timed out

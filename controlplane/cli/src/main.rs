@@ -6,6 +6,7 @@
 //! | [`exit`] | how the program ends |
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
+//! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
 //! | [`progress`], [`say`] | bars and lines |
 //! | [`sse`], [`view`] | the API's event stream and its views |
@@ -19,6 +20,7 @@ mod client;
 mod exit;
 mod follow;
 mod migrate;
+mod nic;
 mod progress;
 mod say;
 mod sse;
@@ -65,6 +67,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
+        Command::Nic { command } => nic::nic(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
     }
 }

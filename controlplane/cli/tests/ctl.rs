@@ -268,6 +268,7 @@ async fn usage_and_an_absent_control_plane_have_their_codes() {
         &["status"],
         &["health"],
         &["rollback"],
+        &["nic", "list"],
         &MIGRATE,
     ] {
         let got = run(&api, args).await;

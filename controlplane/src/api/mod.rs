@@ -9,6 +9,7 @@
 //! | [`migrations`] | `/v1/migrations`, `/v1/incoming` |
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
+//! | [`nics`] | `/v1/nics` |
 //! | [`health`] | `/v1/health`, `/v1/perf/counters`, `/metrics` |
 //! | [`auth`] | the token |
 //! | [`body`] | bounded reading of bodies |
@@ -30,12 +31,14 @@ pub mod events;
 pub mod flags;
 pub mod health;
 pub mod migrations;
+pub mod nics;
 pub mod problem;
 pub mod serve;
 
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::Jobs;
+use crate::nics::Nics;
 use crate::store::Store;
 use crate::telemetry::health::StoreHealth;
 use crate::telemetry::tally::Tally;
@@ -51,6 +54,8 @@ pub struct App {
     pub jobs: Jobs,
     /// Feature flags.
     pub flags: Flags,
+    /// NICs.
+    pub nics: Nics,
     /// What the control plane counts.
     pub tally: Tally,
     /// The store, for probing it.
@@ -75,6 +80,8 @@ pub struct Parts {
     pub jobs: Jobs,
     /// Feature flags.
     pub flags: Flags,
+    /// NICs.
+    pub nics: Nics,
     /// The store.
     pub store: Store,
     /// The token every request must bear.
@@ -93,6 +100,7 @@ impl App {
             host: parts.host,
             jobs: parts.jobs,
             flags: parts.flags,
+            nics: parts.nics,
             tally: Tally::default(),
             store: parts.store,
             token: Arc::new(parts.token),
@@ -136,6 +144,11 @@ impl App {
             .route("/v1/feature-flags/exclude", post(flags::exclude))
             .route("/v1/feature-flags/force-v1", post(flags::force_v1))
             .route("/v1/feature-flags/{feature}", get(flags::get))
+            .route("/v1/nics", get(nics::list))
+            .route("/v1/nics/plan", post(nics::plan))
+            .route("/v1/nics/apply", post(nics::apply))
+            .route("/v1/nics/verify", post(nics::verify))
+            .route("/v1/nics/revert", post(nics::revert))
             .route("/v1/health", get(health::simple))
             .route("/v1/health/detailed", get(health::detailed))
             .route("/v1/perf/counters", get(health::counters))

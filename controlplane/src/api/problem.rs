@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::flags::FlagError;
 use crate::jobs::JobError;
+use crate::nics::NicsError;
 use crate::store::StoreError;
 
 /// A refusal.
@@ -131,6 +132,14 @@ impl From<StoreError> for Problem {
 
 impl From<JobError> for Problem {
     fn from(error: JobError) -> Self {
+        let status =
+            StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self::new(status, error.code(), error.to_string(), error.cure())
+    }
+}
+
+impl From<NicsError> for Problem {
+    fn from(error: NicsError) -> Self {
         let status =
             StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::new(status, error.code(), error.to_string(), error.cure())
