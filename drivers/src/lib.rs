@@ -7,10 +7,12 @@
 //! - [`port`]: the cold life of a back end (probe, validate, open, start, drain, close)
 //! - [`lane`]: the hot life: one worker's lanes, driven by `poll`
 //! - [`tcp`]: kernel TCP over io_uring
+//! - [`beside`]: two back ends in one worker
 //! - [`loopback`]: lanes in memory, with faults on request, for tests of the layers above
 //! - [`conformance`]: what every back end must pass
 //! - [`wake`]: the file descriptor a parked worker sleeps on
 
+pub mod beside;
 pub mod conformance;
 pub mod frame;
 pub mod lane;

@@ -5,7 +5,8 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
-use dwcp_drivers::conformance::Harness;
+use dwcp_drivers::beside::{Beside, Either};
+use dwcp_drivers::conformance::{Ends, Harness};
 use dwcp_drivers::loopback::{LoopbackEndpoint, LoopbackLanes};
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::tcp::{RecvMode, SendMode, SocketTuning, TcpLanes, TcpOptions, TcpPort, tune};
@@ -77,6 +78,57 @@ impl Harness for Loopback {
     }
 }
 
+/// Lanes of the second of two back ends, while the first has none.
+struct Second;
+
+impl Harness for Second {
+    type Lanes = Beside<TcpLanes, Option<LoopbackLanes>>;
+
+    fn lanes(&self) -> Self::Lanes {
+        let tcp = Tcp {
+            recv: RecvMode::SingleShot,
+            send: SendMode::Auto,
+        };
+        Beside::new(tcp.lanes(), Some(LoopbackLanes::new().unwrap())).unwrap()
+    }
+
+    fn pair(&self) -> (Ends<Self>, Ends<Self>) {
+        let (near, far) = LoopbackEndpoint::pair();
+        (Either::Second(near), Either::Second(far))
+    }
+
+    fn raw(&self) -> Option<(Ends<Self>, Box<dyn Write + Send>)> {
+        None
+    }
+}
+
+/// Lanes of the first of two, while the second is not configured.
+struct First;
+
+impl Harness for First {
+    type Lanes = Beside<TcpLanes, Option<LoopbackLanes>>;
+
+    fn lanes(&self) -> Self::Lanes {
+        let tcp = Tcp {
+            recv: RecvMode::SingleShot,
+            send: SendMode::Auto,
+        };
+        Beside::new(tcp.lanes(), None).unwrap()
+    }
+
+    fn pair(&self) -> (Ends<Self>, Ends<Self>) {
+        let (near, far) = connected();
+        (Either::First(near.into()), Either::First(far.into()))
+    }
+
+    fn raw(&self) -> Option<(Ends<Self>, Box<dyn Write + Send>)> {
+        let (near, far) = connected();
+        Some((Either::First(near.into()), Box::new(far)))
+    }
+}
+
+dwcp_drivers::conformance_suite!(first_of_two, super::First);
+dwcp_drivers::conformance_suite!(second_of_two, super::Second);
 dwcp_drivers::conformance_suite!(loopback, super::Loopback);
 dwcp_drivers::conformance_suite!(
     tcp_single_shot,

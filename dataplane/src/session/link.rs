@@ -41,9 +41,9 @@ const LANE_BACKLOG_BYTES_MIN: usize = 8 << 10;
 /// What may be read beyond the window for the first batch after a rollback.
 const ROLLBACK_RESERVE_BYTES: u64 = 16 << 10;
 
-/// Tokens of a batch of whole pages, with some to spare. Where a batch has more, as one of zero pages has,
+/// Tokens of a batch of whole pages, two each, with some to spare. Where a batch has more, as one of zero pages has,
 /// its list grows once and is used again.
-const TOKENS_OF_A_BATCH: usize = 288;
+const TOKENS_OF_A_BATCH: usize = 640;
 
 /// A list for every batch that may be in flight; only the side that sends the guest keeps any.
 fn spare_tokens(is_source: bool) -> Vec<Vec<Token>> {
