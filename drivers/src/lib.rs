@@ -8,10 +8,13 @@
 //! - [`lane`]: the hot life: one worker's lanes, driven by `poll`
 //! - [`tcp`]: kernel TCP over io_uring
 //! - [`loopback`]: lanes in memory, with faults on request, for tests of the layers above
+//! - `dpdk` (feature of that name): datagrams over DPDK ports
 //! - [`conformance`]: what every back end must pass
 //! - [`wake`]: the file descriptor a parked worker sleeps on
 
 pub mod conformance;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod frame;
 pub mod lane;
 pub mod loopback;
