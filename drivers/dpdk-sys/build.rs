@@ -37,7 +37,6 @@ mod link {
         "rte_eth_dev_socket_id",
         "rte_eth_dev_start",
         "rte_eth_dev_stop",
-        "rte_eth_link_get_nowait",
         "rte_eth_macaddr_get",
         "rte_eth_rx_queue_setup",
         "rte_eth_stats_get",
@@ -51,12 +50,7 @@ mod link {
         "rte_thread_unregister",
         "dwcp_shim_.*",
     ];
-    const CONSTANTS: &[&str] = &[
-        "RTE_ETH_LINK_UP",
-        "RTE_MAX_ETHPORTS",
-        "RTE_PKTMBUF_HEADROOM",
-        "dwcp_shim_.*",
-    ];
+    const CONSTANTS: &[&str] = &["RTE_PKTMBUF_HEADROOM", "dwcp_shim_.*"];
     /// Of libdpdk's fifty libraries, those that hold the functions above. Drivers are plug-ins that
     /// EAL loads from the distribution's folder when it starts.
     const LIBRARIES: &[&str] = &["rte_ethdev", "rte_mbuf", "rte_mempool", "rte_eal"];

@@ -25,6 +25,14 @@ dwcp_shim_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **into, unsi
 }
 
 int
+dwcp_shim_link_is_up(uint16_t port)
+{
+	struct rte_eth_link link = { 0 };
+
+	return rte_eth_link_get_nowait(port, &link) == 0 && link.link_status == RTE_ETH_LINK_UP;
+}
+
+int
 dwcp_shim_errno(void)
 {
 	return rte_errno;
@@ -73,7 +81,6 @@ const struct dwcp_shim_layout dwcp_shim_layout[] = {
 	SIZE(rte_eth_stats),
 	OFFSET(rte_eth_stats, imissed),
 	OFFSET(rte_eth_stats, rx_nombuf),
-	SIZE(rte_eth_link),
 	SIZE(rte_ether_addr),
 };
 

@@ -18,6 +18,9 @@ uint16_t dwcp_shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **fro
 /* Takes `count` packets from the pool, reset to empty; 0, or negative when it has not as many. */
 int dwcp_shim_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **into, unsigned int count);
 
+/* Whether the port's link is up; 0 too when the device cannot say. */
+int dwcp_shim_link_is_up(uint16_t port);
+
 /* The calling thread's rte_errno. */
 int dwcp_shim_errno(void);
 

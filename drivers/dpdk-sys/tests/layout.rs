@@ -6,8 +6,8 @@ use std::ffi::CStr;
 use std::mem::{offset_of, size_of};
 
 use dpdk_sys::{
-    dwcp_shim_layout, dwcp_shim_layout_count, rte_eth_conf, rte_eth_dev_info, rte_eth_link,
-    rte_eth_rss_conf, rte_eth_rxmode, rte_eth_stats, rte_ether_addr, rte_mbuf,
+    dwcp_shim_layout, dwcp_shim_layout_count, rte_eth_conf, rte_eth_dev_info, rte_eth_rss_conf,
+    rte_eth_rxmode, rte_eth_stats, rte_ether_addr, rte_mbuf,
 };
 
 fn as_c_sees_it() -> BTreeMap<String, usize> {
@@ -86,7 +86,6 @@ fn sizes_and_offsets_are_those_of_the_c_compiler() {
             "rte_eth_stats.rx_nombuf",
             offset_of!(rte_eth_stats, rx_nombuf),
         ),
-        ("rte_eth_link", size_of::<rte_eth_link>()),
         ("rte_ether_addr", size_of::<rte_ether_addr>()),
     ];
     let ours: BTreeMap<String, usize> = ours

@@ -278,10 +278,11 @@ impl Datagrams {
     }
 
     /// Takes one burst from the device and gives each payload to `sink` with the sender that it
-    /// claims; the bytes are the device's again when `sink` returns. Questions about this host's
-    /// address are answered on the way. Returns how many frames there were, of any kind: 0 when idle.
+    /// claims. `sink` may write to the bytes; they are the device's again when it returns. Questions
+    /// about this host's address are answered on the way. Returns how many frames there were, of any
+    /// kind: 0 when idle.
     #[inline]
-    pub fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &[u8])) -> usize {
+    pub fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &mut [u8])) -> usize {
         self.now = Instant::now();
         let burst = self.queue.receive();
         let mut frames = burst.len();
@@ -295,7 +296,7 @@ impl Datagrams {
     }
 
     #[inline]
-    fn read(&mut self, mut burst: Burst, sink: &mut impl FnMut(SocketAddr, &[u8])) {
+    fn read(&mut self, mut burst: Burst, sink: &mut impl FnMut(SocketAddr, &mut [u8])) {
         for at in 0..burst.len() {
             let Some(frame) = burst.frame(at) else {
                 continue;
@@ -311,7 +312,9 @@ impl Datagrams {
                     payload,
                 }) if to_port == self.own_port => {
                     self.counts.received += 1;
-                    sink(from, payload);
+                    if let Some(payload) = bytes.get_mut(payload) {
+                        sink(from, payload);
+                    }
                 }
                 Ok(Heard::Datagram { to_port, .. }) => {
                     let arrived = burst.pass_on(at, to_port - self.config.port_base);

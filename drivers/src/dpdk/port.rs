@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dpdk_sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_link};
+use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
 use thiserror::Error;
 
 use super::device::{Attached, Device, DeviceError, MemifRole};
@@ -209,16 +209,8 @@ impl PacketPort {
     /// Whether the other side is there.
     #[must_use]
     pub fn link_up(&self) -> bool {
-        let mut link = MaybeUninit::<rte_eth_link>::zeroed();
-        // SAFETY: needed to ask the device; the port is attached, the link is written to memory that
-        // is ours, and zeros are a value of it should the call leave it alone.
-        let link = unsafe {
-            dpdk_sys::rte_eth_link_get_nowait(self.attached.port(), link.as_mut_ptr());
-            link.assume_init()
-        };
-        // SAFETY: needed because the status is a bit field in a union; all of it was written above.
-        let up = unsafe { link.__bindgen_anon_1.__bindgen_anon_1.link_status() };
-        self.started && u32::from(up) == dpdk_sys::RTE_ETH_LINK_UP
+        // SAFETY: needed to ask the device; the port is attached, and nothing else is passed.
+        self.started && unsafe { dpdk_sys::dwcp_shim_link_is_up(self.attached.port()) } != 0
     }
 
     /// Looks after the link; true when it is up. A memif client whose server left calls again, at

@@ -246,10 +246,10 @@ impl PacketQueue {
 }
 
 /// One frame of a burst.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Received<'a> {
     /// Its bytes; none when it lies in several buffers, because it is longer than any we accept.
-    pub bytes: Option<&'a [u8]>,
+    pub bytes: Option<&'a mut [u8]>,
     /// The device found the UDP checksum right.
     pub udp_checked: bool,
 }
@@ -277,20 +277,21 @@ impl Burst {
     /// The frame at this place; none beyond the last, and where one was passed on.
     #[inline]
     #[must_use]
-    pub fn frame(&self, at: usize) -> Option<Received<'_>> {
-        let packet = self.packets.packets.get(..self.len())?.get(at)?;
+    pub fn frame(&mut self, at: usize) -> Option<Received<'_>> {
+        let packet = *self.packets.filled().get(at)?;
         if packet.is_null() {
             return None;
         }
-        // SAFETY: needed to read the packet; the burst owns it until it is dropped, which the borrow
-        // does not outlast, and `data_len` bytes from `data_off` on are what the driver wrote.
+        // SAFETY: needed to reach the packet; the burst is its only owner until it is dropped, which
+        // the borrow does not outlast, and `data_len` bytes from `data_off` on lie in its buffer and
+        // were written by the driver.
         unsafe {
-            let packet = &**packet;
+            let packet = &*packet;
             let (offset, length) = (packet.data_off.into(), packet.data_len.into());
             let start = packet.buf_addr.cast::<u8>().add(offset);
             let whole = packet.nb_segs == 1 && offset + length <= usize::from(packet.buf_len);
             Some(Received {
-                bytes: whole.then(|| std::slice::from_raw_parts(start, length)),
+                bytes: whole.then(|| std::slice::from_raw_parts_mut(start, length)),
                 udp_checked: packet.ol_flags & dpdk_sys::dwcp_shim_rx_l4_checksum_mask
                     == dpdk_sys::dwcp_shim_rx_l4_checksum_good,
             })

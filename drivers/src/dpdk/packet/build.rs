@@ -82,7 +82,7 @@ impl Headers {
                     &mut bytes,
                     &[ethernet.as_bytes(), ip.as_bytes(), udp.as_bytes()],
                 )?;
-                Family::V4(Sum::new().add(ip.as_bytes()))
+                Family::V4(Sum::new().over(ip.as_bytes()))
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 let ip = Ipv6 {
@@ -136,7 +136,7 @@ impl Headers {
         match self.family {
             Family::V4(sum) => {
                 set(ETHERNET + 2, ip_bytes)?;
-                set(ETHERNET + 10, sum.add(&ip_bytes.to_be_bytes()).finish())?;
+                set(ETHERNET + 10, sum.over(&ip_bytes.to_be_bytes()).finish())?;
                 set(AT_V4 + 4, ip_bytes - size_of::<Ipv4>() as u16)?;
             }
             Family::V6(source, destination) => {
@@ -144,7 +144,7 @@ impl Headers {
                 set(ETHERNET + 4, udp_bytes)?;
                 set(AT_V6 + 4, udp_bytes)?;
                 let sum = pseudo_v6(source, destination, PROTOCOL_UDP, udp_bytes);
-                let checksum = sum.add(frame.get(AT_V6..)?).finish();
+                let checksum = sum.over(frame.get(AT_V6..)?).finish();
                 // RFC 768: a sum of zero is sent as its other form, for zero says "none".
                 let checksum = if checksum == 0 { 0xffff } else { checksum };
                 *frame.get_mut(AT_V6 + 6..)?.first_chunk_mut()? = checksum.to_be_bytes();
@@ -254,8 +254,8 @@ fn neighbour(
         target: message.2.octets(),
     };
     let sum = pseudo_v6(from.1, to.1, PROTOCOL_ICMPV6, BYTES)
-        .add(body.as_bytes())
-        .add(option.as_bytes());
+        .over(body.as_bytes())
+        .over(option.as_bytes());
     body.checksum = U16::new(sum.finish());
     let parts = [
         ethernet.as_bytes(),

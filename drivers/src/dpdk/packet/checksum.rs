@@ -16,9 +16,9 @@ impl Sum {
         Self(0)
     }
 
-    /// Adds `bytes`; an odd last byte counts as if a zero followed.
+    /// This sum and `bytes`; an odd last byte counts as if a zero followed.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn over(self, bytes: &[u8]) -> Self {
         // Words of 8 bytes are added in native order: the sum is the same in each order up to a swap
         // of its bytes, which `finish` undoes (RFC 1071, section 2 (B)). Four sums side by side, so
         // that no addition waits for the one before. Halves of 32 bits in sums of 64: no carry is
@@ -41,10 +41,10 @@ impl Sum {
         Self(fold_once(self.0) + fold_once(sum))
     }
 
-    /// Adds a number as it would lie in the packet.
+    /// This sum and a number, as it would lie in the packet.
     #[must_use]
-    pub fn add_u32(self, value: u32) -> Self {
-        self.add(&value.to_be_bytes())
+    pub fn over_u32(self, value: u32) -> Self {
+        self.over(&value.to_be_bytes())
     }
 
     /// The checksum as a number; 0 when what was summed holds a right checksum.
@@ -67,20 +67,20 @@ fn fold_once(sum: u64) -> u64 {
 #[must_use]
 pub fn pseudo_v4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, bytes: u16) -> Sum {
     Sum::new()
-        .add(&source.octets())
-        .add(&destination.octets())
-        .add_u32(u32::from(protocol))
-        .add_u32(u32::from(bytes))
+        .over(&source.octets())
+        .over(&destination.octets())
+        .over_u32(u32::from(protocol))
+        .over_u32(u32::from(bytes))
 }
 
 /// The sum over the pseudo header of IPv6 (RFC 8200, section 8.1).
 #[must_use]
 pub fn pseudo_v6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, bytes: u16) -> Sum {
     Sum::new()
-        .add(&source.octets())
-        .add(&destination.octets())
-        .add_u32(u32::from(protocol))
-        .add_u32(u32::from(bytes))
+        .over(&source.octets())
+        .over(&destination.octets())
+        .over_u32(u32::from(protocol))
+        .over_u32(u32::from(bytes))
 }
 
 #[cfg(test)]
@@ -102,13 +102,13 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1071() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Sum::new().add(&bytes).finish(), !0xddf2);
+        assert_eq!(Sum::new().over(&bytes).finish(), !0xddf2);
     }
 
     proptest! {
         #[test]
         fn equal_to_the_definition(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
-            prop_assert_eq!(Sum::new().add(&bytes).finish(), slowly(&bytes));
+            prop_assert_eq!(Sum::new().over(&bytes).finish(), slowly(&bytes));
         }
 
         #[test]
@@ -118,7 +118,7 @@ mod tests {
         ) {
             let cut = (cut * 2).min(bytes.len() / 2 * 2);
             let (near, far) = bytes.split_at(cut);
-            prop_assert_eq!(Sum::new().add(near).add(far).finish(), slowly(&bytes));
+            prop_assert_eq!(Sum::new().over(near).over(far).finish(), slowly(&bytes));
         }
 
         #[test]
@@ -127,9 +127,9 @@ mod tests {
         ) {
             let whole = bytes.len() / 2 * 2;
             bytes[..2].fill(0);
-            let checksum = Sum::new().add(&bytes[..whole]).finish();
+            let checksum = Sum::new().over(&bytes[..whole]).finish();
             bytes[..2].copy_from_slice(&checksum.to_be_bytes());
-            prop_assert_eq!(Sum::new().add(&bytes[..whole]).finish(), 0);
+            prop_assert_eq!(Sum::new().over(&bytes[..whole]).finish(), 0);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! out only when its addresses, lengths and checksums are right; nothing is copied.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use zerocopy::FromBytes;
 
@@ -17,6 +17,8 @@ use super::wire::{
     NEIGHBOUR_SOLICITATION, Neighbour, OPTION_SOURCE_LINK, OPTION_TARGET_LINK, PROTOCOL_ICMPV6,
     PROTOCOL_UDP, Udp,
 };
+
+const ETHERNET: usize = size_of::<Ethernet>();
 
 /// Who this host is on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,16 +34,16 @@ pub struct Local {
 }
 
 /// What a frame says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
     /// A UDP payload for one of our ports.
     Datagram {
         /// Who sent it, as the packet claims.
         from: SocketAddr,
         /// To which of our ports.
         to_port: u16,
-        /// The payload.
-        payload: &'a [u8],
+        /// Where in the frame its payload lies.
+        payload: Range<usize>,
     },
     /// Somebody asks for our Ethernet address.
     Asked {
@@ -127,7 +129,7 @@ impl DropCounts {
 ///
 /// # Errors
 /// The first reason not to use it.
-pub fn parse<'a>(frame: &'a [u8], local: &Local, udp_checked: bool) -> Result<Heard<'a>, Dropped> {
+pub fn parse(frame: &[u8], local: &Local, udp_checked: bool) -> Result<Heard, Dropped> {
     let (ethernet, rest) = Ethernet::ref_from_prefix(frame).map_err(|_| Dropped::Short)?;
     let destination = Mac(ethernet.destination);
     if destination != local.mac && !destination.is_group() {
@@ -144,7 +146,7 @@ pub fn parse<'a>(frame: &'a [u8], local: &Local, udp_checked: bool) -> Result<He
     }
 }
 
-fn ipv4<'a>(bytes: &'a [u8], local: &Local, udp_checked: bool) -> Result<Heard<'a>, Dropped> {
+fn ipv4(bytes: &[u8], local: &Local, udp_checked: bool) -> Result<Heard, Dropped> {
     let (header, _) = Ipv4::ref_from_prefix(bytes).map_err(|_| Dropped::Short)?;
     let header_bytes = usize::from(header.version_words & 0x0f) * 4;
     if header.version_words >> 4 != 4 || header_bytes < size_of::<Ipv4>() {
@@ -161,7 +163,7 @@ fn ipv4<'a>(bytes: &'a [u8], local: &Local, udp_checked: bool) -> Result<Heard<'
     if Some(destination) != local.v4 {
         return Err(Dropped::OtherHost);
     }
-    if Sum::new().add(head).finish() != 0 {
+    if Sum::new().over(head).finish() != 0 {
         return Err(Dropped::Checksum);
     }
     if source.is_unspecified() || source.is_multicast() || source.is_broadcast() {
@@ -177,14 +179,14 @@ fn ipv4<'a>(bytes: &'a [u8], local: &Local, udp_checked: bool) -> Result<Heard<'
     // RFC 768: zero says that the sender took no checksum.
     if !udp_checked && udp.checksum.get() != 0 {
         let sum = pseudo_v4(source, destination, PROTOCOL_UDP, udp.bytes.get());
-        if sum.add(segment).finish() != 0 {
+        if sum.over(segment).finish() != 0 {
             return Err(Dropped::Checksum);
         }
     }
-    datagram(source.into(), udp, segment, local)
+    datagram(source.into(), udp, ETHERNET + header_bytes, local)
 }
 
-fn ipv6<'a>(bytes: &'a [u8], local: &Local, udp_checked: bool) -> Result<Heard<'a>, Dropped> {
+fn ipv6(bytes: &[u8], local: &Local, udp_checked: bool) -> Result<Heard, Dropped> {
     let (header, rest) = Ipv6::ref_from_prefix(bytes).map_err(|_| Dropped::Short)?;
     if header.version_flow.get() >> 28 != 6 {
         return Err(Dropped::BadHeader);
@@ -213,11 +215,11 @@ fn ipv6<'a>(bytes: &'a [u8], local: &Local, udp_checked: bool) -> Result<Heard<'
             }
             if !udp_checked {
                 let sum = pseudo_v6(source, destination, PROTOCOL_UDP, udp.bytes.get());
-                if sum.add(segment).finish() != 0 {
+                if sum.over(segment).finish() != 0 {
                     return Err(Dropped::Checksum);
                 }
             }
-            datagram(source.into(), udp, segment, local)
+            datagram(source.into(), udp, ETHERNET + size_of::<Ipv6>(), local)
         }
         PROTOCOL_ICMPV6 => neighbour(header, source, destination, body, ours),
         _ => Err(Dropped::OtherProtocol),
@@ -235,25 +237,20 @@ fn udp(body: &[u8]) -> Result<(&Udp, &[u8]), Dropped> {
     Ok((udp, segment))
 }
 
-fn datagram<'a>(
-    source: IpAddr,
-    udp: &Udp,
-    segment: &'a [u8],
-    local: &Local,
-) -> Result<Heard<'a>, Dropped> {
+/// `udp_at`: where in the frame the UDP header lies, which was found to be whole.
+fn datagram(source: IpAddr, udp: &Udp, udp_at: usize, local: &Local) -> Result<Heard, Dropped> {
     let to_port = udp.destination.get();
     if !local.ports.contains(&to_port) {
         return Err(Dropped::OtherPort);
     }
-    let payload = segment.get(size_of::<Udp>()..).ok_or(Dropped::Short)?;
     Ok(Heard::Datagram {
         from: SocketAddr::new(source, udp.source.get()),
         to_port,
-        payload,
+        payload: udp_at + size_of::<Udp>()..udp_at + usize::from(udp.bytes.get()),
     })
 }
 
-fn arp<'a>(bytes: &'a [u8], local: &Local) -> Result<Heard<'a>, Dropped> {
+fn arp(bytes: &[u8], local: &Local) -> Result<Heard, Dropped> {
     let (arp, _) = Arp::ref_from_prefix(bytes).map_err(|_| Dropped::Short)?;
     let ethernet_and_ipv4 = arp.hardware.get() == 1
         && arp.protocol.get() == ETHERTYPE_IPV4
@@ -278,13 +275,13 @@ fn arp<'a>(bytes: &'a [u8], local: &Local) -> Result<Heard<'a>, Dropped> {
 }
 
 /// The rules for validity are those of RFC 4861, sections 7.1.1 and 7.1.2.
-fn neighbour<'a>(
+fn neighbour(
     header: &Ipv6,
     source: Ipv6Addr,
     destination: Ipv6Addr,
-    body: &'a [u8],
+    body: &[u8],
     ours: Ipv6Addr,
-) -> Result<Heard<'a>, Dropped> {
+) -> Result<Heard, Dropped> {
     let (message, options) = Neighbour::ref_from_prefix(body).map_err(|_| Dropped::Short)?;
     if !matches!(
         message.kind,
@@ -293,7 +290,7 @@ fn neighbour<'a>(
         return Err(Dropped::OtherProtocol);
     }
     let bytes = header.payload_bytes.get();
-    let sum = pseudo_v6(source, destination, PROTOCOL_ICMPV6, bytes).add(body);
+    let sum = pseudo_v6(source, destination, PROTOCOL_ICMPV6, bytes).over(body);
     if sum.finish() != 0 {
         return Err(Dropped::Checksum);
     }
