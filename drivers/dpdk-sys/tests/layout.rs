@@ -20,8 +20,8 @@ fn as_c_sees_it() -> BTreeMap<String, usize> {
         )
         .iter()
         .map(|entry| {
-            let item = CStr::from_ptr(entry.item).to_str().unwrap().to_owned();
-            (item, entry.bytes)
+            let item = CStr::from_ptr(entry.item).to_string_lossy();
+            (item.into_owned(), entry.bytes)
         })
         .collect()
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::{Outcome, PAYLOAD_BYTES, PORT, Plan, WARM_UP, address, open};
 
-pub fn send(plan: &Plan) -> Outcome<()> {
+pub(crate) fn send(plan: &Plan) -> Outcome<()> {
     let (mut port, mut datagrams) = open(plan, 1)?;
     let to = SocketAddr::new(address(2).ip, PORT);
     let source = vec![0x5a_u8; 1 << 20];
@@ -31,7 +31,7 @@ pub fn send(plan: &Plan) -> Outcome<()> {
     }
 }
 
-pub fn receive(plan: &Plan) -> Outcome<()> {
+pub(crate) fn receive(plan: &Plan) -> Outcome<()> {
     let (_port, mut datagrams) = open(plan, 2)?;
     let mut frame = vec![0_u8; 1 << 20];
     let (mut at, mut bytes) = (0, 0);

@@ -3,7 +3,7 @@
 //! machine's mood falls on all alike; the medians are printed.
 //!
 //! `cargo run --release -p dwcp-drivers --features dpdk,bench-quic --example dpdk_rate -- \
-//!     [--rounds N] [--seconds N] [--zero-copy] [--only testpmd|datagrams|quic]`
+//!     [--rounds N] [--seconds N] [--only testpmd|datagrams|quic]`
 //!
 //! Every frame has 4,160 bytes from its Ethernet header on: a page of 4 KiB and what goes in front
 //! of it. The sender runs on processor 0, the receiver on processor 1, memory is ordinary pages.
@@ -23,32 +23,31 @@ use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// From the Ethernet header on.
-pub const FRAME_BYTES: u16 = 4160;
+pub(crate) const FRAME_BYTES: u16 = 4160;
 /// Of one frame, above UDP over IPv4.
-pub const PAYLOAD_BYTES: usize = FRAME_BYTES as usize - 42;
-pub const PORT: u16 = 4800;
+pub(crate) const PAYLOAD_BYTES: usize = FRAME_BYTES as usize - 42;
+pub(crate) const PORT: u16 = 4800;
 /// Which a measurement does not count: links come up, windows open, clocks rise.
-pub const WARM_UP: Duration = Duration::from_millis(1500);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(1500);
 
 /// What one process of a pair needs to know.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    pub folder: PathBuf,
-    pub duration: Duration,
-    pub zero_copy: bool,
+pub(crate) struct Plan {
+    pub(crate) folder: PathBuf,
+    pub(crate) duration: Duration,
 }
 
 impl Plan {
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join("memif.sock")
     }
 }
 
 /// Host 1 sends and is the memif client; host 2 receives and is the server.
-pub fn address(host: u8) -> Address {
+pub(crate) fn address(host: u8) -> Address {
     Address {
         ip: [10, 77, 0, host].into(),
         prefix_bits: 24,
@@ -57,7 +56,7 @@ pub fn address(host: u8) -> Address {
 }
 
 /// A port on this process's processor.
-pub fn open(plan: &Plan, host: u8) -> Outcome<(PacketPort, Datagrams)> {
+pub(crate) fn open(plan: &Plan, host: u8) -> Outcome<(PacketPort, Datagrams)> {
     let eal = Eal::start(&EalConfig {
         memory: Memory::Ordinary { mib: 128 },
         pci: false,
@@ -74,7 +73,6 @@ pub fn open(plan: &Plan, host: u8) -> Outcome<(PacketPort, Datagrams)> {
         },
         frame_bytes: 8192,
         ring_log2: 9,
-        zero_copy: plan.zero_copy,
     });
     let port_plan = PortPlan {
         queues: 1,
@@ -102,8 +100,7 @@ fn pair(plan: &Plan, kind: &str) -> Outcome<f64> {
             .args(["--role", &format!("{kind}-{end}")])
             .arg("--folder")
             .arg(&plan.folder)
-            .args(["--seconds", &plan.duration.as_secs().to_string()])
-            .args(plan.zero_copy.then_some("--zero-copy"));
+            .args(["--seconds", &plan.duration.as_secs().to_string()]);
         command
     };
     let receiver = role("receive").stdout(Stdio::piped()).spawn()?;
@@ -119,7 +116,7 @@ fn pair(plan: &Plan, kind: &str) -> Outcome<f64> {
     Ok(rate.parse()?)
 }
 
-pub fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
@@ -140,7 +137,6 @@ fn main() -> Outcome<()> {
     let plan = Plan {
         folder,
         duration: Duration::from_secs(option("--seconds").unwrap_or("5".into()).parse()?),
-        zero_copy: std::env::args().any(|arg| arg == "--zero-copy"),
     };
     match option("--role").as_deref() {
         Some("datagrams-send") => return datagrams::send(&plan),

@@ -22,7 +22,7 @@ const NAME: &str = "receiver";
 /// Room for all that can be on the way.
 const WINDOW_BYTES: u32 = 32 << 20;
 
-pub fn make_certificate(folder: &Path) -> Outcome<()> {
+pub(crate) fn make_certificate(folder: &Path) -> Outcome<()> {
     let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
     std::fs::write(folder.join("certificate"), made.cert.der())?;
     std::fs::write(folder.join("key"), made.signing_key.serialize_der())?;
@@ -162,7 +162,7 @@ impl Side {
     }
 }
 
-pub fn send(plan: &Plan) -> Outcome<()> {
+pub(crate) fn send(plan: &Plan) -> Outcome<()> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate(&plan.folder)?)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -216,7 +216,7 @@ pub fn send(plan: &Plan) -> Outcome<()> {
     }
 }
 
-pub fn receive(plan: &Plan) -> Outcome<()> {
+pub(crate) fn receive(plan: &Plan) -> Outcome<()> {
     let key = PrivatePkcs8KeyDer::from(std::fs::read(plan.folder.join("key"))?);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ServerConfig::builder_with_provider(provider)

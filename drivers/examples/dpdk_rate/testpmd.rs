@@ -21,13 +21,10 @@ fn start(plan: &Plan, host: u8) -> Outcome<Running> {
     } else {
         ("client", "txonly")
     };
-    let mut device = format!(
+    let device = format!(
         "net_memif0,role={role},socket-abstract=no,socket={},bsize=8192,rsize=9",
         plan.socket().display()
     );
-    if plan.zero_copy && host == 1 {
-        device.push_str(",zero-copy=yes");
-    }
     let cpu = host - 1;
     let mut command = Command::new("dpdk-testpmd");
     command
@@ -53,7 +50,7 @@ fn start(plan: &Plan, host: u8) -> Outcome<Running> {
 }
 
 /// The median of what the receiver prints each second.
-pub fn measure(plan: &Plan) -> Outcome<f64> {
+pub(crate) fn measure(plan: &Plan) -> Outcome<f64> {
     let mut receiver = start(plan, 2)?;
     let start_of_link = Instant::now();
     while !plan.socket().exists() {

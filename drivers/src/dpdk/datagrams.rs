@@ -200,6 +200,7 @@ pub struct Datagrams {
     paths: Vec<Path>,
     next_path: usize,
     now: Instant,
+    link_changes: u32,
     counts: DatagramCounts,
 }
 
@@ -241,6 +242,7 @@ impl Datagrams {
         };
         Ok(Self {
             own_port: port_base + queue.number(),
+            link_changes: queue.link_changes(),
             queue,
             config: *config,
             local,
@@ -284,6 +286,11 @@ impl Datagrams {
     #[inline]
     pub fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &mut [u8])) -> usize {
         self.now = Instant::now();
+        let changes = self.queue.link_changes();
+        if changes != self.link_changes {
+            self.link_changes = changes;
+            self.neighbours.doubt();
+        }
         let burst = self.queue.receive();
         let mut frames = burst.len();
         self.read(burst, sink);

@@ -6,12 +6,14 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::fs::Metadata;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{Access, access};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags, access, flock};
+use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::thread::{CapabilitySet, capabilities};
 use thiserror::Error;
 
@@ -29,7 +31,8 @@ pub enum MemifRole {
 /// A packet interface in memory that two processes share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Memif {
-    /// The UNIX socket by which they meet.
+    /// The UNIX socket by which they meet, in a folder that only they may enter: a stranger who
+    /// connects can end the server's process.
     pub socket: PathBuf,
     /// Which end this is.
     pub role: MemifRole,
@@ -37,9 +40,6 @@ pub struct Memif {
     pub frame_bytes: u16,
     /// Packet buffers a ring, as a power of two, 1 to 14. The client's counts.
     pub ring_log2: u8,
-    /// The client shares its packet memory itself, which saves a copy each way. The server can then
-    /// write to all of it.
-    pub zero_copy: bool,
 }
 
 /// What a port stands on.
@@ -150,6 +150,7 @@ pub enum DeviceError {
 
 /// Where DPDK finds a device.
 struct Place {
+    lock: Option<OwnedFd>,
     bus: &'static CStr,
     name: CString,
     arguments: CString,
@@ -161,6 +162,8 @@ pub(super) struct Attached {
     bus: &'static CStr,
     name: CString,
     port: u16,
+    /// Of the memif socket, as long as this process serves it.
+    _lock: Option<OwnedFd>,
 }
 
 impl Attached {
@@ -197,6 +200,7 @@ impl Attached {
             bus: place.bus,
             name: place.name,
             port: 0,
+            _lock: place.lock,
         };
         // SAFETY: needed to learn the port's number; the name ends in zero, and the number is
         // written to a field that is ours.
@@ -259,50 +263,52 @@ fn memif_place(memif: &Memif) -> Result<Place, DeviceError> {
         }
     })?;
     let role = match memif.role {
-        MemifRole::Server => {
-            clear_socket(&memif.socket)?;
-            "server"
-        }
+        MemifRole::Server => "server",
         MemifRole::Client => "client",
     };
-    let mut arguments = format!(
+    let arguments = format!(
         "role={role},socket-abstract=no,socket={path},bsize={},rsize={}",
         memif.frame_bytes, memif.ring_log2
     );
-    if memif.zero_copy && memif.role == MemifRole::Client {
-        arguments.push_str(",zero-copy=yes");
-    }
+    let lock = match memif.role {
+        MemifRole::Server => Some(claim_socket(&memif.socket)?),
+        MemifRole::Client => None,
+    };
     Ok(Place {
+        lock,
         bus: c"vdev",
         name: CString::new(software_name("net_memif")).map_err(|_| bad_path())?,
         arguments: CString::new(arguments).map_err(|_| bad_path())?,
     })
 }
 
-/// Removes the socket that a killed process left behind, and nothing else.
-fn clear_socket(path: &Path) -> Result<(), DeviceError> {
-    let Ok(metadata) = path.symlink_metadata() else {
-        return Ok(());
-    };
+/// Takes the path for this process, and removes the socket that a killed one left there. Who holds it
+/// is told by a lock on a file beside it, which the kernel drops with its process. Connecting would
+/// tell too, but a memif server of DPDK ends its process when a client hangs up at once.
+fn claim_socket(path: &Path) -> Result<OwnedFd, DeviceError> {
     let in_use = |by| DeviceError::SocketInUse {
         path: path.to_owned(),
         by,
     };
-    if !metadata.file_type().is_socket() {
+    let is_socket = |metadata: Metadata| metadata.file_type().is_socket();
+    let there = path.symlink_metadata().ok().map(is_socket);
+    if there == Some(false) {
         return Err(in_use("a file that is no socket"));
     }
-    let answers = || -> rustix::io::Result<()> {
-        let probe = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
-        connect(&probe, &SocketAddrUnix::new(path)?)
-    };
-    match answers() {
-        Ok(()) => Err(in_use("a running process")),
-        Err(_) => {
-            // A race with another server ends well: binding fails in one of the two.
-            let _ = std::fs::remove_file(path);
-            Ok(())
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = rustix::fs::open(beside, flags, Mode::RUSR | Mode::WUSR).map_err(|cause| {
+        DeviceError::SocketFolder {
+            folder: path.to_owned(),
+            cause: cause.into(),
         }
-    }
+    })?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| in_use("a running process"))?;
+    // A file that is gone already is what was wanted.
+    let _ = std::fs::remove_file(path);
+    Ok(lock)
 }
 
 fn af_xdp_place(interface: &str) -> Result<Place, DeviceError> {
@@ -325,6 +331,7 @@ fn af_xdp_place(interface: &str) -> Result<Place, DeviceError> {
         });
     }
     Ok(Place {
+        lock: None,
         bus: c"vdev",
         name: CString::new(software_name("net_af_xdp")).map_err(|_| missing())?,
         arguments: CString::new(format!("iface={interface}")).map_err(|_| missing())?,
@@ -375,6 +382,7 @@ fn pci_place(address: &str) -> Result<Place, DeviceError> {
         }
     }
     Ok(Place {
+        lock: None,
         bus: c"pci",
         name: CString::new(address).map_err(|_| missing())?,
         arguments: CString::default(),

@@ -7,6 +7,7 @@
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
@@ -120,6 +121,8 @@ pub struct DeviceCounts {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) exchange: Exchange,
+    /// How often the link was seen to come or go: another host may be at its end now.
+    pub(super) link_changes: AtomicU32,
     pub(super) gate: Gate,
     pub(super) pools: Vec<Pool>,
 }
@@ -133,6 +136,7 @@ pub struct PacketPort {
     /// A memif client: it goes to its server, again and again.
     calls: bool,
     tried: Instant,
+    was_up: bool,
     shared: Arc<Shared>,
     // Last: given back after the port was closed.
     attached: Attached,
@@ -169,6 +173,7 @@ impl PacketPort {
         let mac = setup.mac()?;
         let shared = Arc::new(Shared {
             exchange: Exchange::new(plan.queues),
+            link_changes: AtomicU32::new(0),
             gate: Gate::new(plan.queues),
             pools,
         });
@@ -179,6 +184,7 @@ impl PacketPort {
             started: false,
             calls,
             tried: Instant::now(),
+            was_up: false,
             shared,
             attached,
         };
@@ -213,11 +219,17 @@ impl PacketPort {
         self.started && unsafe { dpdk_sys::dwcp_shim_link_is_up(self.attached.port()) } != 0
     }
 
-    /// Looks after the link; true when it is up. A memif client whose server left calls again, at
-    /// most every 300 ms: call this from the cold side several times a second. A memif server and
-    /// all other devices find their peer again themselves.
+    /// Looks after the link; true when it is up. Call it from the cold side several times a second.
+    /// A memif client whose server left calls again, at most every 300 ms; a memif server and all
+    /// other devices find their peer again themselves. Workers learn that the link changed, and ask
+    /// their neighbours anew.
     pub fn tend(&mut self) -> bool {
         let up = self.link_up();
+        if up != self.was_up {
+            self.was_up = up;
+            // Read by workers, which need nothing else with it.
+            self.shared.link_changes.fetch_add(1, Ordering::Relaxed);
+        }
         if !up && self.calls && self.tried.elapsed() >= RETRY_EVERY {
             self.stop();
             // No server yet is the common case, and the next call tries again.
@@ -335,13 +347,14 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// Devices on PCI give their receive buffers in steps of 1 KiB; AF_XDP wants a packet with all its
-    /// headers to fit a page of 4 KiB.
+    /// Devices on PCI count their receive buffers in steps of 1 KiB. AF_XDP wants a packet with all
+    /// its headers to take between 2 and 4 KiB.
     fn room_bytes(&self) -> u16 {
         let frame = self.plan.mtu_bytes + AROUND_MTU;
         match self.device {
             Device::Pci { .. } => frame.next_multiple_of(1024),
-            Device::Memif(_) | Device::AfXdp { .. } => frame.next_multiple_of(64),
+            Device::Memif(_) => frame.next_multiple_of(64),
+            Device::AfXdp { .. } => frame.next_multiple_of(64).max(2048),
         }
     }
 

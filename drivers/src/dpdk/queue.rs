@@ -6,6 +6,7 @@
 //! the queue is dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dpdk_sys::rte_mbuf;
 
@@ -125,6 +126,13 @@ impl PacketQueue {
     #[must_use]
     pub fn free_packets(&self) -> u32 {
         self.pool().map_or(0, Pool::free_packets)
+    }
+
+    /// How often the link was seen to come or go.
+    #[inline]
+    #[must_use]
+    pub fn link_changes(&self) -> u32 {
+        self.seat.shared.link_changes.load(Ordering::Relaxed)
     }
 
     fn pool(&self) -> Option<&Pool> {

@@ -8,3 +8,4 @@ mod hostile;
 mod memif;
 mod refusals;
 mod scene;
+mod steady_state;

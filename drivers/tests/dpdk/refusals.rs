@@ -106,7 +106,6 @@ fn sockets_that_cannot_be_are_refused() {
         role: MemifRole::Server,
         frame_bytes: 8192,
         ring_log2: 15,
-        zero_copy: false,
     }));
     assert!(matches!(
         out_of_range,

@@ -11,6 +11,8 @@ use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 
 pub const PORT_BASE: u16 = 4800;
+/// Packets that an idle side holds: a burst to be filled, and one that the device did not take.
+pub const HELD_MAX: u32 = 64;
 const ROLE: &str = "DWCP_TEST_ROLE";
 const SOCKET: &str = "DWCP_TEST_SOCKET";
 
@@ -83,7 +85,6 @@ pub fn memif(socket: &Path, role: MemifRole) -> Device {
         role,
         frame_bytes: 8192,
         ring_log2: 9,
-        zero_copy: false,
     })
 }
 
@@ -96,16 +97,16 @@ pub fn plan() -> PortPlan {
     }
 }
 
-/// Host 1 or 2 in both families.
-pub fn net(host: u8, mtu_bytes: u16) -> NetConfig {
-    let address = |ip: String| Address {
-        ip: ip.parse().unwrap(),
+/// Host 1, 2 and so on in both families.
+pub fn net(number: u8, mtu_bytes: u16) -> NetConfig {
+    let address = |six| Address {
+        ip: host(number, six).ip(),
         prefix_bits: 24,
         gateway: None,
     };
     NetConfig {
-        v4: Some(address(format!("10.77.0.{host}"))),
-        v6: Some(address(format!("fd77::{host}"))),
+        v4: Some(address(false)),
+        v6: Some(address(true)),
         port_base: PORT_BASE,
         queues: 1,
         mtu_bytes,
@@ -113,8 +114,11 @@ pub fn net(host: u8, mtu_bytes: u16) -> NetConfig {
 }
 
 pub fn host(number: u8, six: bool) -> SocketAddr {
-    let NetConfig { v4, v6, .. } = net(number, 1500);
-    let ip: IpAddr = if six { v6 } else { v4 }.unwrap().ip;
+    let ip = if six {
+        IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, u16::from(number)])
+    } else {
+        IpAddr::from([10, 77, 0, number])
+    };
     SocketAddr::new(ip, PORT_BASE)
 }
 

@@ -15,7 +15,7 @@ pub const NEIGHBOURS_MAX: usize = 64;
 /// Between two questions for the same address.
 pub const ASK_EVERY: Duration = Duration::from_millis(200);
 /// After this an address is used on, and asked for again.
-pub const FRESH: Duration = Duration::from_secs(15);
+pub const FRESH: Duration = Duration::from_secs(5);
 /// After this an address that nobody confirmed is forgotten.
 pub const BELIEVED: Duration = Duration::from_secs(60);
 
@@ -37,6 +37,7 @@ struct Entry {
     ip: IpAddr,
     mac: Option<Mac>,
     confirmed: Instant,
+    doubted: bool,
     asked: Option<Instant>,
     looked_up: Instant,
 }
@@ -90,7 +91,7 @@ impl Neighbours {
         let may_ask = entry
             .asked
             .is_none_or(|asked| now.saturating_duration_since(asked) >= ASK_EVERY);
-        let ask = may_ask && (entry.mac.is_none() || age >= FRESH);
+        let ask = may_ask && (entry.mac.is_none() || entry.doubted || age >= FRESH);
         if ask {
             entry.asked = Some(now);
         }
@@ -102,12 +103,21 @@ impl Neighbours {
         }
     }
 
+    /// Another host may have come in the place of each: all are asked for again when next used.
+    pub fn doubt(&mut self) {
+        self.generation += 1;
+        for entry in &mut self.entries {
+            entry.doubted = true;
+        }
+    }
+
     /// Somebody answered. Only answers to what was looked up here are taken.
     pub fn answered(&mut self, ip: IpAddr, mac: Mac, now: Instant) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.ip == ip) {
             self.generation += u32::from(entry.mac != Some(mac));
             entry.mac = Some(mac);
             entry.confirmed = now;
+            entry.doubted = false;
             entry.asked = None;
         }
     }
@@ -126,6 +136,7 @@ impl Neighbours {
             ip,
             mac: None,
             confirmed: now,
+            doubted: false,
             asked: None,
             looked_up: now,
         };
@@ -183,6 +194,19 @@ mod tests {
         table.asked_by(host(1), OTHER, start);
         assert_ne!(table.generation(), before);
         assert_eq!(table.route(host(1), start), Route::Known(OTHER));
+    }
+
+    #[test]
+    fn a_doubted_address_is_used_and_asked_for_at_once() {
+        let (mut table, start) = (Neighbours::new(), Instant::now());
+        table.asked_by(host(1), MAC, start);
+        let before = table.generation();
+        table.doubt();
+        assert_ne!(table.generation(), before);
+        assert_eq!(table.route(host(1), start), Route::Stale(MAC));
+        assert_eq!(table.route(host(1), start), Route::Known(MAC));
+        table.answered(host(1), OTHER, start);
+        assert_eq!(table.route(host(1), start + ASK_EVERY), Route::Known(OTHER));
     }
 
     #[test]
