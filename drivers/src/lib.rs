@@ -9,11 +9,14 @@
 //! - [`tcp`]: kernel TCP over io_uring
 //! - [`beside`]: two back ends in one worker
 //! - [`loopback`]: lanes in memory, with faults on request, for tests of the layers above
+//! - `dpdk` (feature of that name): datagrams over DPDK ports
 //! - [`conformance`]: what every back end must pass
 //! - [`wake`]: the file descriptor a parked worker sleeps on
 
 pub mod beside;
 pub mod conformance;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod frame;
 pub mod lane;
 pub mod loopback;

@@ -1,0 +1,11 @@
+//! DPDK ports for real: two processes over memif, two network namespaces over AF_XDP, and what goes
+//! wrong on the way. A test that needs a second process runs itself again in another role.
+#![cfg(feature = "dpdk")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod af_xdp;
+mod hostile;
+mod memif;
+mod refusals;
+mod scene;
+mod steady_state;
