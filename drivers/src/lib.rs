@@ -21,6 +21,7 @@ pub mod frame;
 pub mod lane;
 pub mod loopback;
 pub mod port;
+pub mod reliable;
 pub mod tcp;
 pub mod wake;
 
