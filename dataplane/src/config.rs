@@ -1,12 +1,18 @@
 //! What the operator says to a data plane: a TOML file, read once at start. In: text; out: a [`Config`]
 //! in which every value lies inside its limits. An unknown key is refused by name.
 
+mod driver;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use dwcp_hugepages::arena::BackingPolicy;
 use serde::Deserialize;
+
+pub use driver::{
+    BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
+};
 
 /// Largest shared key file, in bytes.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
@@ -97,6 +103,12 @@ pub struct Config {
     pub window_limit_bytes: u64,
     /// Mirrored page store, per session.
     pub store_bytes: u64,
+    /// What the lanes of sessions that begin here are to run over.
+    pub driver: Driver,
+    /// A DPDK port for lanes.
+    pub dpdk: Option<DpdkConfig>,
+    /// An RDMA device for lanes.
+    pub rdma: Option<RdmaConfig>,
     /// Lanes run over TCP when the driver that they are to run over does not carry.
     pub driver_fallback: bool,
     /// How long a link may be gone before a session fails closed.
@@ -127,6 +139,9 @@ impl Default for Config {
             lanes_v3: 8,
             window_limit_bytes: 16 << 20,
             store_bytes: 256 << 20,
+            driver: Driver::Tcp,
+            dpdk: None,
+            rdma: None,
             driver_fallback: true,
             resume_limit_ms: 30_000,
             setup_limit_ms: 60_000,

@@ -15,8 +15,9 @@ use arrayvec::ArrayString;
 use dwcp_api::{Failure, SessionId, monotonic_ns};
 use dwcp_drivers::tcp::socket::{SocketTuning, tune};
 
+use super::drivers::{Drivers, LaneEnd};
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker, Ways};
+use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker};
 use super::poller::{Poller, Token};
 use super::sockets;
 use crate::config::PassiveTarget;
@@ -70,7 +71,7 @@ pub struct Door {
     targets: Vec<PassiveTarget>,
     mail: Mailbox<ToDoor>,
     workers: Vec<Sender<ToWorker>>,
-    ways: Vec<Ways>,
+    drivers: Drivers,
     next_worker: usize,
     expected: HashMap<SessionId, Known>,
     gone: VecDeque<SessionId>,
@@ -98,8 +99,8 @@ pub struct DoorOptions {
     pub listen: SocketAddr,
     /// Hypervisors that unannounced sessions may be delivered to.
     pub targets: Vec<PassiveTarget>,
-    /// What the lanes of each worker may run over.
-    pub ways: Vec<Ways>,
+    /// What lanes may run over; looked after here.
+    pub drivers: Drivers,
 }
 
 impl Door {
@@ -125,7 +126,7 @@ impl Door {
             targets: options.targets,
             mail,
             workers,
-            ways: options.ways,
+            drivers: options.drivers,
             next_worker: 0,
             expected: HashMap::new(),
             gone: VecDeque::with_capacity(GONE_MAX),
@@ -169,6 +170,7 @@ impl Door {
                 self.serve(id);
             }
             self.expire();
+            self.drivers.tend();
         }
     }
 
@@ -415,8 +417,7 @@ impl Door {
                 Some(AcceptorStep::Proven(proven)) => {
                     match self.admission(&proven) {
                         Ok(worker) => {
-                            let ways = self.ways.get(worker).copied().unwrap_or_default();
-                            let way = ways.answer(proven.wanted);
+                            let way = self.drivers.ways(worker).answer(proven.wanted);
                             let (message, agreed) = acceptor.welcome(proven, BatchSeq(0), way)?;
                             stranger.unsent.extend(message);
                             stranger.side = Side::Welcomed(Box::new(agreed));
@@ -487,7 +488,7 @@ impl Door {
             } else {
                 agreed.initiator
             },
-            socket: stranger.fd,
+            end: LaneEnd::Socket(stranger.fd),
             peer: stranger.peer,
             agreed,
         };

@@ -9,6 +9,7 @@ use dwcp_api::command::{SessionLimits, Verdict};
 use dwcp_api::event::Event;
 use dwcp_api::{Failure, Role, SessionId, Version};
 
+use super::drivers::LaneEnd;
 use crate::transport::handshake::{Agreed, Way};
 use crate::transport::{LaneIx, NodeId};
 
@@ -49,8 +50,8 @@ pub struct LaneUp {
     pub session: SessionId,
     /// Which of the bundle.
     pub lane: LaneIx,
-    /// The connected socket, at its first frame if the lane runs over it.
-    pub socket: OwnedFd,
+    /// What the lane is made of.
+    pub end: LaneEnd,
     /// What both sides agreed on.
     pub agreed: Agreed,
     /// The peer's node.
@@ -188,10 +189,10 @@ pub struct Offer {
 /// What one worker's lanes may run over beside TCP.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ways {
-    /// Address of its DPDK port.
-    pub dpdk: Option<SocketAddr>,
-    /// Address of its RDMA device.
-    pub rdma: Option<SocketAddr>,
+    /// Its DPDK port.
+    pub dpdk: Option<Way>,
+    /// Its RDMA device.
+    pub rdma: Option<Way>,
 }
 
 impl Ways {
@@ -200,8 +201,8 @@ impl Ways {
     pub fn answer(&self, theirs: Way) -> Way {
         match theirs {
             Way::Tcp => None,
-            Way::Dpdk(_) => self.dpdk.map(Way::Dpdk),
-            Way::Rdma(_) => self.rdma.map(Way::Rdma),
+            Way::Dpdk { .. } => self.dpdk,
+            Way::Rdma(_) => self.rdma,
         }
         .unwrap_or(Way::Tcp)
     }

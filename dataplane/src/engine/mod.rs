@@ -8,6 +8,7 @@
 //! | [`start`] | makes the threads and ends them |
 //! | [`worker`] | one core's loop |
 //! | `orders` | what a worker is asked to do |
+//! | [`drivers`] | what lanes run over |
 //! | [`door`] | dials, accepts and proves lanes |
 //! | [`control`] | the border to the control plane |
 //! | [`board`] | the shared segments |
@@ -21,6 +22,7 @@
 pub mod board;
 pub mod control;
 pub mod door;
+pub mod drivers;
 pub mod idle;
 pub mod mailbox;
 pub mod messages;

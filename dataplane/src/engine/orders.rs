@@ -5,8 +5,6 @@
 //! Promises: a command that comes twice does no harm; what a command or a peer asks for is cut to this
 //! node's own limits; a session that cannot be opened leaves nothing behind.
 
-use std::os::fd::OwnedFd;
-
 use dwcp_api::event::Event;
 use dwcp_api::switches::Switches;
 use dwcp_api::text::Text;
@@ -14,6 +12,7 @@ use dwcp_api::worker::WorkerCounters;
 use dwcp_api::{Failure, Role, SessionId, monotonic_ns};
 use dwcp_drivers::lane::LaneGroup;
 
+use super::drivers::LaneEndpoint;
 use super::messages::{
     DestinationOrder, Expected, Offer, SourceOrder, ToControl, ToDoor, ToWorker,
 };
@@ -23,7 +22,7 @@ use super::worker::Worker;
 use crate::session::{Fault, Session, SessionOptions};
 use crate::transport::handshake::Way;
 
-impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
+impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
     fn answer(&self, command: Option<u64>, session: SessionId, outcome: Result<(), Fault>) {
         let (failure, detail) = match outcome {
             Ok(()) => (Failure::None, String::new()),

@@ -10,23 +10,19 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use dwcp_api::Version;
-use dwcp_drivers::port::{Port, PortConfig};
-use dwcp_drivers::tcp::{TcpOptions, TcpPort};
-use dwcp_hugepages::arena::BackingPolicy;
 
 use super::board::Board;
 use super::control::{Control, Identity};
 use super::door::{Door, DoorOptions};
+use super::drivers::{Drivers, Seat};
 use super::mailbox::{Sender, mailbox};
-use super::messages::{Offer, ToDoor, ToWorker, Ways};
+use super::messages::{Offer, ToDoor, ToWorker};
 use super::worker::{Worker, WorkerOptions};
 use crate::config::{Config, IdlePolicy};
 use crate::transport::NodeId;
 use crate::transport::handshake::Way;
 use crate::transport::wire::keys::Psk;
 
-/// Lanes of one worker, over all its sessions.
-const LANES_MAX: u16 = 1024;
 /// Messages that may wait for one thread.
 const MAIL_SLOTS: usize = 1024;
 
@@ -75,20 +71,9 @@ impl Engine {
             }
         });
 
-        let mut port = TcpPort::new(TcpOptions {
-            // A place for every lane there may be, few of which there are: ordinary pages cost
-            // nothing until they are used.
-            backing: BackingPolicy::Ordinary,
-            ..TcpOptions::default()
-        });
-        let port_config = PortConfig {
-            lanes_max: LANES_MAX,
-            ..PortConfig::default()
-        };
-        port.validate(&port_config).context("TCP port")?;
-        port.open(port_config).context("TCP port")?;
-        port.start().context("TCP port")?;
-        let port = Arc::new(port);
+        let mut drivers = Drivers::open(&config, cores.len())?;
+        let seats = drivers.seats(cores.len());
+        let preferred: Vec<Way> = (0..cores.len()).map(|w| drivers.preferred(w)).collect();
 
         let (door_sender, door_mail) = mailbox(MAIL_SLOTS)?;
         let (control_sender, control_mail) = mailbox(MAIL_SLOTS)?;
@@ -105,7 +90,7 @@ impl Engine {
             offer,
             listen: config.listen,
             targets: config.incoming.clone(),
-            ways: vec![Ways::default(); cores.len()],
+            drivers,
         };
         let mut door = Door::new(door_options, door_mail, senders.clone())
             .with_context(|| format!("listening for peers on {}", config.listen))?;
@@ -125,14 +110,18 @@ impl Engine {
         )?;
 
         let mut workers = Vec::new();
-        for (index, ((core, mail), sender)) in
-            cores.into_iter().zip(mails).zip(&senders).enumerate()
+        for (index, (((core, mail), sender), seat)) in cores
+            .into_iter()
+            .zip(mails)
+            .zip(&senders)
+            .zip(seats)
+            .enumerate()
         {
             let options = WorkerOptions {
                 index,
                 config: Arc::clone(&config),
                 offer,
-                way: Way::Tcp,
+                way: preferred[index],
                 board: Arc::clone(&board),
                 mail,
                 door: door_sender.clone(),
@@ -140,10 +129,9 @@ impl Engine {
                 idle,
             };
             let (ready, is_ready) = std::sync::mpsc::channel();
-            let port = Arc::clone(&port);
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run_worker(options, core, &port, &ready))?;
+                .spawn(move || run_worker(options, core, seat, &ready))?;
             is_ready
                 .recv()
                 .context("a worker ended before it was ready")?
@@ -198,7 +186,7 @@ impl Engine {
 fn run_worker(
     options: WorkerOptions,
     core: core_affinity::CoreId,
-    port: &TcpPort,
+    seat: Seat,
     ready: &std::sync::mpsc::Sender<Result<()>>,
 ) {
     let index = options.index;
@@ -209,9 +197,8 @@ fn run_worker(
             "the worker is not pinned: the system refused"
         );
     }
-    let made = port
+    let made = seat
         .lanes()
-        .map_err(anyhow::Error::from)
         .and_then(|lanes| Worker::new(options, lanes).map_err(anyhow::Error::from));
     match made {
         Ok(mut worker) => {

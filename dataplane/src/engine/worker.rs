@@ -13,6 +13,7 @@ use dwcp_api::{SessionId, monotonic_ns};
 use dwcp_drivers::lane::{LaneEvent, LaneGroup, Polled};
 
 use super::board::Board;
+use super::drivers::LaneEndpoint;
 use super::idle::{Idle, Step};
 use super::mailbox::{Mailbox, Sender};
 use super::messages::{Offer, ToControl, ToDoor, ToWorker};
@@ -75,7 +76,7 @@ pub struct WorkerOptions {
     pub idle: crate::config::IdlePolicy,
 }
 
-impl<G: LaneGroup<Endpoint = OwnedFd>> Worker<G> {
+impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
     /// A worker with its lanes. The first worker serves the passive sockets.
     ///
     /// # Errors

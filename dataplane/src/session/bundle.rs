@@ -6,13 +6,13 @@
 //! while v1 is forced no v3 batch is handed to a lane, not even one that was sent before.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 
-use dwcp_api::{Failure, SessionState, Version as ApiVersion, monotonic_ns};
+use dwcp_api::{Failure, Role, SessionState, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::lane::{LaneClosed, LaneGroup, LaneId};
 
 use super::link::{Link, LinkOptions};
 use super::{Fault, Hands, Session, forward};
+use crate::engine::drivers::{LaneEndpoint, endpoint};
 use crate::engine::messages::{Dial, LaneUp, ToDoor};
 use crate::engine::routes::Route;
 use crate::transport::handshake::Way;
@@ -146,7 +146,7 @@ impl RateLimit {
 
 impl Session {
     /// A lane proved itself at the door. The first one fixes what was agreed.
-    pub fn on_lane_up<G: LaneGroup<Endpoint = OwnedFd>>(
+    pub fn on_lane_up<G: LaneGroup<Endpoint = LaneEndpoint>>(
         &mut self,
         lane_up: LaneUp,
         hands: &mut Hands<'_, G>,
@@ -156,7 +156,7 @@ impl Session {
         }
     }
 
-    fn add_lane<G: LaneGroup<Endpoint = OwnedFd>>(
+    fn add_lane<G: LaneGroup<Endpoint = LaneEndpoint>>(
         &mut self,
         up: LaneUp,
         hands: &mut Hands<'_, G>,
@@ -203,15 +203,14 @@ impl Session {
             link.outbound.lane_down(up.lane);
             self.picture.lanes_replaced += 1;
         }
-        let id = hands
-            .lanes
-            .add(up.socket, &link.pools_in)
-            .map_err(|error| {
-                Fault::new(
-                    Failure::System,
-                    format!("a lane cannot be taken into service: {error}"),
-                )
-            })?;
+        let end = endpoint(up.end, &up.agreed, self.role == Role::Source)
+            .map_err(|error| Fault::new(Failure::System, error.to_string()))?;
+        let id = hands.lanes.add(end, &link.pools_in).map_err(|error| {
+            Fault::new(
+                Failure::System,
+                format!("a lane cannot be taken into service: {error}"),
+            )
+        })?;
         hands.routes.add_lane(
             id,
             Route {

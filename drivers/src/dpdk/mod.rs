@@ -10,11 +10,13 @@
 //! - [`pool`]: packet memory
 //! - [`queue`]: the hot half: bursts in, bursts out
 //! - [`packet`]: Ethernet, ARP, IPv4, IPv6, UDP
+//! - [`carrier`]: the same as reliable lanes want it
 //! - [`datagrams`]: payloads to and from socket addresses, on one worker's queue
 //!
 //! memif peers share memory and trust each other's ring descriptors: join only processes of one
 //! owner by it.
 
+pub mod carrier;
 pub mod datagrams;
 pub mod device;
 pub mod eal;

@@ -237,7 +237,10 @@ impl<P: DatagramPort> ReliableLanes<P> {
             let port = &mut self.port;
             let due_ns = self.lanes.tombs.due_ns();
             if due_ns <= now_ns {
-                work += self.lanes.tombs.speak(now_ns, |to, farewell| say(port, to, farewell));
+                work += self
+                    .lanes
+                    .tombs
+                    .speak(now_ns, |to, farewell| say(port, to, farewell));
             }
         }
         work
@@ -332,7 +335,10 @@ impl Lanes {
 
     /// Puts a lane among those to be served.
     fn list(&mut self, slot: usize) {
-        if let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut())
+        if let Some(lane) = self
+            .slots
+            .get_mut(slot)
+            .and_then(|slot| slot.lane.as_deref_mut())
             && !lane.listed
         {
             lane.listed = true;
@@ -354,7 +360,10 @@ impl Lanes {
                 .is_some_and(|lane| lane.number_of_connection() == last);
         if !known {
             let Some(&found) = self.by_connection.get(&header.connection) else {
-                if !self.tombs.hear(now_ns, from, header.connection, header.kind) {
+                if !self
+                    .tombs
+                    .hear(now_ns, from, header.connection, header.kind)
+                {
                     self.dropped.unknown_connection += 1;
                 }
                 return;
@@ -432,11 +441,7 @@ impl Lanes {
 impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
     type Endpoint = ReliableEndpoint;
 
-    fn add(
-        &mut self,
-        endpoint: ReliableEndpoint,
-        pools: &FramePools,
-    ) -> Result<LaneId, AddError> {
+    fn add(&mut self, endpoint: ReliableEndpoint, pools: &FramePools) -> Result<LaneId, AddError> {
         if self.lanes.by_connection.contains_key(&endpoint.connection) {
             return Err(AddError::WrongEndpoint(
                 "another lane of this group has its connection number",

@@ -175,7 +175,8 @@ impl MemoryPort {
                 // Pairs with the fence in `prepare_park`: either that side sees the datagram, or this
                 // one sees that it sleeps.
                 fence(Ordering::SeqCst);
-                if inbox.parked.load(Ordering::Relaxed) && inbox.parked.swap(false, Ordering::SeqCst)
+                if inbox.parked.load(Ordering::Relaxed)
+                    && inbox.parked.swap(false, Ordering::SeqCst)
                 {
                     inbox.waker.wake();
                 }
@@ -315,7 +316,9 @@ impl Drop for MemoryPort {
         self.release_delayed(true);
         self.inbox.closed.store(true, Ordering::Relaxed);
         let inbox = &self.inbox;
-        self.shared.bound().retain(|_, bound| !Arc::ptr_eq(bound, inbox));
+        self.shared
+            .bound()
+            .retain(|_, bound| !Arc::ptr_eq(bound, inbox));
         while let Some(datagram) = self.inbox.arrived.pop() {
             self.shared.give_back(datagram);
         }

@@ -64,7 +64,10 @@ impl Pacer {
         let bytes_per_s = self.bytes_per_s.filter(|_| !self.may_send())?.max(1);
         let missing = u128::from(self.budget_bytes.unsigned_abs() + 1);
         let wait_ns = missing * 1_000_000_000 / u128::from(bytes_per_s) + 1;
-        Some(self.filled_ns.saturating_add(u64::try_from(wait_ns).unwrap_or(u64::MAX)))
+        Some(
+            self.filled_ns
+                .saturating_add(u64::try_from(wait_ns).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -73,7 +76,13 @@ mod tests {
     use super::*;
 
     /// Sends all it may for `ns`, in steps; returns the bytes and the largest burst.
-    fn run(pacer: &mut Pacer, bytes_per_s: u64, start_ns: u64, ns: u64, step_ns: u64) -> (u64, u64) {
+    fn run(
+        pacer: &mut Pacer,
+        bytes_per_s: u64,
+        start_ns: u64,
+        ns: u64,
+        step_ns: u64,
+    ) -> (u64, u64) {
         let (mut all, mut largest) = (0, 0);
         let mut now_ns = start_ns;
         while now_ns < start_ns + ns {
@@ -92,7 +101,11 @@ mod tests {
 
     #[test]
     fn the_rate_is_kept_at_any_step() {
-        for (rate, step_ns) in [(1_000_000, 10), (1_000_000, 3_000_000), (1_000_000_000, 777)] {
+        for (rate, step_ns) in [
+            (1_000_000, 10),
+            (1_000_000, 3_000_000),
+            (1_000_000_000, 777),
+        ] {
             let mut pacer = Pacer::new(1000);
             run(&mut pacer, rate, 1_000_000_000, 50_000_000, step_ns);
             let (bytes, largest) = run(&mut pacer, rate, 1_050_000_000, 1_000_000_000, step_ns);

@@ -55,7 +55,12 @@ impl SetUp {
             connection: endpoint.connection,
             secret: endpoint.secret,
             protection: endpoint.protection,
-            keys: Keys::of_setup(&endpoint.secret, endpoint.connection, role, endpoint.protection),
+            keys: Keys::of_setup(
+                &endpoint.secret,
+                endpoint.connection,
+                role,
+                endpoint.protection,
+            ),
             own,
             theirs: None,
             due_ns: (role == Role::Initiator).then_some(now_ns),

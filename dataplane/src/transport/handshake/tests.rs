@@ -16,6 +16,13 @@ fn address(host: u8) -> std::net::SocketAddr {
     std::net::SocketAddr::from(([10, 0, 0, host], 4791))
 }
 
+fn dpdk(host: u8) -> Way {
+    Way::Dpdk {
+        address: address(host),
+        encrypted: false,
+    }
+}
+
 fn config(secret: [u8; 32]) -> InitiatorConfig {
     InitiatorConfig {
         psk: Psk(secret),
@@ -31,7 +38,7 @@ fn config(secret: [u8; 32]) -> InitiatorConfig {
         },
         highest: Version::V3,
         params: params(4),
-        way: Way::Dpdk(address(1)),
+        way: dpdk(1),
     }
 }
 
@@ -78,7 +85,7 @@ fn run(
             Some(reason) => (acceptor.refuse(reason).unwrap(), None),
             None => {
                 let way = match proven.wanted {
-                    Way::Dpdk(_) => Way::Dpdk(address(2)),
+                    Way::Dpdk { .. } => dpdk(2),
                     _ => Way::Tcp,
                 };
                 let (message, agreed) = acceptor.welcome(proven, BatchSeq(0), way).unwrap();
@@ -133,8 +140,8 @@ fn both_ends_agree_on_all_of_it() {
         (here.initiator, here.acceptor),
         (there.initiator, there.acceptor)
     );
-    assert_eq!(here.way.initiator, Way::Dpdk(address(1)));
-    assert_eq!(here.way.acceptor, Way::Dpdk(address(2)));
+    assert_eq!(here.way.initiator, dpdk(1));
+    assert_eq!(here.way.acceptor, dpdk(2));
     assert_eq!(
         (there.way.initiator, there.way.acceptor, there.way.secret.0),
         (here.way.initiator, here.way.acceptor, here.way.secret.0)
@@ -329,7 +336,7 @@ fn up_to_the_welcome() -> (Initiator, Acceptor, Proven) {
 #[test]
 fn an_acceptor_without_the_driver_answers_with_tcp() {
     let (mut initiator, mut acceptor, proven) = up_to_the_welcome();
-    assert_eq!(proven.wanted, Way::Dpdk(address(1)));
+    assert_eq!(proven.wanted, dpdk(1));
     let (welcome, there) = acceptor.welcome(proven, BatchSeq(0), Way::Tcp).unwrap();
     let Ok((_, Some(InitiatorStep::Done { agreed, .. }))) = initiator.feed(&welcome) else {
         panic!("not welcome");

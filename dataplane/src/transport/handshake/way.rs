@@ -17,8 +17,13 @@ use super::HandshakeError;
 pub enum Way {
     /// The connection on which the handshake runs.
     Tcp,
-    /// Datagrams of a DPDK port with this address.
-    Dpdk(SocketAddr),
+    /// Datagrams of a DPDK port.
+    Dpdk {
+        /// Where it is reached.
+        address: SocketAddr,
+        /// Nobody on the way may read them; the side that dialled decides.
+        encrypted: bool,
+    },
     /// Queue pairs of an RDMA device with this address.
     Rdma(SocketAddr),
 }
@@ -56,7 +61,7 @@ impl Way {
     pub const fn code(self) -> u64 {
         match self {
             Self::Tcp => 0,
-            Self::Dpdk(_) => 1,
+            Self::Dpdk { .. } => 1,
             Self::Rdma(_) => 2,
         }
     }
@@ -68,12 +73,16 @@ impl Way {
     }
 }
 
+const FLAG_ENCRYPTED: u8 = 1;
+
 /// A [`Way`] as bytes; an IPv4 address is mapped into IPv6.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
 pub struct RawWay {
     /// 0 TCP, 1 DPDK, 2 RDMA.
     driver: u8,
+    /// Bit 0: encrypted, of DPDK alone.
+    flags: u8,
     ip: [u8; 16],
     port: U16,
 }
@@ -82,8 +91,12 @@ impl RawWay {
     pub fn new(way: Way) -> Self {
         let (driver, address) = match way {
             Way::Tcp => (0, None),
-            Way::Dpdk(address) => (1, Some(address)),
+            Way::Dpdk { address, .. } => (1, Some(address)),
             Way::Rdma(address) => (2, Some(address)),
+        };
+        let flags = match way {
+            Way::Dpdk { encrypted, .. } => u8::from(encrypted) * FLAG_ENCRYPTED,
+            _ => 0,
         };
         let ip = match address.map(|address| address.ip()) {
             None => [0; 16],
@@ -91,14 +104,19 @@ impl RawWay {
             Some(IpAddr::V6(ip)) => ip.octets(),
         };
         let port = U16::new(address.map_or(0, |address| address.port()));
-        Self { driver, ip, port }
+        Self {
+            driver,
+            flags,
+            ip,
+            port,
+        }
     }
 
     pub fn parse(&self) -> Result<Way, HandshakeError> {
         let bad = || HandshakeError::BadField { field: "driver" };
         let ip = Ipv6Addr::from(self.ip);
         if self.driver == 0 {
-            let none = ip.is_unspecified() && self.port.get() == 0;
+            let none = ip.is_unspecified() && self.port.get() == 0 && self.flags == 0;
             return none.then_some(Way::Tcp).ok_or_else(bad);
         }
         let ip = ip.to_canonical();
@@ -107,8 +125,11 @@ impl RawWay {
         }
         let address = SocketAddr::new(ip, self.port.get());
         match self.driver {
-            1 => Ok(Way::Dpdk(address)),
-            2 => Ok(Way::Rdma(address)),
+            1 if self.flags & !FLAG_ENCRYPTED == 0 => Ok(Way::Dpdk {
+                address,
+                encrypted: self.flags & FLAG_ENCRYPTED != 0,
+            }),
+            2 if self.flags == 0 => Ok(Way::Rdma(address)),
             _ => Err(bad()),
         }
     }
@@ -122,13 +143,19 @@ mod tests {
     fn ways_read_back_and_nonsense_does_not() {
         let v4: SocketAddr = "10.1.2.3:4791".parse().unwrap();
         let v6: SocketAddr = "[fd00::7]:9".parse().unwrap();
-        for way in [Way::Tcp, Way::Dpdk(v4), Way::Dpdk(v6), Way::Rdma(v4)] {
+        let dpdk = |address, encrypted| Way::Dpdk { address, encrypted };
+        for way in [Way::Tcp, dpdk(v4, false), dpdk(v6, true), Way::Rdma(v4)] {
             assert_eq!(RawWay::new(way).parse(), Ok(way));
         }
-        let good = RawWay::new(Way::Dpdk(v4));
+        let good = RawWay::new(dpdk(v4, false));
         for bad in [
             RawWay { driver: 3, ..good },
             RawWay { driver: 0, ..good },
+            RawWay { flags: 2, ..good },
+            RawWay {
+                flags: 1,
+                ..RawWay::new(Way::Rdma(v4))
+            },
             RawWay {
                 port: U16::new(0),
                 ..good

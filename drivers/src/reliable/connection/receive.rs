@@ -135,13 +135,17 @@ impl Connection {
         }
         let mut kept = true;
         if let Some((head, bytes)) = data {
-            match self.incoming.take(&head, bytes, header.flags.has(Flags::FIN)) {
+            match self
+                .incoming
+                .take(&head, bytes, header.flags.has(Flags::FIN))
+            {
                 Ok(taken) => kept = taken == Taken::Kept,
                 Err(violation) => self.violated(violation),
             }
         }
         if kept {
-            self.arrivals.note(now_ns, header.number, header.flags, floor);
+            self.arrivals
+                .note(now_ns, header.number, header.flags, floor);
         } else {
             // It comes again under another number; the peer is to hear how much room there is.
             self.arrivals.hurry();

@@ -49,7 +49,12 @@ impl Connection {
         let ping = self.ping && data.is_none() && !fin && self.log.has_room_for_probe();
         let due = self.arrivals.is_due(now_ns) && self.log.has_room_for_ack();
         let ack_bytes = ACK_BYTES_MIN
-            + ACK_RANGE_BYTES * self.arrivals.ranges().saturating_sub(1).min(ACK_RANGES_MAX - 1);
+            + ACK_RANGE_BYTES
+                * self
+                    .arrivals
+                    .ranges()
+                    .saturating_sub(1)
+                    .min(ACK_RANGES_MAX - 1);
         let data_bytes = match data {
             Some(piece) => DATA_HEAD_BYTES + piece.len,
             None if fin => DATA_HEAD_BYTES,
@@ -81,7 +86,8 @@ impl Connection {
         let in_flight = self.log.in_flight_bytes();
         let window = self.congestion.window_bytes();
         if self.probes == 0 {
-            self.pacer.fill(now_ns, self.congestion.pacing_bytes_per_s());
+            self.pacer
+                .fill(now_ns, self.congestion.pacing_bytes_per_s());
             self.window_limited = in_flight + self.datagram_bytes as u64 > window;
             if self.window_limited || !self.log.has_room_for_data() {
                 return None;
@@ -112,7 +118,8 @@ impl Connection {
 
     /// No data goes beyond this stream offset.
     fn send_limit(&self) -> u64 {
-        self.limit.min(self.outgoing.acked_bytes() + self.window_max)
+        self.limit
+            .min(self.outgoing.acked_bytes() + self.window_max)
     }
 
     /// Writes what was planned, and counts it as sent. Returns the datagram's length; 0: `buf` is shorter
