@@ -118,6 +118,12 @@ impl Pair {
     /// Starts both.
     #[must_use]
     pub fn start(options: PairOptions) -> Self {
+        Self::start_with(options, |_, _| ())
+    }
+
+    /// Starts both, after `change` was told of the configurations of the sending and the receiving node.
+    #[must_use]
+    pub fn start_with(options: PairOptions, change: impl FnOnce(&mut Config, &mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for node in ["a", "b"] {
             write_key(dir.path(), node, PSK);
@@ -133,16 +139,17 @@ impl Pair {
             target: TARGET.to_owned(),
             connect: target,
         });
+        let mut a = config(dir.path(), "a", options.source_version, window);
+        a.resume_limit_ms = options.resume_limit_ms;
+        a.setup_limit_ms = options.setup_limit_ms;
+        a.cores = cores(options.core, 1);
+        change(&mut a, &mut b);
         let destination = Engine::start(b).unwrap();
         let mitm = options.mitm.then(|| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let target = destination.listen();
             Mitm::start(listener, move || TcpStream::connect(target), Vec::new()).unwrap()
         });
-        let mut a = config(dir.path(), "a", options.source_version, window);
-        a.resume_limit_ms = options.resume_limit_ms;
-        a.setup_limit_ms = options.setup_limit_ms;
-        a.cores = cores(options.core, 1);
         a.passive.push(PassiveSource {
             listen: dir.path().join("to-b.sock"),
             peer: mitm

@@ -1,0 +1,124 @@
+//! Two data planes in one process carry streams over lanes that are not TCP: what goes in comes out, and the
+//! session says what it ran over.
+#![cfg(feature = "dpdk")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::path::Path;
+use std::thread;
+
+use dwcp_api::session::DRIVER_NAMES;
+use dwcp_dataplane::config::{Config, CongestionControl, DpdkConfig, DpdkDevice, Driver};
+use dwcp_dataplane::stream::testing::StreamBuilder;
+use dwcp_tests::pair::{Pair, PairOptions, noise};
+use dwcp_tests::plane::Plane;
+
+fn dpdk(device: DpdkDevice, address: &str, encrypt: bool) -> DpdkConfig {
+    DpdkConfig {
+        device,
+        address: address.to_owned().try_into().unwrap(),
+        gateway: None,
+        port: 4790,
+        mtu_bytes: 4160,
+        memory_mib: 128,
+        encrypt,
+        congestion: CongestionControl::Cubic,
+    }
+}
+
+/// Both nodes on one memif socket; the sending one prefers it.
+fn over_memif(folder: &Path, encrypt: bool) -> impl FnOnce(&mut Config, &mut Config) {
+    let socket = folder.join("memif.sock");
+    move |a, b| {
+        a.driver = Driver::Dpdk;
+        a.dpdk = Some(dpdk(
+            DpdkDevice::MemifClient(socket.clone()),
+            "10.77.0.1/24",
+            encrypt,
+        ));
+        b.dpdk = Some(dpdk(DpdkDevice::MemifServer(socket), "10.77.0.2/24", false));
+    }
+}
+
+fn pages(seed: u64, count: u64) -> Vec<u8> {
+    let bytes = noise(seed, 64 * 4096);
+    let contents: Vec<[u8; 4096]> = bytes
+        .chunks_exact(4096)
+        .map(|chunk| chunk.try_into().unwrap())
+        .collect();
+    let sent: Vec<(u64, &[u8; 4096])> = (0..count)
+        .map(|n| (n, &contents[(n * 13 % 64) as usize]))
+        .collect();
+    StreamBuilder::precopy(&sent, &noise(seed + 9, 50_000))
+}
+
+/// Carries `stream` one way and a word back; gives the name of what it ran over and how often it fell back.
+fn carry(pair: &Pair, stream: &[u8]) -> (&'static str, u64) {
+    let plane = Plane::attach(&pair.source_control());
+    plane.allow_v3(true);
+    let mut client = pair.connect();
+    client.write_all(&stream[..64]).unwrap();
+    let mut server = pair.accept();
+    let mut writer = client.try_clone().unwrap();
+    let rest = stream[64..].to_vec();
+    let sender = thread::spawn(move || {
+        writer.write_all(&rest).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    sender.join().unwrap();
+    assert!(
+        got == stream,
+        "{} bytes in, {} out",
+        stream.len(),
+        got.len()
+    );
+    server.write_all(b"word").unwrap();
+    drop(server);
+    let mut back = Vec::new();
+    client.read_to_end(&mut back).unwrap();
+    assert_eq!(back, b"word");
+    let picture = plane.wait("a session", |picture| picture.channels == 1);
+    (
+        DRIVER_NAMES[picture.driver as usize],
+        picture.driver_fallbacks,
+    )
+}
+
+#[test]
+fn a_stream_crosses_a_dpdk_port() {
+    for encrypt in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = Pair::start_with(PairOptions::default(), over_memif(folder.path(), encrypt));
+        assert_eq!(carry(&pair, &pages(1, 20_000)), ("dpdk", 0));
+        pair.stop();
+    }
+}
+
+#[test]
+fn a_peer_without_the_driver_gets_tcp() {
+    let folder = tempfile::tempdir().unwrap();
+    let pair = Pair::start_with(PairOptions::default(), |a, b| {
+        over_memif(folder.path(), false)(a, b);
+        b.dpdk = None;
+    });
+    assert_eq!(carry(&pair, &pages(2, 2_000)), ("tcp", 0));
+    pair.stop();
+}
+
+#[test]
+fn a_driver_that_does_not_carry_gives_way_to_tcp() {
+    let folder = tempfile::tempdir().unwrap();
+    let pair = Pair::start_with(PairOptions::default(), |a, b| {
+        over_memif(folder.path(), false)(a, b);
+        // Nobody is at the other end of the sending node's wire.
+        a.dpdk.as_mut().unwrap().device =
+            DpdkDevice::MemifServer(folder.path().join("lonely.sock"));
+    });
+    let (driver, fallbacks) = carry(&pair, &pages(3, 2_000));
+    assert_eq!(driver, "tcp");
+    assert!(fallbacks > 0, "nobody says that it fell back");
+    pair.stop();
+}
