@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use dwcp_drivers::dpdk::carrier::Carrier;
 use dwcp_drivers::dpdk::datagrams::{Address, Datagrams, NetConfig};
 use dwcp_drivers::dpdk::device::{Device, Memif, MemifRole};
-use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
+use dwcp_drivers::dpdk::eal::{Eal, EalConfig, EalError, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 use dwcp_drivers::dpdk::queue::QueueSeat;
 use dwcp_drivers::reliable::{
@@ -53,15 +53,7 @@ impl Opened {
     /// What cannot be had, with its cure.
     pub fn open(config: &DpdkConfig, hugepages: Hugepages, workers: usize) -> Result<Self> {
         let device = device(config);
-        let mib = config.memory_mib;
-        let eal = EalConfig {
-            memory: match hugepages {
-                Hugepages::Off => Memory::Ordinary { mib },
-                Hugepages::Prefer | Hugepages::Require => Memory::Huge { mib },
-            },
-            pci: matches!(device, Device::Pci { .. }),
-        };
-        let eal = Eal::start(&eal)?;
+        let eal = eal(config.memory_mib, hugepages, &device)?;
         let queues = u16::try_from(workers).context("more workers than queues")?;
         let plan = PortPlan {
             queues,
@@ -135,6 +127,23 @@ impl Seat {
     pub fn group(self) -> Result<Group> {
         let datagrams = Datagrams::new(self.seat.sit()?, &self.net).context("[dpdk]")?;
         Ok(ReliableLanes::new(Carrier::new(datagrams), self.lanes)?)
+    }
+}
+
+/// DPDK itself. Where hugepages are preferred and there are too few, a device of software gets ordinary
+/// pages; one on the PCI bus needs memory that does not move.
+fn eal(mib: u32, hugepages: Hugepages, device: &Device) -> Result<Eal> {
+    let pci = matches!(device, Device::Pci { .. });
+    let start = |memory| Eal::start(&EalConfig { memory, pci });
+    if hugepages == Hugepages::Off {
+        return Ok(start(Memory::Ordinary { mib })?);
+    }
+    match start(Memory::Huge { mib }) {
+        Err(error @ EalError::NoHugepages { .. }) if hugepages == Hugepages::Prefer && !pci => {
+            tracing::warn!(%error, "packets lie in ordinary pages");
+            Ok(start(Memory::Ordinary { mib })?)
+        }
+        started => Ok(started?),
     }
 }
 
