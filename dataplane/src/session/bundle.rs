@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use dwcp_api::{Failure, SessionState, Version as ApiVersion, monotonic_ns};
+use dwcp_api::{Failure, SessionState, Stage, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::lane::{LaneGroup, LaneId};
 
 use super::link::{Link, LinkOptions};
@@ -42,6 +42,9 @@ enum Slot {
 pub struct Bundle {
     peer: Option<(SocketAddr, Option<String>)>,
     slots: Vec<Slot>,
+    /// What the network below each lane had sent again when it was last asked, and who was asked last.
+    retransmits: Vec<u32>,
+    asked: usize,
     checked_ns: u64,
     transport: Option<ApiVersion>,
 }
@@ -52,6 +55,8 @@ impl Bundle {
         Self {
             peer,
             slots: Vec::new(),
+            retransmits: Vec::new(),
+            asked: 0,
             checked_ns: 0,
             transport: None,
         }
@@ -82,6 +87,7 @@ impl Bundle {
     fn ensure(&mut self, lanes: usize) {
         while self.slots.len() < lanes {
             self.slots.push(Slot::Down { dial_at_ns: 0 });
+            self.retransmits.push(0);
         }
     }
 
@@ -197,6 +203,7 @@ impl Session {
             },
         );
         self.bundle.slots[index] = Slot::Up(id);
+        self.bundle.retransmits[index] = 0;
         link.outbound.lane_up(up.lane)?;
         link.outbound.heard(now);
         link.inbound.want_ack();
@@ -260,6 +267,8 @@ impl Session {
         &mut self,
         hands: &mut Hands<'_, G>,
     ) -> Result<bool, Fault> {
+        let stages = hands.stages;
+        let _transport = stages.enter(Stage::Transport);
         let mut worked = self.send_batches(hands)?;
         worked |= self.send_control(hands);
         // An undecided session was given up: it waits for a verdict, not for its peer.
@@ -301,7 +310,11 @@ impl Session {
                     let Some(id) = self.bundle.lane_id(lane) else {
                         break;
                     };
-                    if hands.lanes.submit(id, frame).is_err() {
+                    let taken = {
+                        let _lanes = hands.stages.enter(Stage::Lanes);
+                        hands.lanes.submit(id, frame)
+                    };
+                    if taken.is_err() {
                         // The lane is full or just died: what it was given goes out again.
                         link.outbound.take_back(header.seq);
                         break;
@@ -310,6 +323,7 @@ impl Session {
                     self.rate_limit.spend(bytes, hands.now_ns);
                     self.picture.wire_bytes_sent += bytes;
                     hands.counters.wire_bytes_sent_total.add(bytes);
+                    hands.counters.frames_sent_total.add(1);
                     if header.kind == BatchKind::Data {
                         self.note_sent(header.version, hands);
                     }
@@ -320,6 +334,9 @@ impl Session {
             let waiting = link.outbound.has_queued();
             link.wire_rate
                 .look(hands.now_ns, self.picture.wire_bytes_sent, waiting);
+            let resent = link.outbound.resent_batches();
+            let counted = std::mem::replace(&mut self.picture.batches_resent, resent);
+            hands.counters.batches_resent_total.add(resent - counted);
             let held = link.outbound.held_bytes();
             self.picture.held_bytes_max = self.picture.held_bytes_max.max(held);
         }
@@ -395,6 +412,7 @@ impl Session {
         }
         self.picture.wire_bytes_sent += length as u64;
         hands.counters.wire_bytes_sent_total.add(length as u64);
+        hands.counters.frames_sent_total.add(1);
         true
     }
 
@@ -406,6 +424,7 @@ impl Session {
         {
             link.wire_rate.set_rtt_min(stats.rtt_min_us);
         }
+        self.count_retransmits(hands);
         while let Some(verdict) = self
             .link
             .as_mut()
@@ -433,6 +452,25 @@ impl Session {
         }
         self.dial_missing(hands);
         Ok(())
+    }
+
+    /// Counts what the network below a lane sent again: one lane after the other, for it may cost a
+    /// system call to know.
+    fn count_retransmits<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        let bundle = &mut self.bundle;
+        bundle.asked = (bundle.asked + 1) % bundle.slots.len().max(1);
+        let (Some(Slot::Up(id)), Some(seen)) = (
+            bundle.slots.get(bundle.asked),
+            bundle.retransmits.get_mut(bundle.asked),
+        ) else {
+            return;
+        };
+        if let Some(stats) = hands.lanes.stats(*id) {
+            let before = std::mem::replace(seen, stats.retransmits);
+            let more = stats.retransmits.saturating_sub(before);
+            let counter = &hands.counters.lane_retransmits_total;
+            counter.add(u64::from(more));
+        }
     }
 
     /// How many lanes there should be, as the transport's switch says.
@@ -528,5 +566,6 @@ impl Session {
             hands.lanes.close(id);
         }
         self.bundle.slots.clear();
+        self.bundle.retransmits.clear();
     }
 }

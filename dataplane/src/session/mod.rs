@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use dwcp_api::session::SessionSnapshot;
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
-use dwcp_api::{Failure, Role, SessionId, SessionState};
+use dwcp_api::{Failure, Role, SessionId, SessionState, Stage};
 use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
@@ -46,6 +46,7 @@ use crate::engine::mailbox::Sender;
 use crate::engine::messages::{Offer, ToControl, ToDoor};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
+use crate::engine::stages::StageClock;
 use crate::stream::ChannelKind;
 use crate::transport::wire::batch::Marker;
 use crate::transport::wire::control::ByeReason;
@@ -73,6 +74,8 @@ pub struct Hands<'a, G: LaneGroup> {
     pub switches: &'a Switches,
     /// The worker's counters.
     pub counters: &'a WorkerCounters,
+    /// Where its time goes.
+    pub stages: &'a StageClock,
     /// Now, `CLOCK_MONOTONIC` nanoseconds.
     pub now_ns: u64,
 }
@@ -215,6 +218,14 @@ impl Session {
             .map_or(0, |link| link.outbound.held_bytes())
     }
 
+    /// The window in force at a source, hypervisor bytes; 0 at a destination.
+    pub fn window_bytes(&self) -> u64 {
+        match &self.link {
+            Some(link) if self.is_source() && !self.is_over() => link.outbound.window_bytes(),
+            _ => 0,
+        }
+    }
+
     /// The hypervisor's listener became readable.
     pub fn on_knock<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
         while let Some(listener) = &self.listener {
@@ -326,6 +337,8 @@ impl Session {
 
     /// A frame of this session came over one of its lanes.
     pub fn take_frame<G: LaneGroup>(&mut self, frame: Frame, hands: &mut Hands<'_, G>) {
+        let stages = hands.stages;
+        let _transport = stages.enter(Stage::Transport);
         if let Err(fault) = self.on_frame(frame, hands.now_ns) {
             self.fail(&fault, hands);
         }
@@ -379,7 +392,7 @@ impl Session {
 
     fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut worked = self.pump_receive(hands)?;
-        worked |= self.pump_release()?;
+        worked |= self.pump_release(hands)?;
         if self.state != SessionState::Undecided {
             self.check_reason(hands.now_ns)?;
         }
@@ -420,7 +433,6 @@ impl Session {
             picture.window_bytes = link.outbound.window_bytes();
             picture.rtt_us = link.outbound.rtt_us().unwrap_or(0);
             picture.delivery_bytes_per_s = link.outbound.delivery_rate_bytes_s();
-            picture.batches_resent = link.outbound.resent_batches();
             picture.negotiated_version = link.version as u64;
         }
         self.picture.lanes_up = self.bundle.count_up() as u64;
