@@ -10,6 +10,7 @@
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
 //! | [`node`] | one node's control plane, put together |
+//! | [`profile`] | flame graphs and hardware counters of the data plane, from outside |
 //! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
 //! | [`telemetry`] | metrics, health, counters |
@@ -21,6 +22,7 @@ pub mod flags;
 pub mod host;
 pub mod jobs;
 pub mod node;
+pub mod profile;
 pub mod qmp;
 pub mod store;
 pub mod telemetry;

@@ -7,6 +7,7 @@
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`steer`] | flags, kill switch, health, lists |
+//! | [`perf`], [`rates`] | counters, flame graphs |
 //! | [`progress`], [`say`] | bars and lines |
 //! | [`sse`], [`view`] | the API's event stream and its views |
 
@@ -19,7 +20,9 @@ mod client;
 mod exit;
 mod follow;
 mod migrate;
+mod perf;
 mod progress;
+mod rates;
 mod say;
 mod sse;
 mod steer;
@@ -65,6 +68,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
+        Command::Perf { command } => perf::perf(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
     }
 }

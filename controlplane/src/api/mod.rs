@@ -9,7 +9,8 @@
 //! | [`migrations`] | `/v1/migrations`, `/v1/incoming` |
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
-//! | [`health`] | `/v1/health`, `/v1/perf/counters`, `/metrics` |
+//! | [`health`] | `/v1/health`, `/metrics` |
+//! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
 //! | [`auth`] | the token |
 //! | [`body`] | bounded reading of bodies |
 //! | [`problem`] | refusals |
@@ -30,6 +31,7 @@ pub mod events;
 pub mod flags;
 pub mod health;
 pub mod migrations;
+pub mod perf;
 pub mod problem;
 pub mod serve;
 
@@ -64,6 +66,8 @@ pub struct App {
     /// When the process began.
     pub started: Instant,
     streams: Arc<Semaphore>,
+    /// One look at the data plane from outside at a time.
+    looking: Arc<Semaphore>,
     probe: Arc<Mutex<Option<(Instant, StoreHealth)>>>,
 }
 
@@ -100,6 +104,7 @@ impl App {
             stop: parts.stop,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+            looking: Arc::new(Semaphore::new(1)),
             probe: Arc::default(),
         }
     }
@@ -138,7 +143,9 @@ impl App {
             .route("/v1/feature-flags/{feature}", get(flags::get))
             .route("/v1/health", get(health::simple))
             .route("/v1/health/detailed", get(health::detailed))
-            .route("/v1/perf/counters", get(health::counters))
+            .route("/v1/perf/counters", get(perf::counters))
+            .route("/v1/perf/flamegraph", get(perf::flamegraph))
+            .route("/v1/perf/hardware", get(perf::hardware))
             .route("/metrics", get(health::metrics))
             .fallback(no_route)
             .method_not_allowed_fallback(no_method)
