@@ -206,22 +206,24 @@ mod tests {
     #[test]
     fn this_process_is_counted_and_what_is_absent_says_why() {
         let stop = AtomicBool::new(false);
-        let spin = std::thread::Builder::new().name("spin".to_owned());
-        let (done, end) = (
-            std::sync::Arc::new(AtomicBool::new(false)),
-            Duration::from_millis(200),
-        );
-        let seen = std::sync::Arc::clone(&done);
-        let spinner = spin
-            .spawn(move || {
-                while !seen.load(Ordering::Relaxed) {
+        let counted = std::thread::scope(|scope| {
+            let (up, is_up) = std::sync::mpsc::channel();
+            let done = &stop;
+            let spin = std::thread::Builder::new().name("spin".to_owned());
+            let spinner = spin.spawn_scoped(scope, move || {
+                up.send(()).unwrap();
+                while !done.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
-            })
-            .unwrap();
-        let counted = count(std::process::id(), end, &stop);
-        done.store(true, Ordering::Relaxed);
-        spinner.join().unwrap();
+            });
+            // A thread gives itself its name.
+            is_up.recv().unwrap();
+            let window = Duration::from_millis(200);
+            let counted = count(std::process::id(), window, &AtomicBool::new(false));
+            stop.store(true, Ordering::Relaxed);
+            spinner.unwrap().join().unwrap();
+            counted
+        });
         let counts = match counted {
             Ok(counts) => counts,
             Err(error) => {

@@ -5,6 +5,7 @@
 //! its program even after it was replaced on disk.
 
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -33,14 +34,13 @@ pub(super) struct Image {
 
 /// The executable mappings of a process, by address.
 pub(super) fn images(pid: u32) -> Result<Vec<Image>, ProfileError> {
-    let read = |name: &str| {
-        fs::read_to_string(format!("/proc/{pid}/{name}"))
-            .map_err(|cause| ProfileError::of(pid, "reading its memory map", cause))
+    let failed = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::NotFound => ProfileError::Gone { pid, cause },
+        _ => ProfileError::of(pid, "reading its memory map", cause),
     };
-    let program = fs::read_link(format!("/proc/{pid}/exe"))
-        .map_err(|cause| ProfileError::of(pid, "reading the path of its program", cause))?;
+    let program = fs::read_link(format!("/proc/{pid}/exe")).map_err(failed)?;
     let program = program.to_string_lossy();
-    let maps = read("maps")?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(failed)?;
     let found: Vec<Image> = maps
         .lines()
         .filter_map(|line| parse(line, pid, &program))

@@ -9,14 +9,16 @@ use std::os::unix::fs::FileExt;
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, Module, Unwinder as _};
+use object::elf::PF_X;
 use object::read::{ReadCache, ReadRef};
-use object::{Object, ObjectSection, ObjectSegment};
+use object::{Object, ObjectSection, ObjectSegment, SegmentFlags};
 
 use super::images::{Image, Source};
 use super::sample::Sample;
 
 /// Calls of one stack that are looked at.
 const DEPTH_MAX: usize = 128;
+const PAGE_BYTES: u64 = 4096;
 /// Largest code of the kernel's own in a process.
 const KERNEL_IMAGE_BYTES_MAX: u64 = 1 << 20;
 
@@ -102,14 +104,19 @@ fn tables<'d>(
 ) -> Option<(u64, ExplicitModuleSectionInfo<Vec<u8>>)> {
     let object = object::File::parse(data).ok()?;
     let segment = object.segments().find(|segment| {
+        let SegmentFlags::Elf { p_flags, .. } = segment.flags() else {
+            return false;
+        };
+        // The kernel maps whole pages, so a mapping may begin a little before its segment.
         let (offset, bytes) = segment.file_range();
-        (offset..offset.saturating_add(bytes)).contains(&image.file_offset)
+        let first = offset - offset % PAGE_BYTES;
+        p_flags & PF_X != 0 && (first..offset.saturating_add(bytes)).contains(&image.file_offset)
     })?;
-    let within = image.file_offset - segment.file_range().0;
-    let bias = image
-        .range
-        .start
-        .checked_sub(segment.address().checked_add(within)?)?;
+    let own = segment
+        .address()
+        .wrapping_sub(segment.file_range().0)
+        .wrapping_add(image.file_offset);
+    let bias = image.range.start.checked_sub(own)?;
     let range = |name| {
         let section = object.section_by_name(name)?;
         let start = section.address();
