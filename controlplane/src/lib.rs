@@ -11,6 +11,7 @@
 //! | [`jobs`] | migrations, both ways |
 //! | [`nics`] | the migration NICs of this host |
 //! | [`node`] | one node's control plane, put together |
+//! | [`profile`] | flame graphs and hardware counters of the data plane, from outside |
 //! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
 //! | [`telemetry`] | metrics, health, counters |
@@ -23,6 +24,7 @@ pub mod host;
 pub mod jobs;
 pub mod nics;
 pub mod node;
+pub mod profile;
 pub mod qmp;
 pub mod store;
 pub mod telemetry;

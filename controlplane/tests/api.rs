@@ -45,6 +45,8 @@ const ROUTES: &[(&str, &str)] = &[
     ("GET", "/v1/health"),
     ("GET", "/v1/health/detailed"),
     ("GET", "/v1/perf/counters"),
+    ("GET", "/v1/perf/flamegraph"),
+    ("GET", "/v1/perf/hardware"),
     ("GET", "/metrics"),
     ("GET", "/v1/nothing"),
     ("GET", "/"),
@@ -421,9 +423,25 @@ async fn health_says_what_is_missing() {
             .contains("no data plane"),
         "{health}"
     );
-    let (status, problem) = server.get("/v1/perf/counters").await;
-    assert_eq!(status, 503);
-    assert!(is_problem(&problem, 503));
+    for path in ["counters", "flamegraph?seconds=1", "hardware"] {
+        let (status, problem) = server.get(&format!("/v1/perf/{path}")).await;
+        assert_eq!(status, 503, "{path}");
+        assert!(is_problem(&problem, 503));
+    }
+    for query in [
+        "flamegraph?seconds=0",
+        "flamegraph?seconds=61",
+        "flamegraph?seconds=x",
+        "flamegraph?hz=0",
+        "flamegraph?hz=1000",
+        "flamegraph?format=png",
+        "flamegraph?colour=red",
+        "hardware?seconds=99",
+    ] {
+        let (status, problem) = server.get(&format!("/v1/perf/{query}")).await;
+        assert_eq!(status, 400, "{query}");
+        assert!(is_problem(&problem, 400), "{query}");
+    }
     server.stop().await;
 }
 

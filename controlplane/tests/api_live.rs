@@ -60,10 +60,64 @@ async fn the_kill_switch_is_in_force_when_it_says_so_and_again_at_the_next_attac
     );
     let (status, counters) = server.get("/v1/perf/counters").await;
     assert_eq!(status, 200);
-    assert!(
-        counters["workers"][0]["counters"]["turns_busy"].is_u64(),
-        "{counters}"
-    );
+    let worker = &counters["workers"][0];
+    assert!(worker["counters"]["turns_busy"].is_u64(), "{counters}");
+    assert_eq!(worker["stages"][0]["stage"], "intake", "{counters}");
+    assert!(worker["busy_ns"].is_u64(), "{counters}");
+    server.stop().await;
+}
+
+/// The process of the data plane is looked at from outside, one look at a time.
+#[tokio::test]
+async fn a_data_plane_is_profiled_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plane = DataPlane::start(&folder.path().join("attach.sock"));
+    let server = Server::start(folder.path(), &[]).await;
+    attached(&server).await;
+    let path = "/v1/perf/flamegraph?seconds=2&hz=199";
+    let (first, second) = tokio::join!(server.request("GET", path).send(), async {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        server.get("/v1/perf/hardware").await
+    });
+    let first = first.unwrap();
+    if first.status() == 501 {
+        // A machine that forbids it says so in a word; nothing else is accepted.
+        let problem = first.text().await.unwrap();
+        assert!(problem.contains("profile_forbidden"), "{problem}");
+        return;
+    }
+    assert_eq!(first.status(), 200);
+    assert_eq!(first.headers()["content-type"], "image/svg+xml");
+    let picture = first.text().await.unwrap();
+    assert!(picture.starts_with("<?xml") && picture.contains("data plane of"));
+    assert_eq!(second.0, 409, "{}", second.1);
+
+    let (status, counts) = server.get("/v1/perf/hardware").await;
+    assert_eq!(status, 200, "{counts}");
+    let threads = counts["threads"].as_array().unwrap();
+    assert!(!threads.is_empty());
+    for thread in threads {
+        assert!(thread["counts"]["running_ns"].is_u64(), "{counts}");
+    }
+    let cycles = threads.iter().all(|t| t["counts"]["cycles"].is_u64());
+    assert!(cycles || counts["absent"]["cycles"].is_string(), "{counts}");
+
+    // A client that goes away ends the look: the next one need not wait for a minute.
+    let long = server
+        .request("GET", "/v1/perf/flamegraph?seconds=60")
+        .send();
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(500), long).await;
+    assert!(gone.is_err(), "a look of a minute was over at once");
+    let again = "/v1/perf/hardware?seconds=1";
+    server
+        .until(again, |answer| answer["threads"].is_array())
+        .await;
+
+    plane.kill();
+    let (_, gone) = server.get("/v1/health").await;
+    assert!(gone["status"].is_string());
+    let refused = |answer: &Value| answer["status"] == 503;
+    server.until(again, refused).await;
     server.stop().await;
 }
 

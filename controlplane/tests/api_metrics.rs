@@ -233,6 +233,16 @@ fn figures_are_those_of_the_workers_and_the_table() {
             sum("wire_bytes_received_total"),
         ),
         (
+            "dwcp_stage_seconds_total{stage=\"codec\"}",
+            sum("stage_codec_ns_total") / 1e9,
+        ),
+        (
+            "dwcp_worker_seconds_total{worker=\"1\",state=\"parked\"}",
+            (2_000_000 + at("parked_ns_total")) as f64 / 1e9,
+        ),
+        ("dwcp_pages_total{kind=\"delta\"}", sum("pages_delta_total")),
+        ("dwcp_batches_resent_total", sum("batches_resent_total")),
+        (
             "dwcp_worker_parks_total{worker=\"1\"}",
             (2_000_000 + at("parks")) as f64,
         ),

@@ -2,10 +2,14 @@
 //!
 //! - [`row`]: one measured figure beside its reference, medians, the table and the JSON
 //! - [`bench`]: what can be measured, by name
+//! - [`ab`]: two commits side by side
+//! - `pump`: a stream without end through two data planes
 //! - `hugepages`: memory that costs the same every time
 //! - [`processes`]: processor time of running processes
 
+pub mod ab;
 pub mod bench;
 mod hugepages;
 pub mod processes;
+mod pump;
 pub mod row;

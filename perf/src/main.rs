@@ -1,12 +1,14 @@
-//! `dwcp-perf bench NAME`: measures, prints a table, writes JSON.
+//! `dwcp-perf bench NAME` measures, `dwcp-perf ab COMMIT NAME` compares: both print a table and write JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
-use dwcp_perf::bench::{self, BENCHES};
-use dwcp_perf::row;
+use dwcp_perf::ab;
+use dwcp_perf::bench::lanes::end::{self, EndArguments};
+use dwcp_perf::bench::{self, Bench};
+use dwcp_perf::row::{self, Row};
 
 #[derive(Parser)]
 #[command(
@@ -32,26 +34,57 @@ enum Task {
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         runs: Option<u32>,
     },
+    /// Compare the working tree with a commit: builds both and runs a bench of both in turns
+    Ab {
+        /// The commit
+        base: String,
+        /// The bench
+        #[arg(default_value = "stream")]
+        bench: String,
+        /// Write the rows to this file as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Runs of each
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        pairs: Option<u32>,
+        /// Samples in each run; each bench has its own default
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: Option<u32>,
+    },
+    /// One end of a lane, for the bench of lanes itself
+    #[command(hide = true)]
+    LaneEnd(EndArguments),
 }
 
 fn main() -> ExitCode {
-    let Task::Bench { name, json, runs } = Arguments::parse().command;
-    if name == "list" {
-        for bench in &BENCHES {
-            println!("{:<10} {}", bench.name, bench.about);
+    let outcome = match Arguments::parse().command {
+        Task::Bench { name, .. } if name == "list" => {
+            for bench in bench::all() {
+                println!("{:<10} {}", bench.name, bench.about);
+            }
+            Ok(())
         }
-        return ExitCode::SUCCESS;
-    }
-    let Some(bench) = bench::find(&name) else {
-        let words = format!(
-            "there is no bench {name:?}; known are: list, {}",
-            bench::names()
-        );
-        Arguments::command()
-            .error(clap::error::ErrorKind::InvalidValue, words)
-            .exit();
+        Task::Bench { name, json, runs } => {
+            let runs = runs.map(|runs| runs as usize);
+            (named(&name).run)(runs).and_then(|rows| show(&rows, json))
+        }
+        Task::Ab {
+            base,
+            bench,
+            json,
+            pairs,
+            runs,
+        } => {
+            let plan = ab::Plan {
+                base,
+                pairs: pairs.map(|pairs| pairs as usize),
+                runs,
+            };
+            ab::run(&plan, named(&bench)).and_then(|rows| show(&rows, json))
+        }
+        Task::LaneEnd(arguments) => end::run(&arguments),
     };
-    match measure(bench, runs, json) {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dwcp-perf: {error:#}");
@@ -60,11 +93,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(bench: &bench::Bench, runs: Option<u32>, json: Option<PathBuf>) -> anyhow::Result<()> {
-    let rows = (bench.run)(runs.map(|runs| runs as usize))?;
-    print!("{}", row::table(&rows));
+fn named(name: &str) -> &'static Bench {
+    bench::find(name).unwrap_or_else(|| {
+        let words = format!(
+            "there is no bench {name:?}; known are: list, {}",
+            bench::names()
+        );
+        Arguments::command()
+            .error(clap::error::ErrorKind::InvalidValue, words)
+            .exit()
+    })
+}
+
+fn show(rows: &[Row], json: Option<PathBuf>) -> anyhow::Result<()> {
+    print!("{}", row::table(rows));
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&rows)?;
+        let text = serde_json::to_string_pretty(rows)?;
         std::fs::write(&path, text + "\n")
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }

@@ -12,7 +12,7 @@ pub struct Row {
     /// What was measured.
     pub name: String,
     /// In what.
-    pub unit: &'static str,
+    pub unit: String,
     /// Median of our samples.
     pub ours: f64,
     /// Median of the reference's samples, taken in alternation with ours.
@@ -33,13 +33,13 @@ pub struct Row {
 impl Row {
     /// A row of samples of ours beside the reference's, if there is one. No sample: the row says so.
     #[must_use]
-    pub fn new(name: &str, unit: &'static str, ours: &[f64], reference: &[f64]) -> Self {
+    pub fn new(name: &str, unit: &str, ours: &[f64], reference: &[f64]) -> Self {
         let middle = median(ours).unwrap_or(f64::NAN);
         let reference = median(reference);
         let ends = |pick: fn(f64, f64) -> f64| ours.iter().copied().fold(f64::NAN, pick);
         Self {
             name: name.to_owned(),
-            unit,
+            unit: unit.to_owned(),
             ours: middle,
             reference,
             ratio: reference.map(|reference| middle / reference),

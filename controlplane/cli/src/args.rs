@@ -74,6 +74,47 @@ pub enum Command {
         #[arg(long)]
         detailed: bool,
     },
+    /// Where the data plane's time goes
+    Perf {
+        /// What to show
+        #[command(subcommand)]
+        command: Perf,
+    },
+}
+
+/// `dwcpctl perf`
+#[derive(Subcommand, Debug)]
+pub enum Perf {
+    /// Rates by worker and by stage, again and again
+    Top {
+        /// Time between two tables
+        #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
+        interval: Duration,
+        /// One table and end
+        #[arg(long)]
+        once: bool,
+    },
+    /// Sample the running data plane and draw a flame graph (SVG)
+    Flamegraph {
+        /// File to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// For how long
+        #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
+        seconds: u64,
+        /// Samples of each thread in a second of its running time
+        #[arg(long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=999))]
+        hz: u32,
+        /// Stacks as text, for other tools, and no picture
+        #[arg(long)]
+        folded: bool,
+    },
+    /// Cycles, instructions, misses and switches of each thread, where the machine counts them
+    Hardware {
+        /// For how long
+        #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=50))]
+        seconds: u64,
+    },
 }
 
 /// `dwcpctl migrate`

@@ -227,6 +227,18 @@ impl Api {
         self.read(what, response).await
     }
 
+    /// An answer as it is.
+    pub async fn text(
+        &self,
+        method: Method,
+        path: &str,
+        limit: Duration,
+    ) -> Result<String, ApiError> {
+        let response = self.send(method, path, None, Some(limit)).await?;
+        let text = response.text().await;
+        text.map_err(|error| self.unreachable(&error))
+    }
+
     /// An answer as JSON whatever its status: a health report comes with 503 as well.
     pub async fn report(&self, path: &str) -> Result<(StatusCode, Value), ApiError> {
         let (what, response) = self

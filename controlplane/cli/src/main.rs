@@ -8,6 +8,7 @@
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
+//! | [`perf`], [`rates`] | counters, flame graphs |
 //! | [`progress`], [`say`] | bars and lines |
 //! | [`sse`], [`view`] | the API's event stream and its views |
 
@@ -21,7 +22,9 @@ mod exit;
 mod follow;
 mod migrate;
 mod nic;
+mod perf;
 mod progress;
+mod rates;
 mod say;
 mod sse;
 mod steer;
@@ -68,6 +71,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
+        Command::Perf { command } => perf::perf(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
     }
 }

@@ -449,3 +449,59 @@ async fn a_reader_that_goes_away_changes_nothing() {
     drop(process.stderr.take());
     assert_eq!(watchdog(process.wait()).await.unwrap().code(), Some(0));
 }
+
+#[tokio::test]
+async fn perf_shows_rates_writes_flame_graphs_and_says_what_is_absent() {
+    let api = StandIn::start("127.0.0.1:0", "completed").await;
+    let once = ["perf", "top", "--once", "--interval", "1"];
+    let top = run(&api.url(), &once).await;
+    assert_eq!(top.code, 0, "{}", top.err);
+    for word in ["codec", "50.0", "sessions 2"] {
+        assert!(top.out.contains(word), "{word} is not in\n{}", top.out);
+    }
+    let as_json = run(&api.url(), &[&once[..], &["--json"]].concat()).await;
+    let rates: Value = serde_json::from_str(&as_json.out).unwrap();
+    assert_eq!(rates["stages"][0]["in_bytes_per_s"], 1e6, "{rates}");
+    assert_eq!(rates["workers"][0]["parked"], 0.5, "{rates}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("graph").display().to_string();
+    let graph = [
+        "perf",
+        "flamegraph",
+        "--folded",
+        "-o",
+        &file,
+        "--seconds",
+        "1",
+    ];
+    let drawn = run(&api.url(), &graph).await;
+    assert_eq!(drawn.code, 0, "{}", drawn.err);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text, "worker-0;[codec];encode 7\n");
+    let nowhere = ["perf", "flamegraph", "-o", "/nowhere/graph.svg"];
+    let refused = run(&api.url(), &nowhere).await;
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("-o FILE"), "{}", refused.err);
+
+    let counted = run(&api.url(), &["perf", "hardware"]).await;
+    assert_eq!(counted.code, 0, "{}", counted.err);
+    assert!(counted.out.contains("worker-0") && counted.out.contains("cycles absent"));
+}
+
+#[tokio::test]
+async fn perf_without_a_data_plane_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path()).await;
+    for command in [
+        vec!["perf", "top", "--once"],
+        vec!["perf", "hardware"],
+        vec!["perf", "flamegraph", "-o", "/dev/null"],
+    ] {
+        let said = run(&node.api, &command).await;
+        assert_eq!(said.code, 1, "{command:?}: {}", said.err);
+        assert!(said.err.contains("start dwcp-dataplane"), "{}", said.err);
+    }
+    node.stop.send_replace(true);
+    node.task.await.unwrap();
+}

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `GET /v1/health` | 200 if a migration could start now, else 503; `{"status","data_plane","store"}` |
 //! | `GET /v1/health/detailed` | the same status code, and everything behind it |
-//! | `GET /v1/perf/counters` | each worker's raw counters; 503 if no data plane is attached |
 //! | `GET /metrics` | Prometheus text, or OpenMetrics to those who accept it |
 
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::App;
 use super::problem::Problem;
@@ -83,32 +82,6 @@ async fn probe(app: &App) -> StoreHealth {
     };
     *last = Some((Instant::now(), health.clone()));
     health
-}
-
-/// `GET /v1/perf/counters`
-pub async fn counters(State(app): State<App>) -> Result<Json<Value>, Problem> {
-    let workers = app.host.workers().map_err(|error| {
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            error.code(),
-            error.to_string(),
-            error.cure(),
-        )
-    })?;
-    let workers: Vec<Value> = workers
-        .into_iter()
-        .enumerate()
-        .map(|(worker, figures)| {
-            let counters: Map<String, Value> = figures
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value.into()))
-                .collect();
-            json!({ "worker": worker, "counters": counters })
-        })
-        .collect();
-    Ok(Json(
-        json!({ "taken_ns": dwcp_api::monotonic_ns(), "workers": workers }),
-    ))
 }
 
 /// `GET /metrics`

@@ -10,7 +10,8 @@
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
 //! | [`nics`] | `/v1/nics` |
-//! | [`health`] | `/v1/health`, `/v1/perf/counters`, `/metrics` |
+//! | [`health`] | `/v1/health`, `/metrics` |
+//! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
 //! | [`auth`] | the token |
 //! | [`body`] | bounded reading of bodies |
 //! | [`problem`] | refusals |
@@ -32,6 +33,7 @@ pub mod flags;
 pub mod health;
 pub mod migrations;
 pub mod nics;
+pub mod perf;
 pub mod problem;
 pub mod serve;
 
@@ -69,6 +71,8 @@ pub struct App {
     /// When the process began.
     pub started: Instant,
     streams: Arc<Semaphore>,
+    /// One look at the data plane from outside at a time.
+    looking: Arc<Semaphore>,
     probe: Arc<Mutex<Option<(Instant, StoreHealth)>>>,
 }
 
@@ -108,6 +112,7 @@ impl App {
             stop: parts.stop,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+            looking: Arc::new(Semaphore::new(1)),
             probe: Arc::default(),
         }
     }
@@ -151,7 +156,9 @@ impl App {
             .route("/v1/nics/revert", post(nics::revert))
             .route("/v1/health", get(health::simple))
             .route("/v1/health/detailed", get(health::detailed))
-            .route("/v1/perf/counters", get(health::counters))
+            .route("/v1/perf/counters", get(perf::counters))
+            .route("/v1/perf/flamegraph", get(perf::flamegraph))
+            .route("/v1/perf/hardware", get(perf::hardware))
             .route("/metrics", get(health::metrics))
             .fallback(no_route)
             .method_not_allowed_fallback(no_method)

@@ -60,21 +60,32 @@ impl AsyncBell {
 }
 
 /// The process at the other end of a socket.
-pub(super) struct PeerProcess(Option<AsyncFd<OwnedFd>>);
+pub(super) struct PeerProcess {
+    pid: Option<u32>,
+    pidfd: Option<AsyncFd<OwnedFd>>,
+}
 
 impl PeerProcess {
     /// Takes hold of it. Across process namespaces there is nothing to hold: then only the socket tells.
     pub(super) fn of(socket: impl AsFd) -> Self {
-        let pidfd = socket_peercred(socket)
-            .ok()
-            .and_then(|peer| pidfd_open(peer.pid, PidfdFlags::NONBLOCK).ok())
+        let pid = socket_peercred(socket).ok().map(|peer| peer.pid);
+        let pidfd = pid
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok())
             .and_then(|fd| watch(fd).ok());
-        Self(pidfd)
+        Self {
+            pid: pid.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()),
+            pidfd,
+        }
+    }
+
+    /// Its number, as the kernel knows it here.
+    pub(super) const fn pid(&self) -> Option<u32> {
+        self.pid
     }
 
     /// Ends when the process has ended; never if it cannot be seen.
     pub(super) async fn ended(&self) {
-        match &self.0 {
+        match &self.pidfd {
             Some(pidfd) if pidfd.readable().await.is_ok() => {}
             _ => std::future::pending().await,
         }

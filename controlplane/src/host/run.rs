@@ -72,7 +72,8 @@ async fn serve(attached: Attached, host: &Host) -> (String, bool) {
     let status = HostStatus::Connected {
         generation: greeting.generation,
         instance: greeting.instance,
-        pid: greeting.pid,
+        // The kernel's word counts before the data plane's own.
+        pid: process.pid().unwrap_or(greeting.pid),
         workers: greeting.workers,
         max_version: greeting.max_version,
         listen: greeting.listen.as_str().to_owned(),

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use dwcp_api::session::SessionSnapshot;
-use dwcp_api::{Failure, Role, SessionState, Version};
+use dwcp_api::{Failure, Role, SessionState, Stage, Version};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeMetric, NoLabelSet,
@@ -17,6 +17,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::picture::{Picture, WorkerFigures, figure};
+use super::stages;
 use super::tally::is_error;
 
 /// Labels of one series.
@@ -318,12 +319,31 @@ impl Picture {
                 ),
             ],
         )?;
+        let page = |kind: &str| {
+            let name = format!("pages_{kind}_total");
+            (label("kind", kind), total(&name))
+        };
+        out.counters(
+            "dwcp_pages",
+            "Pages encoded, by how: all zero, equal to a stored one, as a delta, whole",
+            ["zero", "duplicate", "delta", "literal"].map(page).into(),
+        )?;
         out.counter(
             "dwcp_decode_seconds",
             "Time spent decoding",
             seconds(total("decode_ns_total")),
         )?;
         for (name, help, counter) in [
+            (
+                "dwcp_batches_resent",
+                "Batches sent a second time because a lane was lost or stalled",
+                "batches_resent_total",
+            ),
+            (
+                "dwcp_lane_retransmits",
+                "Segments that the network below the lanes sent again",
+                "lane_retransmits_total",
+            ),
             (
                 "dwcp_sessions_opened",
                 "Sessions opened",
@@ -389,6 +409,31 @@ fn worker_families(
         "dwcp_worker_turns",
         "Turns of a worker's loop, by what they found",
         turns,
+    )?;
+    let mut time = Vec::new();
+    for (n, worker) in workers.iter().enumerate() {
+        for (state, spent_ns) in [
+            ("busy", stages::busy_ns(worker)),
+            ("idle", figure(worker, "idle_ns_total")),
+            ("parked", figure(worker, "parked_ns_total")),
+        ] {
+            let labels = vec![("worker", n.to_string()), ("state", state.to_owned())];
+            time.push((labels, seconds(spent_ns)));
+        }
+    }
+    out.counters(
+        "dwcp_worker_seconds",
+        "Where a worker's time went: turns that found work, turns that found none, sleep",
+        time,
+    )?;
+    let stage_time = |stage: &Stage| {
+        let spent_ns = picture.total(&stages::time_counter(*stage)).unwrap_or(0);
+        (label("stage", stage.as_str()), seconds(spent_ns))
+    };
+    out.counters(
+        "dwcp_stage_seconds",
+        "Time of all workers in turns that found work, by stage",
+        Stage::ALL.iter().map(stage_time).collect(),
     )?;
     out.counters("dwcp_worker_parks", "Times a worker parked", each("parks"))?;
     out.counters(

@@ -10,10 +10,12 @@
 //! | [`metrics`] | a picture as metric families |
 //! | [`exposition`] | metric families as text, in both of Prometheus's formats |
 //! | [`tally`] | what only the control plane counts: failures by reason, downtimes |
+//! | [`stages`] | a worker's counters by stage of its work |
 //! | [`health`] | is this node fit to move guests |
 
 pub mod exposition;
 pub mod health;
 pub mod metrics;
 pub mod picture;
+pub mod stages;
 pub mod tally;

@@ -14,6 +14,7 @@
 //! | [`event`] | data plane → control plane |
 //! | [`session`] | the coherent picture of one session |
 //! | [`worker`] | counters of one worker |
+//! | [`stage`] | the parts of a worker's work |
 //! | [`attach`] | the socket messages that hand the segments and the escrowed descriptors over |
 //! | [`layout`] | offsets inside the segments, and their hash |
 
@@ -23,12 +24,14 @@ pub mod event;
 pub mod ids;
 pub mod layout;
 pub mod session;
+pub mod stage;
 pub mod switches;
 pub mod text;
 pub mod worker;
 
 pub use ids::{Failure, Role, SessionId, SessionState, Version};
 pub use layout::{ABI_VERSION, LAYOUT_HASH};
+pub use stage::Stage;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`: the one clock that both planes of a host share.
 #[must_use]

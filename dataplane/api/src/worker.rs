@@ -4,6 +4,8 @@ use dwcp_hugepages::counters::Counter;
 use dwcp_hugepages::impl_shared_pod;
 use zerocopy::FromBytes;
 
+use crate::stage::Stage;
+
 /// Workers a data plane runs at most.
 pub const WORKERS_MAX: usize = 64;
 
@@ -36,6 +38,26 @@ worker_counters! {
     turns_spun,
     /// Turns that found none and yielded.
     turns_yielded,
+    /// Nanoseconds of turns that found none, spinning and yielding included.
+    idle_ns_total,
+    /// Nanoseconds parked.
+    parked_ns_total,
+    /// Nanoseconds of turns that found work, in [`Stage::Intake`] and so on, each without the others.
+    stage_intake_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_stream_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_codec_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_transport_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_lanes_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_decode_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_release_ns_total,
+    /// See `stage_intake_ns_total`.
+    stage_engine_ns_total,
     /// Times the worker parked.
     parks,
     /// Times it was woken by its doorbell.
@@ -50,6 +72,28 @@ worker_counters! {
     sessions_completed_total,
     /// Sessions that failed.
     sessions_failed_total,
+    /// Bytes read from hypervisors.
+    hypervisor_bytes_in_total,
+    /// Bytes written to hypervisors.
+    hypervisor_bytes_out_total,
+    /// Pages encoded that were all zero.
+    pages_zero_total,
+    /// Pages encoded as a reference to an equal stored page.
+    pages_duplicate_total,
+    /// Pages encoded as a delta.
+    pages_delta_total,
+    /// Pages sent whole.
+    pages_literal_total,
+    /// Batches encoded.
+    batches_encoded_total,
+    /// Batches sent a second time because a lane was lost or stalled.
+    batches_resent_total,
+    /// Batches decoded.
+    batches_decoded_total,
+    /// Payload bytes of decoded batches.
+    decoded_bytes_in_total,
+    /// Hypervisor bytes of decoded batches.
+    decoded_bytes_out_total,
     /// Batches sent in v1.
     batches_v1_total,
     /// Batches sent in v3.
@@ -72,6 +116,14 @@ worker_counters! {
     wire_bytes_sent_total,
     /// Bytes that came from lanes.
     wire_bytes_received_total,
+    /// Frames handed to lanes.
+    frames_sent_total,
+    /// Frames that came from lanes.
+    frames_received_total,
+    /// What the network below the lanes sent again: TCP segments, as last seen on each lane.
+    lane_retransmits_total,
+    /// Windows in force of this worker's source sessions together, hypervisor bytes.
+    window_bytes,
     /// Bytes held between hypervisors by this worker's source sessions.
     held_bytes,
     /// Frames, batches or handshakes refused: digest, tag, length or order was wrong.
@@ -80,4 +132,21 @@ worker_counters! {
     refused_total,
     /// Arenas that fell back to ordinary pages.
     hugepage_fallbacks_total,
+}
+
+impl WorkerCounters {
+    /// Where the time of `stage` is counted.
+    #[must_use]
+    pub const fn stage_ns(&self, stage: Stage) -> &Counter {
+        match stage {
+            Stage::Intake => &self.stage_intake_ns_total,
+            Stage::Stream => &self.stage_stream_ns_total,
+            Stage::Codec => &self.stage_codec_ns_total,
+            Stage::Transport => &self.stage_transport_ns_total,
+            Stage::Lanes => &self.stage_lanes_ns_total,
+            Stage::Decode => &self.stage_decode_ns_total,
+            Stage::Release => &self.stage_release_ns_total,
+            Stage::Engine => &self.stage_engine_ns_total,
+        }
+    }
 }

@@ -17,6 +17,7 @@
 //! | [`routes`] | whose event it is |
 //! | [`poller`] | readiness of descriptors |
 //! | [`idle`] | spinning, yielding, parking |
+//! | [`stages`] | where a worker's time goes |
 //! | [`sockets`] | making sockets |
 
 pub mod board;
@@ -30,5 +31,6 @@ mod orders;
 pub mod poller;
 pub mod routes;
 pub mod sockets;
+pub mod stages;
 pub mod start;
 pub mod worker;

@@ -5,11 +5,12 @@
 //! parks as its idle policy says, and whatever ends the idleness ends the park.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
-use dwcp_api::{SessionId, monotonic_ns};
+use dwcp_api::{SessionId, Stage, monotonic_ns};
 use dwcp_drivers::lane::{LaneEvent, LaneGroup, Polled};
 
 use super::board::Board;
@@ -20,6 +21,7 @@ use super::messages::{Offer, ToControl, ToDoor, ToWorker};
 use super::poller::Poller;
 use super::routes::{Routes, Source};
 use super::sockets;
+use super::stages::StageClock;
 use crate::config::{Config, PassiveSource};
 use crate::session::{Hands, Session};
 use crate::transport::handshake::Way;
@@ -51,6 +53,7 @@ pub struct Worker<G: LaneGroup> {
     pub(super) passive: Vec<(PassiveSource, OwnedFd)>,
     events: Vec<LaneEvent>,
     idle: Idle,
+    stages: Rc<StageClock>,
     pub(super) stopping: bool,
 }
 
@@ -114,6 +117,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             next_slot: 0,
             passive,
             events: Vec::with_capacity(EVENTS_MAX),
+            stages: Rc::new(StageClock::new(monotonic_ns())),
             stopping: false,
         })
     }
@@ -137,6 +141,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             worked |= self.turn(counters, switches);
             let now_ns = monotonic_ns();
             counters.last_turn_ns.set(now_ns);
+            self.stages.end_turn(now_ns, worked, counters);
             if worked {
                 counters.turns_busy.add(1);
                 self.idle.found_work();
@@ -158,6 +163,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 }
                 Step::Park => self.park(counters, switches)?,
             }
+            self.stages.end_turn(monotonic_ns(), false, counters);
         }
         Ok(())
     }
@@ -191,10 +197,12 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
         switches: &Switches,
     ) -> anyhow::Result<bool> {
         let mut ready: arrayvec::ArrayVec<_, 128> = arrayvec::ArrayVec::new();
+        let sleep = (timeout_ns > 0).then(|| self.stages.park());
         self.poller.wait(timeout_ns, |event| {
             // As many as the poller takes in one wait.
             let _ = ready.try_push(event);
         })?;
+        drop(sleep);
         let mut found = false;
         for event in ready {
             match Routes::source(event.token) {
@@ -234,6 +242,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             control: &self.control,
             switches,
             counters,
+            stages: &self.stages,
             now_ns: monotonic_ns(),
         };
         Some(act(session, &mut hands))
@@ -247,6 +256,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
     }
 
     fn take_events(&mut self, counters: &WorkerCounters, switches: &Switches) -> bool {
+        let stages = Rc::clone(&self.stages);
+        let _lanes = stages.enter(Stage::Lanes);
         let polled = self.lanes.poll(&mut self.events);
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
@@ -254,6 +265,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 LaneEvent::Frame { lane, frame } => {
                     let bytes = frame.bytes().len() as u64;
                     counters.wire_bytes_received_total.add(bytes);
+                    counters.frames_received_total.add(1);
                     let Some(route) = self.routes.lane(lane) else {
                         continue;
                     };
@@ -280,7 +292,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
 
     fn turn(&mut self, counters: &WorkerCounters, switches: &Switches) -> bool {
         let mut worked = false;
-        let mut held_bytes = 0;
+        let (mut held_bytes, mut window_bytes) = (0, 0);
         for (_, session) in &mut self.sessions {
             let mut hands = Hands {
                 lanes: &mut self.lanes,
@@ -290,12 +302,15 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 control: &self.control,
                 switches,
                 counters,
+                stages: &self.stages,
                 now_ns: monotonic_ns(),
             };
             worked |= session.turn(&mut hands);
             held_bytes += session.held_bytes();
+            window_bytes += session.window_bytes();
         }
         counters.held_bytes.set(held_bytes);
+        counters.window_bytes.set(window_bytes);
         worked
     }
 

@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 
-use dwcp_api::{Failure, Role, SessionState, Version as ApiVersion, monotonic_ns};
+use dwcp_api::{Failure, Role, SessionState, Stage, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::lane::{LaneClosed, LaneGroup, LaneId};
 
 use super::link::{Link, LinkOptions};
@@ -29,8 +29,6 @@ const REDIAL_NS: u64 = 250_000_000;
 const DIAL_LIMIT_NS: u64 = 2_500_000_000;
 /// Lanes are looked at this often.
 const CHECK_EVERY_NS: u64 = 20_000_000;
-/// Unused allowance of a bandwidth limit that may be spent at once, nanoseconds' worth.
-const BURST_NS: u64 = 20_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
@@ -43,6 +41,9 @@ enum Slot {
 pub struct Bundle {
     peer: Option<(SocketAddr, Option<String>)>,
     slots: Vec<Slot>,
+    /// What the network below each lane had sent again when it was last asked, and who was asked last.
+    retransmits: Vec<u32>,
+    asked: usize,
     checked_ns: u64,
     transport: Option<ApiVersion>,
     /// What lanes are to run over; TCP from the first time that another driver fails.
@@ -67,6 +68,8 @@ impl Bundle {
         Self {
             peer,
             slots: Vec::new(),
+            retransmits: Vec::new(),
+            asked: 0,
             checked_ns: 0,
             transport: None,
             way,
@@ -100,6 +103,7 @@ impl Bundle {
     fn ensure(&mut self, lanes: usize) {
         while self.slots.len() < lanes {
             self.slots.push(Slot::Down { dial_at_ns: 0 });
+            self.retransmits.push(0);
         }
     }
 
@@ -109,38 +113,6 @@ impl Bundle {
             Slot::Up(id, _) => Some(*id),
             _ => None,
         })
-    }
-}
-
-/// A bandwidth limit as a token bucket.
-#[derive(Debug)]
-pub struct RateLimit {
-    bytes_per_s: u64,
-    /// When the next byte may leave.
-    free_at_ns: u64,
-}
-
-impl RateLimit {
-    /// `bytes_per_s` of 0 is no limit.
-    pub const fn new(bytes_per_s: u64, now_ns: u64) -> Self {
-        Self {
-            bytes_per_s,
-            free_at_ns: now_ns,
-        }
-    }
-
-    /// May something leave now?
-    pub const fn allows(&self, now_ns: u64) -> bool {
-        self.bytes_per_s == 0 || self.free_at_ns <= now_ns
-    }
-
-    /// Something left.
-    pub fn spend(&mut self, bytes: u64, now_ns: u64) {
-        if self.bytes_per_s > 0 {
-            let cost = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_s);
-            let start = self.free_at_ns.max(now_ns.saturating_sub(BURST_NS));
-            self.free_at_ns = start.saturating_add(u64::try_from(cost).unwrap_or(u64::MAX));
-        }
     }
 }
 
@@ -220,6 +192,7 @@ impl Session {
         );
         self.bundle.slots[index] = Slot::Up(id, way);
         self.picture.driver = way.code();
+        self.bundle.retransmits[index] = 0;
         link.outbound.lane_up(up.lane)?;
         link.outbound.heard(now);
         link.inbound.want_ack();
@@ -293,6 +266,8 @@ impl Session {
         &mut self,
         hands: &mut Hands<'_, G>,
     ) -> Result<bool, Fault> {
+        let stages = hands.stages;
+        let _transport = stages.enter(Stage::Transport);
         let mut worked = self.send_batches(hands)?;
         worked |= self.send_control(hands);
         // An undecided session was given up: it waits for a verdict, not for its peer.
@@ -334,7 +309,11 @@ impl Session {
                     let Some(id) = self.bundle.lane_id(lane) else {
                         break;
                     };
-                    if hands.lanes.submit(id, frame).is_err() {
+                    let taken = {
+                        let _lanes = hands.stages.enter(Stage::Lanes);
+                        hands.lanes.submit(id, frame)
+                    };
+                    if taken.is_err() {
                         // The lane is full or just died: what it was given goes out again.
                         link.outbound.take_back(header.seq);
                         break;
@@ -343,6 +322,7 @@ impl Session {
                     self.rate_limit.spend(bytes, hands.now_ns);
                     self.picture.wire_bytes_sent += bytes;
                     hands.counters.wire_bytes_sent_total.add(bytes);
+                    hands.counters.frames_sent_total.add(1);
                     if header.kind == BatchKind::Data {
                         self.note_sent(header.version, hands);
                     }
@@ -353,6 +333,9 @@ impl Session {
             let waiting = link.outbound.has_queued();
             link.wire_rate
                 .look(hands.now_ns, self.picture.wire_bytes_sent, waiting);
+            let resent = link.outbound.resent_batches();
+            let counted = std::mem::replace(&mut self.picture.batches_resent, resent);
+            hands.counters.batches_resent_total.add(resent - counted);
             let held = link.outbound.held_bytes();
             self.picture.held_bytes_max = self.picture.held_bytes_max.max(held);
         }
@@ -428,6 +411,7 @@ impl Session {
         }
         self.picture.wire_bytes_sent += length as u64;
         hands.counters.wire_bytes_sent_total.add(length as u64);
+        hands.counters.frames_sent_total.add(1);
         true
     }
 
@@ -439,6 +423,7 @@ impl Session {
         {
             link.wire_rate.set_rtt_min(stats.rtt_min_us);
         }
+        self.count_retransmits(hands);
         while let Some(verdict) = self
             .link
             .as_mut()
@@ -467,6 +452,25 @@ impl Session {
         }
         self.dial_missing(hands);
         Ok(())
+    }
+
+    /// Counts what the network below a lane sent again: one lane after the other, for it may cost a
+    /// system call to know.
+    fn count_retransmits<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        let bundle = &mut self.bundle;
+        bundle.asked = (bundle.asked + 1) % bundle.slots.len().max(1);
+        let (Some(Slot::Up(id, _)), Some(seen)) = (
+            bundle.slots.get(bundle.asked),
+            bundle.retransmits.get_mut(bundle.asked),
+        ) else {
+            return;
+        };
+        if let Some(stats) = hands.lanes.stats(*id) {
+            let before = std::mem::replace(seen, stats.retransmits);
+            let more = stats.retransmits.saturating_sub(before);
+            let counter = &hands.counters.lane_retransmits_total;
+            counter.add(u64::from(more));
+        }
     }
 
     /// How many lanes there should be, as the transport's switch says.
@@ -563,5 +567,6 @@ impl Session {
             hands.lanes.close(id);
         }
         self.bundle.slots.clear();
+        self.bundle.retransmits.clear();
     }
 }

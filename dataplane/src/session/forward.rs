@@ -6,7 +6,7 @@
 //! hypervisor wrote before it fell silent leaves without a timer.
 
 use dwcp_api::switches::SwitchView;
-use dwcp_api::{Failure, Version as ApiVersion, monotonic_ns};
+use dwcp_api::{Failure, Stage, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::frame::{Frame, FrameMut};
 use dwcp_drivers::lane::LaneGroup;
 
@@ -122,6 +122,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         if !channel.readable {
             return Ok(false);
         }
+        let _intake = self.hands.stages.enter(Stage::Intake);
         let allowed = self.link.outbound.may_read(channel.id);
         match channel
             .intake
@@ -130,6 +131,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             Ok(ReadOutcome::Bytes(bytes)) => {
                 self.link.outbound.on_read(channel.id, bytes)?;
                 self.counters.hypervisor_bytes_in += bytes as u64;
+                let read = &self.hands.counters.hypervisor_bytes_in_total;
+                read.add(bytes as u64);
                 if channel.intake.waiting_bytes() == bytes {
                     channel.waiting_since_ns = self.hands.now_ns;
                 }
@@ -215,14 +218,18 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         last: bool,
         limit: usize,
     ) -> Result<bool, Fault> {
+        let stages = self.hands.stages;
         let link = &mut *self.link;
         let (blocks, tokens) = (&mut link.blocks, &mut link.tokens);
-        let Some(cut) = channel
+        let cutting = stages.enter(Stage::Stream);
+        let cut = channel
             .intake
-            .cut(last, limit, blocks, tokens, &link.pools_out)
-        else {
+            .cut(last, limit, blocks, tokens, &link.pools_out);
+        drop(cutting);
+        let Some(cut) = cut else {
             return Ok(false);
         };
+        let _transport = stages.enter(Stage::Transport);
         let large = cut.raw_bytes > SMALL_BATCH_BYTES;
         let end = cut.offset + cut.raw_bytes as u64;
         channel.untaken.push_back(Untaken { end, large });
@@ -239,6 +246,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         } = cut;
         let raw_range = HEADROOM..HEADROOM + raw_bytes;
         let started_ns = monotonic_ns();
+        let encoding = stages.enter(Stage::Codec);
         let raw = &frame.payload_mut()[raw_range];
         let digest = channel.chain_out.advance(seq.0, offset, raw);
         channel.last_out = digest;
@@ -260,6 +268,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             digest,
         };
         let (sent, stats) = encode(link, &hint, header, frame, raw_bytes)?;
+        drop(encoding);
         let encode_ns = monotonic_ns().saturating_sub(started_ns);
         let read_at = Nanos(std::mem::replace(&mut channel.waiting_since_ns, started_ns));
         let meta = BatchMeta {
@@ -277,6 +286,11 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         picture.pages_delta += stats.delta;
         picture.codec_ns += encode_ns;
         let counters = self.hands.counters;
+        counters.pages_zero_total.add(stats.zero);
+        counters.pages_duplicate_total.add(stats.dup);
+        counters.pages_delta_total.add(stats.delta);
+        counters.pages_literal_total.add(stats.literal);
+        counters.batches_encoded_total.add(1);
         let (raw_total, encoded_total, ns_total) = match version {
             Version::V1 => (
                 &counters.raw_bytes_v1_total,

@@ -10,6 +10,7 @@
 //! | [`channel`] | one hypervisor connection |
 //! | [`link`] | the machinery that exists once both sides agree |
 //! | [`forward`] | hypervisor → lanes |
+//! | [`rate_limit`] | what an operator lets it send |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
 //! | [`driver`] | what lanes run over when a driver does not carry |
@@ -24,6 +25,7 @@ mod ending;
 mod fault;
 mod forward;
 pub mod link;
+mod rate_limit;
 mod receive;
 mod wire_rate;
 
@@ -34,7 +36,7 @@ use std::path::PathBuf;
 use dwcp_api::session::SessionSnapshot;
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
-use dwcp_api::{Failure, Role, SessionId, SessionState};
+use dwcp_api::{Failure, Role, SessionId, SessionState, Stage};
 use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
@@ -48,6 +50,7 @@ use crate::engine::mailbox::Sender;
 use crate::engine::messages::{Offer, ToControl, ToDoor};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
+use crate::engine::stages::StageClock;
 use crate::stream::ChannelKind;
 use crate::transport::handshake::Way;
 use crate::transport::wire::batch::Marker;
@@ -56,6 +59,7 @@ use crate::transport::{ChannelId, Nanos};
 use bundle::Bundle;
 use channel::{ChainKeys, Channel, wire_kind};
 use link::Link;
+use rate_limit::RateLimit;
 
 /// Pictures are published this often at least while something moves.
 const PICTURE_EVERY_NS: u64 = 50_000_000;
@@ -76,6 +80,8 @@ pub struct Hands<'a, G: LaneGroup> {
     pub switches: &'a Switches,
     /// The worker's counters.
     pub counters: &'a WorkerCounters,
+    /// Where its time goes.
+    pub stages: &'a StageClock,
     /// Now, `CLOCK_MONOTONIC` nanoseconds.
     pub now_ns: u64,
 }
@@ -143,7 +149,7 @@ pub struct Session {
     /// The peer gave up; its reason, which travels in sequence, is waited for until then.
     reason_due_ns: Option<u64>,
     linger_until_ns: u64,
-    rate_limit: bundle::RateLimit,
+    rate_limit: RateLimit,
     picture: SessionSnapshot,
     published_ns: u64,
     cell: SessionCell,
@@ -183,7 +189,7 @@ impl Session {
             peer_bye: None,
             reason_due_ns: None,
             linger_until_ns: u64::MAX,
-            rate_limit: bundle::RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
+            rate_limit: RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
             picture,
             published_ns: 0,
             cell,
@@ -212,7 +218,7 @@ impl Session {
 
     /// Changes the bandwidth limit; 0 lifts it.
     pub fn set_rate_limit(&mut self, bytes_per_s: u64, now_ns: u64) {
-        self.rate_limit = bundle::RateLimit::new(bytes_per_s, now_ns);
+        self.rate_limit = RateLimit::new(bytes_per_s, now_ns);
     }
 
     /// Bytes held between the hypervisors, as this end knows it.
@@ -220,6 +226,14 @@ impl Session {
         self.link
             .as_ref()
             .map_or(0, |link| link.outbound.held_bytes())
+    }
+
+    /// The window in force at a source, hypervisor bytes; 0 at a destination.
+    pub fn window_bytes(&self) -> u64 {
+        match &self.link {
+            Some(link) if self.is_source() && !self.is_over() => link.outbound.window_bytes(),
+            _ => 0,
+        }
     }
 
     /// The hypervisor's listener became readable.
@@ -333,6 +347,8 @@ impl Session {
 
     /// A frame of this session came over one of its lanes.
     pub fn take_frame<G: LaneGroup>(&mut self, frame: Frame, hands: &mut Hands<'_, G>) {
+        let stages = hands.stages;
+        let _transport = stages.enter(Stage::Transport);
         if let Err(fault) = self.on_frame(frame, hands.now_ns) {
             self.fail(&fault, hands);
         }
@@ -386,7 +402,7 @@ impl Session {
 
     fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut worked = self.pump_receive(hands)?;
-        worked |= self.pump_release()?;
+        worked |= self.pump_release(hands)?;
         if self.state != SessionState::Undecided {
             self.check_reason(hands.now_ns)?;
         }
@@ -427,7 +443,6 @@ impl Session {
             picture.window_bytes = link.outbound.window_bytes();
             picture.rtt_us = link.outbound.rtt_us().unwrap_or(0);
             picture.delivery_bytes_per_s = link.outbound.delivery_rate_bytes_s();
-            picture.batches_resent = link.outbound.resent_batches();
             picture.negotiated_version = link.version as u64;
         }
         self.picture.lanes_up = self.bundle.count_up() as u64;

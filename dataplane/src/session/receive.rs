@@ -3,7 +3,7 @@
 //! In: frames of this session from any lane. Out: bytes queued for the hypervisor's connections, what to
 //! acknowledge. Promise: not a byte is queued whose digest chain has not agreed.
 
-use dwcp_api::{Failure, monotonic_ns};
+use dwcp_api::{Failure, Stage, monotonic_ns};
 use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 
@@ -78,6 +78,8 @@ impl Session {
         &mut self,
         hands: &mut Hands<'_, G>,
     ) -> Result<bool, Fault> {
+        let stages = hands.stages;
+        let _transport = stages.enter(Stage::Transport);
         let mut worked = false;
         loop {
             if !self.pending_connects.is_empty() {
@@ -124,6 +126,8 @@ impl Session {
             ..
         } = ready.header;
         let raw_len = raw_len as usize;
+        let stages = hands.stages;
+        let _decode = stages.enter(Stage::Decode);
         let started_ns = monotonic_ns();
         let Some(link) = self.link.as_mut() else {
             return Ok(());
@@ -174,7 +178,11 @@ impl Session {
         }
         channel.last_in = *digest;
         let decode_ns = monotonic_ns().saturating_sub(started_ns);
-        hands.counters.decode_ns_total.add(decode_ns);
+        let counters = hands.counters;
+        counters.decode_ns_total.add(decode_ns);
+        counters.batches_decoded_total.add(1);
+        counters.decoded_bytes_in_total.add(payload.len() as u64);
+        counters.decoded_bytes_out_total.add(raw_len as u64);
         if !self.is_source() {
             self.picture.codec_ns += decode_ns;
             self.picture.batch_version = version as u64;
@@ -259,7 +267,10 @@ impl Session {
     }
 
     /// Writes what is queued for the hypervisor. Says whether anything was written.
-    pub(super) fn pump_release(&mut self) -> Result<bool, Fault> {
+    pub(super) fn pump_release<G: LaneGroup>(
+        &mut self,
+        hands: &mut Hands<'_, G>,
+    ) -> Result<bool, Fault> {
         let receives_guest = !self.is_source();
         let Some(link) = self.link.as_mut() else {
             return Ok(false);
@@ -267,6 +278,7 @@ impl Session {
         let mut worked = false;
         for channel in &mut self.channels {
             if channel.release.queued_bytes() > 0 && channel.writable {
+                let _release = hands.stages.enter(Stage::Release);
                 let wrote = channel.release.write(&channel.fd).map_err(|error| {
                     Fault::new(
                         Failure::Hypervisor,
@@ -290,6 +302,8 @@ impl Session {
                     link.inbound
                         .note_delivered(channel.id, wrote.bytes as u64)?;
                     self.picture.hypervisor_bytes_out += wrote.bytes as u64;
+                    let written = &hands.counters.hypervisor_bytes_out_total;
+                    written.add(wrote.bytes as u64);
                     worked = true;
                 }
             }

@@ -2,10 +2,22 @@
 //! take turns in one run, so that what else the machine does meets both.
 
 mod inpath;
+pub mod lanes;
 mod ring;
 mod rollback;
+mod sampling;
+mod stream;
 
 use crate::row::Row;
+
+/// Whose code a bench measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The product's processes, which it starts.
+    Product,
+    /// What was built into its own process.
+    Own,
+}
 
 /// One bench.
 pub struct Bench {
@@ -13,37 +25,65 @@ pub struct Bench {
     pub name: &'static str,
     /// What it measures.
     pub about: &'static str,
+    /// Whose code that is.
+    pub kind: Kind,
     /// Measures, as often as asked for or as often as it thinks right.
     pub run: fn(Option<usize>) -> anyhow::Result<Vec<Row>>,
 }
 
-/// All there are.
-pub const BENCHES: [Bench; 3] = [
+/// All there are, but for the single back ends of `lanes`.
+const BENCHES: [Bench; 6] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
+        kind: Kind::Product,
         run: inpath::run,
+    },
+    Bench {
+        name: "lanes",
+        about: "every lane back end against its reference, one worker a side",
+        kind: Kind::Own,
+        run: lanes::run,
     },
     Bench {
         name: "ring",
         about: "records a second through the shared ring against rtrb, 64-byte records",
+        kind: Kind::Own,
         run: ring::run,
     },
     Bench {
         name: "rollback",
         about: "from the kill switch's request to the first v1 batch, under a running migration",
+        kind: Kind::Product,
         run: rollback::run,
     },
+    Bench {
+        name: "sampling",
+        about: "two data planes sampled for flame graphs against the same left alone",
+        kind: Kind::Product,
+        run: sampling::run,
+    },
+    Bench {
+        name: "stream",
+        about: "a stream without end through two data planes; for `ab`, it has no reference",
+        kind: Kind::Product,
+        run: stream::run,
+    },
 ];
+
+/// All there are.
+pub fn all() -> impl Iterator<Item = &'static Bench> {
+    BENCHES.iter().chain(&lanes::BACK_ENDS)
+}
 
 /// The bench of this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Bench> {
-    BENCHES.iter().find(|bench| bench.name == name)
+    all().find(|bench| bench.name == name)
 }
 
 /// All names, for people.
 #[must_use]
 pub fn names() -> String {
-    BENCHES.map(|bench| bench.name).join(", ")
+    all().map(|bench| bench.name).collect::<Vec<_>>().join(", ")
 }

@@ -114,6 +114,9 @@ impl StandIn {
             .route("/v1/migrations/{id}", get(view).delete(cancel))
             .route("/v1/migrations/{id}/events", get(events))
             .route("/v1/feature-flags/force-v1", post(force))
+            .route("/v1/perf/counters", get(counters))
+            .route("/v1/perf/flamegraph", get(flamegraph))
+            .route("/v1/perf/hardware", get(hardware))
             .with_state(Shared(Arc::clone(&play)));
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
@@ -213,4 +216,34 @@ async fn events(State(play): State<Shared>) -> Response {
         Some((Ok::<_, Infallible>(event), (play, shown + 1)))
     });
     Sse::new(events).into_response()
+}
+
+/// A worker that is half busy, and moves 1 MB every time somebody looks.
+async fn counters(State(play): State<Shared>) -> Json<Value> {
+    let look = play.0.looks.fetch_add(1, Ordering::SeqCst) as u64 + 1;
+    let stage = json!({
+        "stage": "codec", "busy_ns": look * 500_000_000,
+        "bytes_in": look * 1_000_000, "bytes_out": look * 250_000, "batches": look,
+    });
+    Json(json!({
+        "taken_ns": look * 1_000_000_000,
+        "workers": [{
+            "worker": 0,
+            "busy_ns": look * 500_000_000,
+            "stages": [stage],
+            "counters": { "parked_ns_total": look * 500_000_000, "sessions": 2 },
+        }],
+    }))
+}
+
+async fn flamegraph() -> &'static str {
+    "worker-0;[codec];encode 7\n"
+}
+
+async fn hardware() -> Json<Value> {
+    Json(json!({
+        "window_ns": 1_000_000_000,
+        "threads": [{ "thread": 5, "name": "worker-0", "counts": { "running_ns": 900 } }],
+        "absent": { "cycles": "this machine has no such counter" },
+    }))
 }

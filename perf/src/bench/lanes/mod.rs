@@ -1,0 +1,30 @@
+//! Every lane back end against what it is to beat. In: how many pairs. Out: rows by back end: rate, rate by
+//! second of processor time, system calls. Promises: a back end and its reference take turns over the same
+//! cable, each with one worker a side on the same cores; a back end that cannot run here is an error that
+//! says why, not a row less.
+//!
+//! A back end has a module here with a `run`, and a line in [`BACK_ENDS`]; [`end`] drives any
+//! [`dwcp_drivers::lane::LaneGroup`] from one end, in a process of its own.
+
+pub mod end;
+mod tcp;
+
+use super::{Bench, Kind};
+use crate::row::Row;
+
+/// The back ends, each a bench of its own too.
+pub(super) const BACK_ENDS: [Bench; 1] = [Bench {
+    name: "lanes-tcp",
+    about: "a TCP lane over a veth pair against iperf3 with a single stream",
+    kind: Kind::Own,
+    run: tcp::run,
+}];
+
+/// All back ends.
+pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for back_end in &BACK_ENDS {
+        rows.extend((back_end.run)(runs)?);
+    }
+    Ok(rows)
+}
