@@ -66,14 +66,14 @@ fn nics_are_bound_to_vfio_behind_an_iommu() {
 #[test]
 fn a_job_past_its_limit_is_ended_and_its_words_are_told() {
     let config = VmConfig {
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(45),
         ..VmConfig::new(Shape::Rxe)
     };
     let vm = Vm::start(&config, Path::new("/tmp"), "pwd; sleep 1000").unwrap();
     let mut told = Vec::new();
     let ended = vm.wait(|line| told.push(line.to_owned())).unwrap_err();
     assert!(
-        matches!(&ended, VmError::Deadline { limit_s: 60, log } if log.contains("/tmp")),
+        matches!(&ended, VmError::Deadline { limit_s: 45, log } if log.contains("/tmp")),
         "{ended}"
     );
     assert_eq!(told, ["/tmp"]);

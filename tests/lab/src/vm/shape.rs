@@ -1,12 +1,14 @@
 //! The shapes of virtual machines: which devices, which modules, and what is set up before the job.
 
+use clap::ValueEnum;
+
 /// PCI address of the emulated e1000e in [`Shape::Vfio`].
 pub const E1000E: &str = "0000:00:04.0";
 /// PCI address of the emulated igb in [`Shape::Vfio`].
 pub const IGB: &str = "0000:00:05.0";
 
 /// What a virtual machine is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shape {
     /// RDMA in software over a veth pair: devices `rxe0` on `veth0` (10.77.0.1) and `rxe1` on `veth1`
     /// (10.77.0.2). What one sends to the other crosses the pair, although both are in one machine.
