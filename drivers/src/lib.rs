@@ -7,6 +7,7 @@
 //! - [`port`]: the cold life of a back end (probe, validate, open, start, drain, close)
 //! - [`lane`]: the hot life: one worker's lanes, driven by `poll`
 //! - [`tcp`]: kernel TCP over io_uring
+//! - `rdma` (feature `rdma`): RDMA verbs
 //! - [`loopback`]: lanes in memory, with faults on request, for tests of the layers above
 //! - [`conformance`]: what every back end must pass
 //! - [`wake`]: the file descriptor a parked worker sleeps on
@@ -16,6 +17,8 @@ pub mod frame;
 pub mod lane;
 pub mod loopback;
 pub mod port;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod tcp;
 pub mod wake;
 
