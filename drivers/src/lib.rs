@@ -8,6 +8,7 @@
 //! - [`lane`]: the hot life: one worker's lanes, driven by `poll`
 //! - [`tcp`]: kernel TCP over io_uring
 //! - [`beside`]: two back ends in one worker
+//! - `rdma` (feature `rdma`): RDMA verbs
 //! - [`loopback`]: lanes in memory, with faults on request, for tests of the layers above
 //! - `dpdk` (feature of that name): datagrams over DPDK ports
 //! - [`conformance`]: what every back end must pass
@@ -22,6 +23,8 @@ pub mod lane;
 pub mod loopback;
 pub mod port;
 pub mod reliable;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod tcp;
 pub mod wake;
 

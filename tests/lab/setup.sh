@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes a fresh Debian 12 ready for the lab: QEMU 10.0 from backports, busybox, small tools, and
-# in the lab's cache a guest kernel and QEMU 7.2. May be run again; when all is there it is done
-# in a second and needs no network.
+# in the lab's cache a guest kernel, QEMU 7.2, and the kernel and modules of virtual machines. May be
+# run again; when all is there it is done in a second and needs no network.
 set -eu
 
 cache=${DWCP_LAB_CACHE:-/var/cache/dwcp/lab}
@@ -91,6 +91,28 @@ if [ ! -s "$cache/vmlinuz" ]; then
     rm -rf "$cache/kernel.partial"
 fi
 
+# Virtual machines need modules that the cloud kernel lacks. Kept is what their shapes may need, not
+# the drivers of every machine.
+if [ ! -s "$cache/vm-kernel/vmlinuz" ]; then
+    update
+    kernel=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-6/ { print $2; exit }')
+    [ -n "$kernel" ] || die "no kernel in the package lists"
+    say "fetching the virtual machines' kernel $kernel"
+    rm -rf "$cache/vm-kernel" "$cache/vm-kernel.partial" "$cache/vm-kernel.unpacked"
+    unpack "$cache/vm-kernel.unpacked" "$kernel"
+    mkdir -p "$cache/vm-kernel.partial/modules"
+    cp "$cache"/vm-kernel.unpacked/boot/vmlinuz-* "$cache/vm-kernel.partial/vmlinuz"
+    for tree in arch/x86/crypto crypto drivers/dca drivers/i2c drivers/infiniband \
+        drivers/net/ethernet/intel drivers/net/veth.ko drivers/vfio drivers/virtio \
+        fs/9p fs/configfs fs/fscache fs/netfs fs/overlayfs lib net virt; do
+        mkdir -p "$cache/vm-kernel.partial/modules/$(dirname $tree)"
+        cp -r "$cache"/vm-kernel.unpacked/lib/modules/*/kernel/$tree \
+            "$cache/vm-kernel.partial/modules/$tree"
+    done
+    rm -rf "$cache/vm-kernel.unpacked"
+    mv "$cache/vm-kernel.partial" "$cache/vm-kernel"
+fi
+
 if [ ! -x "$cache/qemu-7.2/usr/bin/qemu-system-x86_64" ]; then
     update
     # The newest 7.2 that any configured source has; the installed one is from backports.
@@ -109,4 +131,4 @@ fi
     || die "QEMU 7.2 does not start: $("$cache/qemu-7.2/usr/bin/qemu-system-x86_64" --version 2>&1)"
 
 [ -c /dev/net/tun ] || die "/dev/net/tun is missing: load the tun module (modprobe tun)"
-say "ready: $(qemu-system-x86_64 --version | head -n 1), kernel and QEMU 7.2 in $cache"
+say "ready: $(qemu-system-x86_64 --version | head -n 1), kernels and QEMU 7.2 in $cache"

@@ -3,6 +3,7 @@
 //! In: the kernel that `setup.sh` unpacked, busybox, the load program's source. Out: paths in the
 //! lab's cache. Promise: built once per source; concurrent builders wait for each other.
 
+use crate::cpio::{Archive, DIRECTORY, PROGRAM};
 use crate::dir::cache_dir;
 use crate::procs::{ProcError, run};
 use rustix::fs::{FlockOperation, flock};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use xxhash_rust::xxh3::xxh3_64;
 
-const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 const LOAD_SOURCES: [&str; 2] = ["src/content.rs", "src/bin/dwcp-guest-load.rs"];
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs none /dev
@@ -108,11 +109,11 @@ impl Image {
         run(command)?;
         let mut archive = Archive::default();
         for directory in ["bin", "dev", "proc"] {
-            archive.entry(directory, 0o040_755, &[]);
+            archive.entry(directory, DIRECTORY, &[]);
         }
-        archive.entry("bin/busybox", 0o100_755, &read(Path::new(BUSYBOX))?);
-        archive.entry("bin/load", 0o100_755, &read(&program)?);
-        archive.entry("init", 0o100_755, INIT.as_bytes());
+        archive.entry("bin/busybox", PROGRAM, &read(Path::new(BUSYBOX))?);
+        archive.entry("bin/load", PROGRAM, &read(&program)?);
+        archive.entry("init", PROGRAM, INIT.as_bytes());
         let partial = self.initramfs.with_extension("partial");
         fs::write(&partial, archive.finish())
             .and_then(|()| fs::rename(&partial, &self.initramfs))
@@ -141,43 +142,9 @@ pub(crate) fn lock(path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
     fs::read(path).map_err(|source| ImageError::Missing {
         path: path.to_path_buf(),
         source,
     })
-}
-
-/// The kernel's "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst): per
-/// entry a header of hexadecimal fields, the name, the data, each padded to four bytes.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    entries: usize,
-}
-
-impl Archive {
-    fn entry(&mut self, name: &str, mode: u32, data: &[u8]) {
-        self.entries += 1;
-        let (inode, length, name_length) = (self.entries, data.len(), name.len() + 1);
-        // magic, inode, mode, uid, gid, links, mtime, size, 4 device numbers, name size, check
-        let header = format!(
-            "070701{inode:08X}{mode:08X}{0:08X}{0:08X}{1:08X}{0:08X}{length:08X}\
-             {0:08X}{0:08X}{0:08X}{0:08X}{name_length:08X}{0:08X}{name}\0",
-            0, 1
-        );
-        self.bytes.extend(header.as_bytes());
-        self.pad();
-        self.bytes.extend(data);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, &[]);
-        self.bytes
-    }
 }

@@ -4,12 +4,14 @@
 //! - [`netns`], [`link`], [`flows`]: hosts, cables, lines with rate, delay and loss
 //! - [`guest`], [`qemu`], [`image`], [`qmp`], [`ticks`], [`content`]: guests and what they say
 //! - [`mitm`]: faults at exact bytes of TCP connections
+//! - [`vm`]: a machine with a kernel of its own, for RDMA and VFIO, on this machine's file system
 //! - [`direct`]: QEMU's own migration as the reference, and the measuring of any other
 //! - [`stack`]: the product on a host: both planes, its API and its command line
 //! - [`demo`]: the main job beside QEMU's own, as a table
 //! - [`procs`], [`dir`], [`watchdog`]: nothing outlives a test, nothing hangs
 
 pub mod content;
+mod cpio;
 pub mod demo;
 pub mod dir;
 pub mod direct;
@@ -26,4 +28,5 @@ pub mod qmp;
 pub mod stack;
 pub mod ticks;
 mod tun;
+pub mod vm;
 pub mod watchdog;

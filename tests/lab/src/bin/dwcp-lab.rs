@@ -1,4 +1,5 @@
-//! The lab from a shell: build the guest's image, migrate directly and print the figures.
+//! The lab from a shell: build the guest's image, migrate directly and print the figures, run a
+//! command in a virtual machine.
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -8,7 +9,9 @@ use dwcp_lab::guest::{Arrival, Guest, GuestConfig};
 use dwcp_lab::image::Image;
 use dwcp_lab::link::{LinkConfig, Shape};
 use dwcp_lab::qemu::QemuVersion;
+use dwcp_lab::vm::{Shape as VmShape, Vm, VmConfig};
 use serde_json::json;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 #[derive(Parser)]
@@ -26,6 +29,20 @@ enum Task {
     Demo(Demo),
     /// Migrate a guest by QEMU alone over a shaped link and print what was measured.
     Direct(Direct),
+    /// Run a command in a virtual machine, here and on these files, and end with its status.
+    Vm(InVm),
+}
+
+#[derive(clap::Args)]
+struct InVm {
+    /// Its devices.
+    #[arg(value_enum)]
+    shape: VmShape,
+    /// For bash.
+    command: String,
+    /// Give up after this many seconds.
+    #[arg(long, default_value_t = 240)]
+    limit_s: u64,
 }
 
 #[derive(clap::Args)]
@@ -114,12 +131,24 @@ fn demo(options: &Demo) -> Result<()> {
     Ok(())
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
-        Task::Demo(options) => demo(&options),
-        Task::Image => image(),
-        Task::Direct(direct) => migrate(&direct),
+        Task::Demo(options) => demo(&options)?,
+        Task::Image => image()?,
+        Task::Direct(direct) => migrate(&direct)?,
+        Task::Vm(task) => return in_vm(&task),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_vm(task: &InVm) -> Result<ExitCode> {
+    let config = VmConfig {
+        limit: Duration::from_secs(task.limit_s),
+        ..VmConfig::new(task.shape)
+    };
+    let folder = std::env::current_dir()?;
+    let outcome = Vm::start(&config, &folder, &task.command)?.wait(|line| println!("{line}"))?;
+    Ok(u8::try_from(outcome.status).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn image() -> Result<()> {

@@ -1,0 +1,271 @@
+//! What one lane sends.
+//!
+//! Comes in: frames, the peer's credits and buffers, completions. Goes out: messages and writes, in an
+//! order that gives the frames their order. Promises: no more messages with frames are under way than
+//! the peer has slots for, no more long frames than [`WRITES_MAX`]; a frame that is being written is
+//! held until the device is done with it.
+//!
+//! The order: frames and announcements stand in messages as they were submitted, and messages arrive
+//! in order. A write may overtake later messages; the receiver hands frames over by announcement.
+
+use std::collections::VecDeque;
+
+use super::memory::SLOTS;
+use super::message::{Buffer, INLINE_BYTES_MAX, Writer, wire_bytes};
+use super::queue_pair::WRITES_MAX;
+use crate::frame::Frame;
+use crate::lane::RefusedReason;
+
+/// Messages with frames that may be under way; the peer keeps a slot for each. The rest of its slots
+/// are for messages that answer something, and so are bounded by what they answer: an advertisement
+/// per long frame of the peer's, a write per long frame of this side's, credits per half of the
+/// credits, and the lane's end.
+pub(super) const CREDITS: u8 = 24;
+const CREDIT_MESSAGES_MAX: usize = 4;
+const END_MESSAGES_MAX: usize = 2;
+const _: () = assert!(
+    CREDITS as usize + 2 * WRITES_MAX + CREDIT_MESSAGES_MAX + END_MESSAGES_MAX <= SLOTS,
+    "every message that a peer may send needs a slot"
+);
+
+/// A lane's queue limits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueueLimits {
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+}
+
+/// How far an announcement of the lane's end got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    No,
+    /// With this request.
+    Posted(u64),
+    /// The peer's device has it.
+    Arrived,
+}
+
+impl Said {
+    fn completed(&mut self, up_to: u64) {
+        if matches!(*self, Self::Posted(seq) if seq <= up_to) {
+            *self = Self::Arrived;
+        }
+    }
+}
+
+/// A long frame that may be written now.
+pub(super) struct Write {
+    pub(super) frame: Frame,
+    pub(super) to: Buffer,
+    /// Counts the long frames of the lane.
+    pub(super) number: u32,
+}
+
+/// The peer gave more than was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooMuch;
+
+pub(super) struct Outbox {
+    limits: QueueLimits,
+    queue: VecDeque<Frame>,
+    /// Announced, without a buffer yet.
+    announced: VecDeque<Frame>,
+    buffers: VecDeque<Buffer>,
+    /// Handed to the device, with the number of their request.
+    writing: VecDeque<(u64, Frame)>,
+    /// Messages that the device holds.
+    messages: VecDeque<u64>,
+    next_slot: usize,
+    credits: u8,
+    written: u32,
+    /// Of frames in `queue` and `announced`.
+    backlog_bytes: usize,
+    writing_bytes: usize,
+    sent_bytes: u64,
+    refused: bool,
+    closing: bool,
+    fin: Said,
+    done: Said,
+}
+
+impl Outbox {
+    pub(super) fn new(limits: QueueLimits) -> Self {
+        Self {
+            limits,
+            queue: VecDeque::with_capacity(limits.frames),
+            announced: VecDeque::with_capacity(WRITES_MAX),
+            buffers: VecDeque::with_capacity(WRITES_MAX),
+            writing: VecDeque::with_capacity(WRITES_MAX),
+            messages: VecDeque::with_capacity(SLOTS),
+            next_slot: 0,
+            credits: CREDITS,
+            written: 0,
+            backlog_bytes: 0,
+            writing_bytes: 0,
+            sent_bytes: 0,
+            refused: false,
+            closing: false,
+            fin: Said::No,
+            done: Said::No,
+        }
+    }
+
+    fn held_frames(&self) -> usize {
+        self.queue.len() + self.announced.len() + self.writing.len()
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.backlog_bytes + self.writing_bytes
+    }
+
+    /// Queues a frame, or gives it back.
+    pub(super) fn submit(&mut self, frame: Frame) -> Result<(), (Frame, RefusedReason)> {
+        if self.closing {
+            return Err((frame, RefusedReason::Unknown));
+        }
+        let bytes = wire_bytes(frame.len());
+        let held = self.held_frames();
+        let too_long = self.held_bytes() + bytes > self.limits.bytes && held > 0;
+        if held >= self.limits.frames || too_long {
+            self.refused = true;
+            return Err((frame, RefusedReason::Full));
+        }
+        self.backlog_bytes += bytes;
+        self.queue.push_back(frame);
+        Ok(())
+    }
+
+    /// Takes no more frames; the fin follows those that are queued.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether there is room again that somebody waits for; asked once, said once.
+    pub(super) fn writable(&self) -> bool {
+        self.refused
+            && !self.closing
+            && self.held_frames() <= self.limits.frames / 2
+            && self.held_bytes() <= self.limits.bytes / 2
+    }
+
+    /// The room was told of.
+    pub(super) fn told_writable(&mut self) {
+        self.refused = false;
+    }
+
+    pub(super) fn backlog_bytes(&self) -> usize {
+        self.backlog_bytes
+    }
+
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    pub(super) fn fin(&self) -> Said {
+        self.fin
+    }
+
+    pub(super) fn done(&self) -> Said {
+        self.done
+    }
+
+    /// Credits came back.
+    pub(super) fn credit(&mut self, back: u8) -> Result<(), TooMuch> {
+        match self.credits.checked_add(back) {
+            Some(credits) if credits <= CREDITS => {
+                self.credits = credits;
+                Ok(())
+            }
+            _ => Err(TooMuch),
+        }
+    }
+
+    /// The peer has a buffer for the oldest long frame without one.
+    pub(super) fn buffer(&mut self, buffer: Buffer) -> Result<(), TooMuch> {
+        if self.buffers.len() >= self.announced.len() {
+            return Err(TooMuch);
+        }
+        self.buffers.push_back(buffer);
+        Ok(())
+    }
+
+    /// The slot for another message, if one is free.
+    pub(super) fn free_slot(&self) -> Option<usize> {
+        (self.messages.len() < SLOTS).then_some(self.next_slot)
+    }
+
+    /// Puts frames, announcements and the fin into a message, as many as fit.
+    pub(super) fn fill(&mut self, message: &mut Writer<'_>) {
+        while self.credits > 0
+            && let Some(frame) = self.queue.front()
+        {
+            let bytes = frame.len();
+            if bytes <= INLINE_BYTES_MAX {
+                if !message.frame(frame.bytes()) {
+                    return;
+                }
+                self.queue.pop_front();
+                self.backlog_bytes -= wire_bytes(bytes);
+                self.sent_bytes += wire_bytes(bytes) as u64;
+                continue;
+            }
+            let busy = self.announced.len() + self.writing.len() >= WRITES_MAX;
+            if busy || !message.long(bytes as u32) {
+                return;
+            }
+            self.announced.extend(self.queue.pop_front());
+        }
+    }
+
+    /// Whether the fin may go: every frame is with the device.
+    pub(super) fn wants_fin(&self) -> bool {
+        self.closing && self.fin == Said::No && self.queue.is_empty() && self.announced.is_empty()
+    }
+
+    /// A message was handed to the device.
+    pub(super) fn posted_message(&mut self, seq: u64, counted: bool, fin: bool, done: bool) {
+        self.messages.push_back(seq);
+        self.next_slot = (self.next_slot + 1) % SLOTS;
+        self.credits -= u8::from(counted);
+        if fin {
+            self.fin = Said::Posted(seq);
+        }
+        if done {
+            self.done = Said::Posted(seq);
+        }
+    }
+
+    /// The oldest long frame, if it has a buffer.
+    pub(super) fn next_write(&mut self) -> Option<Write> {
+        let to = self.buffers.pop_front()?;
+        let frame = self.announced.pop_front()?;
+        let number = self.written;
+        self.written = number.wrapping_add(1);
+        Some(Write { frame, to, number })
+    }
+
+    /// A write was handed to the device.
+    pub(super) fn posted_write(&mut self, seq: u64, frame: Frame) {
+        let bytes = wire_bytes(frame.len());
+        self.backlog_bytes -= bytes;
+        self.writing_bytes += bytes;
+        self.sent_bytes += bytes as u64;
+        self.writing.push_back((seq, frame));
+    }
+
+    /// The device is done with this request and all before it.
+    pub(super) fn completed(&mut self, up_to: u64) {
+        while self.messages.front().is_some_and(|seq| *seq <= up_to) {
+            self.messages.pop_front();
+        }
+        while let Some((_, frame)) = self.writing.pop_front_if(|(seq, _)| *seq <= up_to) {
+            self.writing_bytes -= wire_bytes(frame.len());
+        }
+        self.fin.completed(up_to);
+        self.done.completed(up_to);
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

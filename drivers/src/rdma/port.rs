@@ -1,0 +1,205 @@
+//! The RDMA port: which devices this host has, and how workers get their lanes.
+//!
+//! Comes in: options and a configuration. Goes out: capabilities, a [`Connector`] for handshakes, one
+//! [`RdmaLanes`] per worker. Promises: the devices are opened once and stay open as long as a lane, a
+//! connector or a listener lives.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_hugepages::arena::BackingPolicy;
+use thiserror::Error;
+
+use super::connect::Connector;
+use super::device::Devices;
+use super::lanes::{GroupToken, LANES_MAX, RdmaLanes};
+use crate::MAX_FRAME_BYTES;
+use crate::port::{
+    Capabilities, ConfigError, DrainError, OpenError, Port, PortConfig, PortState, ProbeError,
+    WrongState,
+};
+
+/// What only the RDMA port knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RdmaOptions {
+    /// Memory behind the message slots: half a MiB per lane.
+    pub backing: BackingPolicy,
+}
+
+impl Default for RdmaOptions {
+    fn default() -> Self {
+        Self {
+            backing: BackingPolicy::PreferHuge,
+        }
+    }
+}
+
+/// Why a worker got no lanes.
+#[derive(Debug, Error)]
+pub enum RdmaLanesError {
+    /// Open and start the port first.
+    #[error(transparent)]
+    State(#[from] WrongState),
+    /// No descriptors for this worker.
+    #[error("no epoll for this worker: {0}; raise RLIMIT_NOFILE")]
+    Epoll(#[from] io::Error),
+}
+
+/// The RDMA back end of this process.
+pub struct RdmaPort {
+    options: RdmaOptions,
+    config: PortConfig,
+    capabilities: Capabilities,
+    state: PortState,
+    devices: Option<Devices>,
+    groups: GroupToken,
+}
+
+impl RdmaPort {
+    /// A port that is closed yet.
+    #[must_use]
+    pub fn new(options: RdmaOptions) -> Self {
+        Self {
+            options,
+            config: PortConfig::default(),
+            capabilities: Capabilities::default(),
+            state: PortState::Closed,
+            devices: None,
+            groups: Arc::new(()),
+        }
+    }
+
+    /// The lanes of the calling worker; they stay on its thread.
+    ///
+    /// # Errors
+    /// See [`RdmaLanesError`].
+    pub fn lanes(&self) -> Result<RdmaLanes, RdmaLanesError> {
+        self.need(PortState::Started)?;
+        Ok(RdmaLanes::new(&self.config, Arc::clone(&self.groups))?)
+    }
+
+    /// Makes connections, on whatever thread.
+    ///
+    /// # Errors
+    /// Open the port first.
+    pub fn connector(&self) -> Result<Connector, WrongState> {
+        let devices = self.devices.clone().ok_or(WrongState {
+            is: self.state,
+            needs: PortState::Open,
+        })?;
+        Ok(Connector {
+            devices,
+            backing: self.options.backing,
+        })
+    }
+
+    /// The names of the devices that the port opened, such as `mlx5_0`.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        self.devices.iter().flat_map(Devices::names)
+    }
+
+    fn need(&self, needs: PortState) -> Result<(), WrongState> {
+        if self.state == needs {
+            Ok(())
+        } else {
+            Err(WrongState {
+                is: self.state,
+                needs,
+            })
+        }
+    }
+
+    fn found() -> Result<Devices, ProbeError> {
+        Devices::open().map_err(|cause| ProbeError::Missing {
+            what: "an RDMA device with rdma_cm (see `rdma link`; modules ib_uverbs, rdma_ucm)",
+            cause,
+        })
+    }
+}
+
+impl Port for RdmaPort {
+    fn name(&self) -> &'static str {
+        "rdma"
+    }
+
+    fn probe(&self) -> Result<Capabilities, ProbeError> {
+        Self::found()?;
+        Ok(Capabilities {
+            zero_copy_send: true,
+            registered_buffers: true,
+            multishot_recv: false,
+            park_fd: true,
+            max_frame_bytes: MAX_FRAME_BYTES,
+            missing: vec!["multishot_recv: verbs take one request per arrival".into()],
+        })
+    }
+
+    fn validate(&self, config: &PortConfig) -> Result<(), ConfigError> {
+        let within = |name, value: usize, min: usize, max: usize| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::OutOfRange {
+                    name,
+                    value,
+                    min,
+                    max,
+                })
+            }
+        };
+        within("lanes_max", config.lanes_max.into(), 1, LANES_MAX.into())?;
+        within("queue_frames_max", config.queue_frames_max.into(), 1, 4096)?;
+        within("queue_bytes_max", config.queue_bytes_max, 1, 1 << 30)
+    }
+
+    fn open(&mut self, config: PortConfig) -> Result<(), OpenError> {
+        if self.state != PortState::Closed {
+            return Err(OpenError::Already);
+        }
+        self.validate(&config)?;
+        self.capabilities = self.probe()?;
+        self.devices = Some(Self::found()?);
+        self.config = config;
+        self.state = PortState::Open;
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), WrongState> {
+        self.need(PortState::Open)?;
+        self.state = PortState::Started;
+        Ok(())
+    }
+
+    fn drain(&mut self, deadline: Duration) -> Result<(), DrainError> {
+        if self.state != PortState::Draining {
+            self.need(PortState::Started)?;
+        }
+        self.state = PortState::Draining;
+        let start = Instant::now();
+        loop {
+            let groups = Arc::strong_count(&self.groups) - 1;
+            if groups == 0 {
+                return Ok(());
+            }
+            if start.elapsed() >= deadline {
+                return Err(DrainError::Deadline { groups });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn close(&mut self) {
+        self.state = PortState::Closed;
+        self.capabilities = Capabilities::default();
+        self.devices = None;
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn state(&self) -> PortState {
+        self.state
+    }
+}

@@ -1,0 +1,32 @@
+//! RDMA lanes between the two software devices of a virtual machine: the conformance suite and the
+//! driver's own tests, and the rate beside `ib_write_bw`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use dwcp_lab::vm::{Outcome, Shape, Vm, VmConfig};
+use dwcp_tests::binary::{Target, build};
+
+fn run(limit_s: u64, job: &str) -> Outcome {
+    let config = VmConfig {
+        limit: Duration::from_secs(limit_s),
+        ..VmConfig::new(Shape::Rxe)
+    };
+    Vm::run(&config, Path::new("/tmp"), job).unwrap()
+}
+
+#[test]
+fn rdma_lanes_conform_over_rxe() {
+    let suite = build("dwcp-drivers", "rdma", Target::Test("rdma")).unwrap();
+    let job = format!("{} --test-threads 1", suite.display());
+    let outcome = run(420, &job);
+    assert_eq!(outcome.status, 0, "{}", outcome.said);
+    let passed = outcome.said.matches(" ... ok").count();
+    assert!(passed >= 19, "only {passed} tests ran");
+    assert!(
+        outcome
+            .said
+            .contains(" 0 ignored; 0 measured; 0 filtered out")
+    );
+}
