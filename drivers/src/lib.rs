@@ -22,9 +22,9 @@ pub mod frame;
 pub mod lane;
 pub mod loopback;
 pub mod port;
-pub mod reliable;
 #[cfg(feature = "rdma")]
 pub mod rdma;
+pub mod reliable;
 pub mod tcp;
 pub mod wake;
 

@@ -9,5 +9,6 @@ pub mod binary;
 pub mod pair;
 pub mod plane;
 pub mod scene;
+pub mod streams;
 
 pub use scene::{Scene, SceneConfig};

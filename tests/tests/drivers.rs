@@ -3,16 +3,11 @@
 #![cfg(feature = "dpdk")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::path::Path;
-use std::thread;
 
-use dwcp_api::session::DRIVER_NAMES;
 use dwcp_dataplane::config::{Config, CongestionControl, DpdkConfig, DpdkDevice, Driver};
-use dwcp_dataplane::stream::testing::StreamBuilder;
-use dwcp_tests::pair::{Pair, PairOptions, noise};
-use dwcp_tests::plane::Plane;
+use dwcp_tests::pair::{Pair, PairOptions};
+use dwcp_tests::streams::{carry, pages};
 
 fn dpdk(device: DpdkDevice, address: &str, encrypt: bool) -> DpdkConfig {
     DpdkConfig {
@@ -39,52 +34,6 @@ fn over_memif(folder: &Path, encrypt: bool) -> impl FnOnce(&mut Config, &mut Con
         ));
         b.dpdk = Some(dpdk(DpdkDevice::MemifServer(socket), "10.77.0.2/24", false));
     }
-}
-
-fn pages(seed: u64, count: u64) -> Vec<u8> {
-    let bytes = noise(seed, 64 * 4096);
-    let contents: Vec<[u8; 4096]> = bytes
-        .chunks_exact(4096)
-        .map(|chunk| chunk.try_into().unwrap())
-        .collect();
-    let sent: Vec<(u64, &[u8; 4096])> = (0..count)
-        .map(|n| (n, &contents[(n * 13 % 64) as usize]))
-        .collect();
-    StreamBuilder::precopy(&sent, &noise(seed + 9, 50_000))
-}
-
-/// Carries `stream` one way and a word back; gives the name of what it ran over and how often it fell back.
-fn carry(pair: &Pair, stream: &[u8]) -> (&'static str, u64) {
-    let plane = Plane::attach(&pair.source_control());
-    plane.allow_v3(true);
-    let mut client = pair.connect();
-    client.write_all(&stream[..64]).unwrap();
-    let mut server = pair.accept();
-    let mut writer = client.try_clone().unwrap();
-    let rest = stream[64..].to_vec();
-    let sender = thread::spawn(move || {
-        writer.write_all(&rest).unwrap();
-        writer.shutdown(Shutdown::Write).unwrap();
-    });
-    let mut got = Vec::new();
-    server.read_to_end(&mut got).unwrap();
-    sender.join().unwrap();
-    assert!(
-        got == stream,
-        "{} bytes in, {} out",
-        stream.len(),
-        got.len()
-    );
-    server.write_all(b"word").unwrap();
-    drop(server);
-    let mut back = Vec::new();
-    client.read_to_end(&mut back).unwrap();
-    assert_eq!(back, b"word");
-    let picture = plane.wait("a session", |picture| picture.channels == 1);
-    (
-        DRIVER_NAMES[picture.driver as usize],
-        picture.driver_fallbacks,
-    )
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! RDMA lanes between the two software devices of a virtual machine: the conformance suite and the
-//! driver's own tests, and the rate beside `ib_write_bw`.
+//! RDMA lanes between the two software devices of a virtual machine: the conformance suite, the driver's own
+//! tests, and streams between two data planes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
@@ -28,5 +28,19 @@ fn rdma_lanes_conform_over_rxe() {
         outcome
             .said
             .contains(" 0 ignored; 0 measured; 0 filtered out")
+    );
+}
+
+#[test]
+fn streams_cross_rdma_devices() {
+    let tests = build("dwcp-tests", "dpdk,rdma", Target::Test("in_machine")).unwrap();
+    let job = format!("{} --test-threads 1 rdma_", tests.display());
+    let outcome = run(300, &job);
+    assert_eq!(outcome.status, 0, "{}", outcome.said);
+    assert_eq!(
+        outcome.said.matches(" ... ok").count(),
+        2,
+        "{}",
+        outcome.said
     );
 }

@@ -23,7 +23,7 @@ use super::sockets;
 use crate::config::PassiveTarget;
 use crate::transport::handshake::{
     Acceptor, AcceptorStep, Agreed, Answer, Initiator, InitiatorConfig, InitiatorStep, Join,
-    MAX_MESSAGE_BYTES, Message, Proven, Purpose, RefuseReason, SessionParams,
+    MAX_MESSAGE_BYTES, Message, Proven, Purpose, RefuseReason, SessionParams, Way,
 };
 use crate::transport::wire::keys::Psk;
 use crate::transport::{BatchSeq, NodeId, SessionEpoch, Version};
@@ -302,6 +302,7 @@ impl Door {
         let message = ToWorker::LaneFailed {
             session: dial.session,
             lane: dial.lane,
+            over: Way::Tcp,
             failure,
             detail: format!("{}: {detail}", dial.peer),
             fatal,
@@ -420,6 +421,11 @@ impl Door {
                             let way = self.drivers.ways(worker).answer(proven.wanted);
                             let (message, agreed) = acceptor.welcome(proven, BatchSeq(0), way)?;
                             stranger.unsent.extend(message);
+                            if let Way::Rdma(_) = way {
+                                let lane =
+                                    lane_up(agreed.clone(), stranger.peer, false, LaneEnd::Agreed);
+                                self.drivers.expect(lane, self.workers[worker].clone());
+                            }
                             stranger.side = Side::Welcomed(Box::new(agreed));
                         }
                         Err(reason) => {
@@ -479,20 +485,23 @@ impl Door {
             Side::Initiator(_, dial) => (Some(dial.worker), true),
             _ => (self.expected.get(&session).map(|known| known.worker), false),
         };
-        let Some(worker) = worker else { return };
-        let lane_up = LaneUp {
-            session,
-            lane: agreed.lane,
-            peer_node: if dialled {
-                agreed.acceptor
-            } else {
-                agreed.initiator
-            },
-            end: LaneEnd::Socket(stranger.fd),
-            peer: stranger.peer,
-            agreed,
+        let Some(worker) = worker.map(|index| self.workers[index].clone()) else {
+            return;
         };
-        if let Err(error) = self.workers[worker].send(ToWorker::LaneUp(Box::new(lane_up))) {
+        let end = match agreed.way.acceptor {
+            Way::Tcp => LaneEnd::Socket(stranger.fd),
+            Way::Dpdk { .. } => LaneEnd::Agreed,
+            Way::Rdma(_) => {
+                // The side that was dialled has waited for the connection since its WELCOME.
+                if dialled {
+                    let lane = lane_up(agreed, stranger.peer, true, LaneEnd::Agreed);
+                    self.drivers.connect(lane, worker);
+                }
+                return;
+            }
+        };
+        let lane = lane_up(agreed, stranger.peer, dialled, end);
+        if let Err(error) = worker.send(ToWorker::LaneUp(Box::new(lane))) {
             tracing::error!(%error, "a lane was lost on its way to its worker");
         }
     }
@@ -536,6 +545,21 @@ fn flush(stranger: &mut Stranger) -> Result<bool, DoorError> {
         }
     }
     Ok(true)
+}
+
+fn lane_up(agreed: Agreed, peer: SocketAddr, dialled: bool, end: LaneEnd) -> LaneUp {
+    LaneUp {
+        session: SessionId(agreed.session.0),
+        lane: agreed.lane,
+        peer_node: if dialled {
+            agreed.acceptor
+        } else {
+            agreed.initiator
+        },
+        end,
+        peer,
+        agreed,
+    }
 }
 
 fn params(offer: &Offer) -> SessionParams {

@@ -83,6 +83,8 @@ pub enum ToWorker {
         session: SessionId,
         /// Which of the bundle.
         lane: LaneIx,
+        /// What it was to run over, where that is why.
+        over: Way,
         /// Why.
         failure: Failure,
         /// What to do.

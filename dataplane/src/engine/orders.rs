@@ -127,6 +127,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             ToWorker::LaneFailed {
                 session,
                 lane,
+                over,
                 failure,
                 detail,
                 fatal,
@@ -134,7 +135,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 if let Some(slot) = self.slot_of(session) {
                     let fault = Fault::new(failure, detail);
                     self.with_session(slot, counters, switches, |session, hands| {
-                        session.on_lane_failed(lane, &fault, fatal, hands);
+                        session.on_lane_failed(lane, over, &fault, fatal, hands);
                     });
                 }
             }

@@ -216,6 +216,7 @@ impl Session {
     pub fn on_lane_failed<G: LaneGroup>(
         &mut self,
         lane: LaneIx,
+        over: Way,
         fault: &Fault,
         fatal: bool,
         hands: &mut Hands<'_, G>,
@@ -225,6 +226,9 @@ impl Session {
             *slot = Slot::Down {
                 dial_at_ns: hands.now_ns + REDIAL_NS,
             };
+        }
+        if over != Way::Tcp {
+            self.fall_back(over, &fault.detail);
         }
         // A peer that has proven the key cannot have lost it: whoever says so now, cannot.
         let is_lie = fault.failure == Failure::WrongKey && self.link.is_some();

@@ -19,7 +19,8 @@ use dwcp_drivers::port::{Port as _, PortConfig};
 use dwcp_drivers::tcp::{TcpLanes, TcpOptions, TcpPort};
 use dwcp_hugepages::arena::BackingPolicy;
 
-use super::messages::Ways;
+use super::mailbox::Sender;
+use super::messages::{LaneUp, ToWorker, Ways};
 use crate::config::{Config, Driver};
 use crate::transport::handshake::{Agreed, Way};
 
@@ -30,8 +31,7 @@ const LANES_MAX: u16 = 1024;
 pub type Lanes = Beside<TcpLanes, Beside<Option<dpdk::Group>, Option<rdma::Group>>>;
 /// What becomes one of them.
 pub type LaneEndpoint = <Lanes as LaneGroup>::Endpoint;
-/// An established connection of an RDMA lane.
-pub use rdma::Established;
+use rdma::Established;
 
 /// See the module.
 pub struct Drivers {
@@ -126,6 +126,20 @@ impl Drivers {
             .collect()
     }
 
+    /// The peer will make this RDMA lane's connection.
+    pub fn expect(&self, lane: LaneUp, worker: Sender<ToWorker>) {
+        if let Some(rdma) = &self.rdma {
+            rdma.expect(lane, worker);
+        }
+    }
+
+    /// Makes this RDMA lane's connection; the worker is told how it went.
+    pub fn connect(&self, lane: LaneUp, worker: Sender<ToWorker>) {
+        if let Some(rdma) = &self.rdma {
+            rdma.connect(lane, worker);
+        }
+    }
+
     /// Looks after what nobody else does; call it several times a second.
     pub fn tend(&mut self) {
         if let Some(dpdk) = &mut self.dpdk {
@@ -150,10 +164,12 @@ impl Seat {
 /// What a handshake left: the connection it ran on, and what came of the driver that was agreed.
 #[derive(Debug)]
 pub enum LaneEnd {
-    /// The lane runs over the handshake's connection, or is made of what was agreed.
+    /// The lane runs over the handshake's connection.
     Socket(OwnedFd),
+    /// The lane is made of what was agreed.
+    Agreed,
     /// The lane runs over this.
-    Rdma(Established),
+    Rdma(Box<Established>),
 }
 
 /// The endpoint of a lane whose handshake is done. `dialled` says whether this side dialled.
@@ -164,13 +180,13 @@ pub fn endpoint(end: LaneEnd, agreed: &Agreed, dialled: bool) -> Result<LaneEndp
     let way = &agreed.way;
     match (end, way.initiator, way.acceptor) {
         (LaneEnd::Socket(socket), Way::Tcp, Way::Tcp) => Ok(Either::First(socket)),
-        (LaneEnd::Socket(_), Way::Dpdk { encrypted, .. }, Way::Dpdk { address, .. }) => {
+        (LaneEnd::Agreed, Way::Dpdk { encrypted, .. }, Way::Dpdk { address, .. }) => {
             let peer = dialled.then_some(address);
             let end = dpdk::endpoint(peer, &way.secret, encrypted)?;
             Ok(Either::Second(Either::First(end)))
         }
         (LaneEnd::Rdma(end), Way::Rdma(_), Way::Rdma(_)) => {
-            rdma::endpoint(end).map(|end| Either::Second(Either::Second(end)))
+            rdma::endpoint(*end).map(|end| Either::Second(Either::Second(end)))
         }
         _ => bail!("the lane's driver is not the one that was agreed"),
     }

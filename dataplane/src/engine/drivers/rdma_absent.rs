@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use anyhow::{Result, bail};
 use dwcp_drivers::beside::Absent;
 
+use super::super::mailbox::Sender;
+use super::super::messages::{LaneUp, ToWorker};
 use crate::config::{Hugepages, RdmaConfig};
 use crate::transport::handshake::Way;
 
@@ -30,6 +32,14 @@ impl Opened {
     }
 
     pub fn seat(&self) -> Seat {
+        match *self {}
+    }
+
+    pub fn expect(&self, _: LaneUp, _: Sender<ToWorker>) {
+        match *self {}
+    }
+
+    pub fn connect(&self, _: LaneUp, _: Sender<ToWorker>) {
         match *self {}
     }
 }

@@ -1,0 +1,63 @@
+//! Streams between two data planes over devices that only a virtual machine of the lab has: software RDMA, and
+//! emulated NICs driven by DPDK. Run inside one, by `rdma.rs` and `vfio.rs`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use dwcp_dataplane::config::{
+    CongestionControl, DpdkConfig, DpdkDevice, Driver, Hugepages, RdmaConfig,
+};
+use dwcp_lab::vm::{E1000E, IGB};
+use dwcp_tests::pair::{Pair, PairOptions};
+use dwcp_tests::streams::{carry, pages};
+
+/// Under an emulated processor all takes longer.
+const PAGES: u64 = 4_000;
+
+#[test]
+fn rdma_a_stream_crosses_two_devices() {
+    let at = |host: u8| RdmaConfig {
+        listen: ([10, 77, 0, host], 0).into(),
+    };
+    let pair = Pair::start_with(PairOptions::default(), |a, b| {
+        a.driver = Driver::Rdma;
+        a.rdma = Some(at(1));
+        b.rdma = Some(at(2));
+    });
+    assert_eq!(carry(&pair, &pages(1, PAGES)), ("rdma", 0));
+    pair.stop();
+}
+
+#[test]
+fn rdma_a_peer_without_it_gets_tcp() {
+    let pair = Pair::start_with(PairOptions::default(), |a, _| {
+        a.driver = Driver::Rdma;
+        a.rdma = Some(RdmaConfig {
+            listen: ([10, 77, 0, 1], 0).into(),
+        });
+    });
+    assert_eq!(carry(&pair, &pages(2, 500)), ("tcp", 0));
+    pair.stop();
+}
+
+#[test]
+fn vfio_a_stream_crosses_two_nics() {
+    let at = |device: &str, host: u8| DpdkConfig {
+        device: DpdkDevice::Pci(device.to_owned()),
+        address: format!("10.78.0.{host}/24").try_into().unwrap(),
+        gateway: None,
+        port: 4790,
+        mtu_bytes: 1500,
+        memory_mib: 128,
+        encrypt: false,
+        congestion: CongestionControl::Cubic,
+    };
+    let pair = Pair::start_with(PairOptions::default(), |a, b| {
+        for node in [&mut *a, &mut *b] {
+            node.hugepages = Hugepages::Prefer;
+        }
+        a.driver = Driver::Dpdk;
+        a.dpdk = Some(at(E1000E, 1));
+        b.dpdk = Some(at(IGB, 2));
+    });
+    assert_eq!(carry(&pair, &pages(3, PAGES)), ("dpdk", 0));
+    pair.stop();
+}
