@@ -9,11 +9,20 @@ use dwcp_lab::vm::{E1000E, IGB};
 use dwcp_tests::pair::{Pair, PairOptions};
 use dwcp_tests::streams::{carry, pages};
 
+/// What the nodes say is shown when a test fails.
+fn listen_to_the_nodes() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter("debug")
+        .with_test_writer()
+        .try_init();
+}
+
 /// Under an emulated processor all takes longer.
 const PAGES: u64 = 4_000;
 
 #[test]
 fn rdma_a_stream_crosses_two_devices() {
+    listen_to_the_nodes();
     let at = |host: u8| RdmaConfig {
         listen: ([10, 77, 0, host], 0).into(),
     };
@@ -28,6 +37,7 @@ fn rdma_a_stream_crosses_two_devices() {
 
 #[test]
 fn rdma_a_peer_without_it_gets_tcp() {
+    listen_to_the_nodes();
     let pair = Pair::start_with(PairOptions::default(), |a, _| {
         a.driver = Driver::Rdma;
         a.rdma = Some(RdmaConfig {
@@ -40,6 +50,7 @@ fn rdma_a_peer_without_it_gets_tcp() {
 
 #[test]
 fn vfio_a_stream_crosses_two_nics() {
+    listen_to_the_nodes();
     let at = |device: &str, host: u8| DpdkConfig {
         device: DpdkDevice::Pci(device.to_owned()),
         address: format!("10.78.0.{host}/24").try_into().unwrap(),

@@ -1,7 +1,7 @@
 //! Two back ends in one worker, as one group of lanes.
 //!
 //! Comes in: two groups; endpoints of either. Goes out: one group that promises what [`crate::lane`]
-//! does. A lane's number says whose it is: the second group's have the top bit set. Promises: nothing is
+//! does. A lane's number says whose it is: the lowest bit is 1 for the second group's. Promises: nothing is
 //! copied and nothing is looked up on the way through; neither group starves the other of events; a
 //! worker asleep on the one descriptor wakes for both.
 //!
@@ -18,8 +18,8 @@ pub use absent::Absent;
 use crate::frame::{Frame, FramePools};
 use crate::lane::{AddError, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, WireBytes};
 
-/// Marks the lanes of the second group.
-const SECOND: u32 = 1 << 31;
+/// In a lane's number: 1 for the second group.
+const SECOND: u32 = 1;
 
 /// An endpoint of the first back end or of the second.
 #[derive(Debug)]
@@ -46,23 +46,27 @@ fn is_second(lane: LaneId) -> bool {
 }
 
 fn inner(lane: LaneId) -> LaneId {
-    LaneId(lane.0 & !SECOND)
+    LaneId(lane.0 >> 1)
 }
 
-fn outer(lane: LaneId) -> LaneId {
-    LaneId(lane.0 | SECOND)
+fn outer(lane: LaneId, group: u32) -> LaneId {
+    LaneId(lane.0 << 1 | group)
 }
 
 /// A group that has given out half of all numbers can give out no more here.
-fn within(lane: LaneId) -> Option<LaneId> {
-    (lane.0 & SECOND == 0).then_some(lane)
+fn checked(lane: LaneId, group: u32) -> Result<LaneId, AddError> {
+    if lane.0 > u32::MAX >> 1 {
+        let why = "this worker's back end has used up its lane numbers: restart the data plane";
+        return Err(AddError::WrongEndpoint(why));
+    }
+    Ok(outer(lane, group))
 }
 
-fn mark(event: &mut LaneEvent) {
+fn mark(event: &mut LaneEvent, group: u32) {
     match event {
         LaneEvent::Frame { lane, .. }
         | LaneEvent::Closed { lane, .. }
-        | LaneEvent::Writable { lane } => *lane = outer(*lane),
+        | LaneEvent::Writable { lane } => *lane = outer(*lane, group),
     }
 }
 
@@ -86,13 +90,18 @@ impl<A: LaneGroup, B: LaneGroup> Beside<A, B> {
     }
 
     fn poll_first(&mut self, out: &mut Vec<LaneEvent>) -> Polled {
-        self.first.poll(out)
+        let before = out.len();
+        let polled = self.first.poll(out);
+        out[before..].iter_mut().for_each(|event| mark(event, 0));
+        polled
     }
 
     fn poll_second(&mut self, out: &mut Vec<LaneEvent>) -> Polled {
         let before = out.len();
         let polled = self.second.poll(out);
-        out[before..].iter_mut().for_each(mark);
+        out[before..]
+            .iter_mut()
+            .for_each(|event| mark(event, SECOND));
         polled
     }
 }
@@ -101,16 +110,9 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
     type Endpoint = Either<A::Endpoint, B::Endpoint>;
 
     fn add(&mut self, endpoint: Self::Endpoint, pools: &FramePools) -> Result<LaneId, AddError> {
-        let spent = AddError::WrongEndpoint("this worker's back end has used up its lane numbers");
         match endpoint {
-            Either::First(endpoint) => {
-                let lane = self.first.add(endpoint, pools)?;
-                within(lane).ok_or(spent)
-            }
-            Either::Second(endpoint) => {
-                let lane = self.second.add(endpoint, pools)?;
-                within(lane).map(outer).ok_or(spent)
-            }
+            Either::First(endpoint) => checked(self.first.add(endpoint, pools)?, 0),
+            Either::Second(endpoint) => checked(self.second.add(endpoint, pools)?, SECOND),
         }
     }
 
@@ -118,7 +120,7 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         if is_second(lane) {
             self.second.submit(inner(lane), frame)
         } else {
-            self.first.submit(lane, frame)
+            self.first.submit(inner(lane), frame)
         }
     }
 
@@ -140,7 +142,7 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         if is_second(lane) {
             self.second.backlog_bytes(inner(lane))
         } else {
-            self.first.backlog_bytes(lane)
+            self.first.backlog_bytes(inner(lane))
         }
     }
 
@@ -148,7 +150,7 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         if is_second(lane) {
             self.second.wire_bytes(inner(lane))
         } else {
-            self.first.wire_bytes(lane)
+            self.first.wire_bytes(inner(lane))
         }
     }
 
@@ -156,7 +158,7 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         if is_second(lane) {
             self.second.stats(inner(lane))
         } else {
-            self.first.stats(lane)
+            self.first.stats(inner(lane))
         }
     }
 
@@ -164,7 +166,7 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         if is_second(lane) {
             self.second.close(inner(lane));
         } else {
-            self.first.close(lane);
+            self.first.close(inner(lane));
         }
     }
 
@@ -172,7 +174,7 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         if is_second(lane) {
             self.second.finish(inner(lane));
         } else {
-            self.first.finish(lane);
+            self.first.finish(inner(lane));
         }
     }
 
@@ -260,6 +262,40 @@ mod tests {
     }
 
     #[test]
+    fn three_stand_beside_each_other() {
+        let pools = pools();
+        let loopback = || LoopbackLanes::new().unwrap();
+        let (mut far, pair) = (loopback(), Beside::new(loopback(), loopback()).unwrap());
+        let mut three = Beside::new(loopback(), pair).unwrap();
+        let mut lanes = Vec::new();
+        for which in 0..3 {
+            let (near, end) = LoopbackEndpoint::pair();
+            let near = match which {
+                0 => Either::First(near),
+                1 => Either::Second(Either::First(near)),
+                _ => Either::Second(Either::Second(near)),
+            };
+            lanes.push(three.add(near, &pools).unwrap());
+            let end = far.add(end, &pools).unwrap();
+            far.submit(end, pools.copy(&[which]).unwrap()).unwrap();
+        }
+        let mut got = Vec::new();
+        let mut events = Vec::with_capacity(8);
+        for _ in 0..100 {
+            far.poll(&mut Vec::with_capacity(8));
+            three.poll(&mut events);
+            for event in events.drain(..) {
+                if let LaneEvent::Frame { lane, frame } = event {
+                    got.push((frame.bytes()[0], lane));
+                }
+            }
+        }
+        got.sort();
+        let wanted: Vec<_> = (0..3).map(|at| (at as u8, lanes[at])).collect();
+        assert_eq!(got, wanted);
+    }
+
+    #[test]
     fn a_back_end_that_is_not_there_takes_nothing() {
         let pools = pools();
         let mut two = Two::new(LoopbackLanes::new().unwrap(), None).unwrap();
@@ -269,7 +305,7 @@ mod tests {
             Err(AddError::WrongEndpoint(_))
         ));
         let refused = two
-            .submit(outer(LaneId(0)), pools.copy(b"x").unwrap())
+            .submit(outer(LaneId(0), SECOND), pools.copy(b"x").unwrap())
             .unwrap_err();
         assert_eq!(refused.reason, RefusedReason::Unknown);
         assert_eq!(two.poll(&mut Vec::with_capacity(1)), Polled::Idle);
