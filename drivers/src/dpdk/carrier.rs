@@ -44,7 +44,10 @@ impl DatagramPort for Carrier {
     }
 
     fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &mut [u8])) -> usize {
-        self.datagrams.recv(sink)
+        let frames = self.datagrams.recv(sink);
+        // A side that only listens answers questions about its address all the same.
+        self.flush();
+        frames
     }
 
     fn send(&mut self, to: SocketAddr, fill: &mut impl FnMut(&mut [u8]) -> usize) -> bool {
