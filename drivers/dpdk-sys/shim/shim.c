@@ -1,5 +1,12 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* RTLD_NEXT */
+#endif
+#include <dlfcn.h>
+#include <errno.h>
+
 #include <rte_errno.h>
 #include <rte_ethdev.h>
+#include <rte_interrupts.h>
 #include <rte_lcore.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
@@ -30,6 +37,29 @@ dwcp_shim_link_is_up(uint16_t port)
 	struct rte_eth_link link = { 0 };
 
 	return rte_eth_link_get_nowait(port, &link) == 0 && link.link_status == RTE_ETH_LINK_UP;
+}
+
+static void (*before_unregister)(void);
+
+void
+dwcp_shim_before_unregister(void (*call)(void))
+{
+	__atomic_store_n(&before_unregister, call, __ATOMIC_RELEASE);
+}
+
+/* Stands in front of EAL's function of this name: the drivers are plug-ins, and the dynamic linker
+ * finds the program's own symbols first. */
+int
+rte_intr_callback_unregister(const struct rte_intr_handle *handle, rte_intr_callback_fn function,
+			     void *argument)
+{
+	int (*real)(const struct rte_intr_handle *, rte_intr_callback_fn, void *);
+	void (*call)(void) = __atomic_load_n(&before_unregister, __ATOMIC_ACQUIRE);
+
+	*(void **)&real = dlsym(RTLD_NEXT, "rte_intr_callback_unregister");
+	if (call != NULL)
+		call();
+	return real != NULL ? real(handle, function, argument) : -ENOSYS;
 }
 
 int

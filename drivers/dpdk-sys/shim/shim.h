@@ -21,6 +21,10 @@ int dwcp_shim_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **into, 
 /* Whether the port's link is up; 0 too when the device cannot say. */
 int dwcp_shim_link_is_up(uint16_t port);
 
+/* Has `call` called whenever a driver unregisters a callback for a descriptor, before that is done.
+ * memif's driver does so between marking its rings as gone and unmapping them. */
+void dwcp_shim_before_unregister(void (*call)(void));
+
 /* The calling thread's rte_errno. */
 int dwcp_shim_errno(void);
 

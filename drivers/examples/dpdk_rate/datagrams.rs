@@ -4,6 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use dwcp_drivers::dpdk::datagrams::Sent;
+use dwcp_drivers::dpdk::queue::BURST;
+
 use crate::{Outcome, PAYLOAD_BYTES, PORT, Plan, WARM_UP, address, open};
 
 pub(crate) fn send(plan: &Plan) -> Outcome<()> {
@@ -14,15 +17,23 @@ pub(crate) fn send(plan: &Plan) -> Outcome<()> {
     let mut tended = Instant::now();
     // Until the receiver has seen enough and this process is killed.
     loop {
-        for _ in 0..32 {
-            datagrams.send(to, &mut |room| {
+        for _ in 0..BURST {
+            let sent = datagrams.send(to, &mut |room| {
                 let bytes = &source[at..at + PAYLOAD_BYTES];
                 room[..PAYLOAD_BYTES].copy_from_slice(bytes);
                 at = (at + PAYLOAD_BYTES) % (source.len() - PAYLOAD_BYTES);
                 PAYLOAD_BYTES
             });
+            if sent != Sent::Queued {
+                break;
+            }
         }
-        datagrams.flush();
+        if datagrams.flush() > 0 {
+            // Asking again at once would take the ring's indices from the receiver each time.
+            for _ in 0..64 {
+                std::hint::spin_loop();
+            }
+        }
         datagrams.recv(&mut |_, _| {});
         if tended.elapsed().as_millis() > 100 {
             port.tend();

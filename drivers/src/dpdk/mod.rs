@@ -7,6 +7,7 @@
 //! - [`eal`]: DPDK's environment, once per process
 //! - [`device`]: what a port stands on, checked before DPDK is asked for it
 //! - [`port`]: a device set up, its memory, one pair of queues per worker
+//! - [`gate`]: no device is taken apart while a worker is inside it
 //! - [`pool`]: packet memory
 //! - [`queue`]: the hot half: bursts in, bursts out
 //! - [`packet`]: Ethernet, ARP, IPv4, IPv6, UDP
@@ -21,7 +22,7 @@ pub mod datagrams;
 pub mod device;
 pub mod eal;
 mod exchange;
-mod gate;
+pub mod gate;
 pub mod packet;
 pub mod pool;
 pub mod port;

@@ -123,7 +123,7 @@ pub(super) struct Shared {
     pub(super) exchange: Exchange,
     /// How often the link was seen to come or go: another host may be at its end now.
     pub(super) link_changes: AtomicU32,
-    pub(super) gate: Gate,
+    pub(super) gate: Arc<Gate>,
     pub(super) pools: Vec<Pool>,
 }
 

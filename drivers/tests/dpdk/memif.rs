@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dwcp_drivers::dpdk::device::MemifRole;
+use dwcp_drivers::dpdk::gate::waited_before_unmapping;
 use dwcp_drivers::dpdk::packet::parse::DropCounts;
 
 use crate::scene::{HELD_MAX, Other, PATIENCE, Side, given_socket, host, memif, plan, role};
@@ -56,11 +57,16 @@ fn killed_under_load(test: &str, ours: MemifRole, theirs: MemifRole) {
         let there = near.ask(host(2, false), &[round; 9], PATIENCE);
         assert!(there, "round {round}");
         flood(&mut near, Duration::from_millis(100));
+        let waited = waited_before_unmapping();
         other.kill();
         flood(&mut near, Duration::from_millis(100));
         let gone = Instant::now();
         while near.port.tend() {
             assert!(gone.elapsed() < PATIENCE, "the link of a killed peer is up");
+        }
+        // The link is down a moment before its rings go.
+        while waited_before_unmapping() == waited {
+            assert!(gone.elapsed() < PATIENCE, "nobody waited for the worker");
         }
         other = Other::start(test, "echo", &socket);
     }
