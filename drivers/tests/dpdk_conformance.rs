@@ -8,8 +8,8 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use dwcp_drivers::conformance::Harness;
@@ -93,8 +93,8 @@ fn eal(device: &Device) -> Eal {
 
 /// A group's port, opened when its first lane says which side it is on, and its lanes. The lanes go first.
 struct Open {
-    lanes: ReliableLanes<Carrier>,
-    port: PacketPort,
+    lanes: Option<ReliableLanes<Carrier>>,
+    port: Option<PacketPort>,
     tended: Instant,
 }
 
@@ -130,10 +130,22 @@ impl Open {
         let config = ReliableConfig::default();
         let lanes = ReliableLanes::new(Carrier::new(datagrams), config).unwrap();
         Self {
-            lanes,
-            port,
+            lanes: Some(lanes),
+            port: Some(port),
             tended: Instant::now(),
         }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Both ends of a memif are in this one process: DPDK's thread, which tidies up after the end that
+        // closes, must be done before the other closes.
+        static CLOSING: Mutex<()> = Mutex::new(());
+        let _alone = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lanes = None;
+        self.port = None;
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -145,11 +157,11 @@ struct Lanes {
 
 impl Lanes {
     fn get(&self) -> Option<&ReliableLanes<Carrier>> {
-        self.open.as_ref().map(|open| &open.lanes)
+        self.open.as_ref().and_then(|open| open.lanes.as_ref())
     }
 
     fn get_mut(&mut self) -> Option<&mut ReliableLanes<Carrier>> {
-        self.open.as_mut().map(|open| &mut open.lanes)
+        self.open.as_mut().and_then(|open| open.lanes.as_mut())
     }
 }
 
@@ -163,7 +175,8 @@ impl LaneGroup for Lanes {
 
     fn add(&mut self, end: End, pools: &FramePools) -> Result<LaneId, AddError> {
         let open = self.open.get_or_insert_with(|| Open::new(end.side));
-        open.lanes.add(end.endpoint, pools)
+        let lanes = open.lanes.as_mut().unwrap();
+        lanes.add(end.endpoint, pools)
     }
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
@@ -182,9 +195,9 @@ impl LaneGroup for Lanes {
         };
         if open.tended.elapsed() >= TEND_EVERY {
             open.tended = Instant::now();
-            open.port.tend();
+            open.port.as_mut().unwrap().tend();
         }
-        open.lanes.poll(out)
+        open.lanes.as_mut().unwrap().poll(out)
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
