@@ -1,5 +1,5 @@
 //! RDMA lanes between the two software devices of a virtual machine: the conformance suite and the
-//! driver's own tests, and the rate beside `ib_write_bw`.
+//! driver's own tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
