@@ -1,7 +1,8 @@
 //! How fast one RDMA lane carries frames from one process to another.
 //!
-//! `rdma_rate listen ADDRESS:PORT` and
-//! `rdma_rate send OWN_ADDRESS ADDRESS:PORT [frame bytes] [seconds]`
+//! `rdma_rate listen ADDRESS:PORT [yield µs]` and
+//! `rdma_rate send OWN_ADDRESS ADDRESS:PORT [frame bytes] [seconds] [yield µs]`
+//! Whoever is idle yields for so long, 200 µs unless said otherwise, and then sleeps.
 //! The listener prints MB/s (10^6 bytes) and frames per second, from the first frame to the last.
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use dwcp_drivers::lane::{LaneClosed, LaneEvent, LaneGroup, LaneId, Polled};
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::rdma::{Endpoint, RdmaLanes, RdmaOptions, RdmaPort, TOKEN_BYTES};
 use dwcp_hugepages::arena::BackingPolicy;
+use rustix::event::{PollFd, PollFlags, poll};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -38,18 +40,48 @@ fn lane(port: &RdmaPort, endpoint: Endpoint) -> Outcome<(RdmaLanes, FramePools, 
     Ok((group, pools, lane))
 }
 
-fn listen(at: SocketAddr) -> Outcome<()> {
+/// Yields for a while, then sleeps until there is something to do, as a worker does.
+struct Rest {
+    patience: Duration,
+    idle_since: Option<Instant>,
+}
+
+impl Rest {
+    fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            idle_since: None,
+        }
+    }
+
+    fn after(&mut self, polled: Polled, group: &mut RdmaLanes) -> Outcome<()> {
+        if polled != Polled::Idle {
+            self.idle_since = None;
+            return Ok(());
+        }
+        if self.idle_since.get_or_insert_with(Instant::now).elapsed() < self.patience {
+            std::thread::yield_now();
+        } else if group.prepare_park()
+            && let Some(fd) = group.park_fd()
+        {
+            poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None)?;
+        }
+        Ok(())
+    }
+}
+
+fn listen(at: SocketAddr, patience: Duration) -> Outcome<()> {
     let port = port()?;
     let listener = port.connector()?.listen(at)?;
     let request = listener.next(PATIENCE)?.ok_or("nobody came")?;
     let (mut group, _pools, _lane) = lane(&port, request.accept(PATIENCE)?)?;
     let mut events = Vec::with_capacity(64);
+    let mut rest = Rest::new(patience);
     let (mut frames, mut bytes) = (0u64, 0u64);
     let (mut first, mut last) = (None, Instant::now());
     loop {
-        if group.poll(&mut events) == Polled::Idle {
-            std::thread::yield_now();
-        }
+        let polled = group.poll(&mut events);
+        rest.after(polled, &mut group)?;
         for event in events.drain(..) {
             match event {
                 LaneEvent::Frame { frame, .. } => {
@@ -83,7 +115,13 @@ fn listen(at: SocketAddr) -> Outcome<()> {
     }
 }
 
-fn send(own: IpAddr, to: SocketAddr, frame_bytes: usize, duration: Duration) -> Outcome<()> {
+fn send(
+    own: IpAddr,
+    to: SocketAddr,
+    frame_bytes: usize,
+    duration: Duration,
+    patience: Duration,
+) -> Outcome<()> {
     let port = port()?;
     let connector = port.connector()?;
     let endpoint = connector.connect(Some((own, 0).into()), to, &TOKEN, PATIENCE)?;
@@ -93,6 +131,7 @@ fn send(own: IpAddr, to: SocketAddr, frame_bytes: usize, duration: Duration) -> 
         .copy(&vec![0x5a; frame_bytes])
         .ok_or("no such frame")?;
     let mut events = Vec::with_capacity(64);
+    let mut rest = Rest::new(patience);
     let (start, mut finished) = (Instant::now(), false);
     loop {
         if !finished {
@@ -102,9 +141,8 @@ fn send(own: IpAddr, to: SocketAddr, frame_bytes: usize, duration: Duration) -> 
                 group.finish(lane);
             }
         }
-        if group.poll(&mut events) == Polled::Idle {
-            std::thread::yield_now();
-        }
+        let polled = group.poll(&mut events);
+        rest.after(polled, &mut group)?;
         for event in events.drain(..) {
             match event {
                 LaneEvent::Closed {
@@ -121,13 +159,15 @@ fn send(own: IpAddr, to: SocketAddr, frame_bytes: usize, duration: Duration) -> 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |at: usize, default: &'static str| args.get(at).map_or(default, String::as_str);
+    let micros = |at| -> Outcome<Duration> { Ok(Duration::from_micros(arg(at, "200").parse()?)) };
     match arg(0, "") {
-        "listen" => listen(arg(1, "10.77.0.2:7700").parse()?),
+        "listen" => listen(arg(1, "10.77.0.2:7700").parse()?, micros(2)?),
         "send" => send(
             arg(1, "10.77.0.1").parse()?,
             arg(2, "10.77.0.2:7700").parse()?,
             arg(3, "65536").parse()?,
             Duration::from_secs(arg(4, "5").parse()?),
+            micros(5)?,
         ),
         _ => Err("rdma_rate listen ADDRESS:PORT | send OWN ADDRESS:PORT [bytes] [seconds]".into()),
     }

@@ -9,33 +9,15 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// A cargo target: its kind and its name.
-#[derive(Clone, Copy, Debug)]
-pub enum Target<'a> {
-    /// A test of the package's `tests/` folder.
-    Test(&'a str),
-    /// An example, built for speed.
-    Example(&'a str),
-}
-
-/// Builds a target and says where it is.
+/// Builds the test `name` of the `tests/` folder of `package` and says where it is.
 ///
 /// # Errors
 /// What cargo said.
-pub fn build(package: &str, feature: &str, target: Target<'_>) -> Result<PathBuf, String> {
+pub fn test(package: &str, feature: &str, name: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let name = match target {
-        Target::Test(name) => {
-            command.args(["test", "--no-run", "--test", name]);
-            name
-        }
-        Target::Example(name) => {
-            command.args(["build", "--release", "--example", name]);
-            name
-        }
-    };
+    command.args(["test", "--no-run", "--test", name]);
     command.args(["--package", package, "--features", feature]);
     command.arg("--message-format=json-render-diagnostics");
     let built = command.output().map_err(|cause| cause.to_string())?;
@@ -47,5 +29,5 @@ pub fn build(package: &str, feature: &str, target: Target<'_>) -> Result<PathBuf
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|said| said["target"]["name"] == name)
         .find_map(|said| said["executable"].as_str().map(PathBuf::from))
-        .ok_or_else(|| format!("cargo built {target:?} of {package} and does not say where"))
+        .ok_or_else(|| format!("cargo built {name} of {package} and does not say where"))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dwcp_lab::vm::{Outcome, Shape, Vm, VmConfig};
-use dwcp_tests::binary::{Target, build};
+use dwcp_tests::binary;
 
 fn run(limit_s: u64, job: &str) -> Outcome {
     let config = VmConfig {
@@ -18,7 +18,7 @@ fn run(limit_s: u64, job: &str) -> Outcome {
 
 #[test]
 fn rdma_lanes_conform_over_rxe() {
-    let suite = build("dwcp-drivers", "rdma", Target::Test("rdma")).unwrap();
+    let suite = binary::test("dwcp-drivers", "rdma", "rdma").unwrap();
     let job = format!("{} --test-threads 1", suite.display());
     let outcome = run(420, &job);
     assert_eq!(outcome.status, 0, "{}", outcome.said);

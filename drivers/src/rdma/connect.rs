@@ -32,6 +32,10 @@ const MAGIC: [u8; 4] = *b"DWR1";
 /// Connections that wait for a listener, at most.
 const BACKLOG: i32 = 64;
 
+/// How long one search for a peer's address takes.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+const RDMA_CM: &str = "reach rdma_cm (is rdma_ucm loaded?)";
+
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub enum ConnectError {
@@ -113,26 +117,8 @@ impl Connector {
         patience: Duration,
     ) -> Result<Endpoint, ConnectError> {
         let deadline = Instant::now() + patience;
-        let id = Id::new().map_err(refused("reach rdma_cm (is rdma_ucm loaded?)"))?;
-        let patience_ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
-        let step = "find the peer's address";
-        let mut source = from.map(sockaddr);
-        let mut target = sockaddr(to);
-        let source = source
-            .as_mut()
-            .map_or(null_mut(), |address| (&raw mut *address).cast());
-        // SAFETY: needed to start the search; the identifier lives, and the library copies both
-        // addresses, which live until after the call.
-        let started = unsafe {
-            rdma_resolve_addr(id.as_ptr(), source, (&raw mut target).cast(), patience_ms)
-        };
-        check(started).map_err(refused(step))?;
-        wait(
-            &id,
-            step,
-            rdma_cm_event_type::RDMA_CM_EVENT_ADDR_RESOLVED,
-            deadline,
-        )?;
+        let id = self.resolved(from, to, deadline)?;
+        let patience_ms = millis(patience);
         let step = "find the way to the peer";
         // SAFETY: needed to start the search; the identifier lives.
         check(unsafe { rdma_resolve_route(id.as_ptr(), patience_ms) }).map_err(refused(step))?;
@@ -156,12 +142,49 @@ impl Connector {
         Ok(Endpoint(pair))
     }
 
+    /// An identifier that knows the peer's address and the device that leads there. The kernel asks
+    /// for the peer's hardware address a few times only, so it is made to ask again.
+    fn resolved(
+        &self,
+        from: Option<SocketAddr>,
+        to: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Id, ConnectError> {
+        let step = "find the peer's address";
+        let wanted = rdma_cm_event_type::RDMA_CM_EVENT_ADDR_RESOLVED;
+        loop {
+            let id = Id::new().map_err(refused(RDMA_CM))?;
+            let until = deadline.min(Instant::now() + ADDRESS_PATIENCE);
+            let mut source = from.map(sockaddr);
+            let mut target = sockaddr(to);
+            let source = source
+                .as_mut()
+                .map_or(null_mut(), |address| (&raw mut *address).cast());
+            // SAFETY: needed to start the search; the identifier lives, and the library copies both
+            // addresses, which live until after the call.
+            let started = unsafe {
+                rdma_resolve_addr(
+                    id.as_ptr(),
+                    source,
+                    (&raw mut target).cast(),
+                    millis(ADDRESS_PATIENCE),
+                )
+            };
+            check(started).map_err(refused(step))?;
+            match wait(&id, step, wanted, until) {
+                Ok(()) => return Ok(id),
+                Err(cause) if Instant::now() >= deadline => return Err(cause),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Waits for peers at `at`; port 0 lets the kernel choose.
     ///
     /// # Errors
     /// See [`ConnectError`].
     pub fn listen(&self, at: SocketAddr) -> Result<Listener, ConnectError> {
-        let id = Id::new().map_err(refused("reach rdma_cm (is rdma_ucm loaded?)"))?;
+        let id = Id::new().map_err(refused(RDMA_CM))?;
         let mut address = sockaddr(at);
         // SAFETY: needed to bind; the identifier lives, and the library copies the address.
         check(unsafe { rdma_bind_addr(id.as_ptr(), (&raw mut address).cast()) })
@@ -274,6 +297,10 @@ impl Request<'_> {
     pub fn reject(self) {
         reject(&self.id);
     }
+}
+
+fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
 }
 
 fn reject(id: &Id) {

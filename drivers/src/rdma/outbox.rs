@@ -2,8 +2,8 @@
 //!
 //! Comes in: frames, the peer's credits and buffers, completions. Goes out: messages and writes, in an
 //! order that gives the frames their order. Promises: no more messages with frames are under way than
-//! the peer has slots for, no more long frames than [`WRITES_MAX`]; a frame that is being written is
-//! held until the device is done with it.
+//! the peer has slots for, no more long frames than [`WRITES_MAX`] and no more of their bytes than may
+//! wait; a frame that is being written is held until the device is done with it.
 //!
 //! The order: frames and announcements stand in messages as they were submitted, and messages arrive
 //! in order. A write may overtake later messages; the receiver hands frames over by announcement.
@@ -21,6 +21,11 @@ use crate::lane::RefusedReason;
 /// per long frame of the peer's, a write per long frame of this side's, credits per half of the
 /// credits, and the lane's end.
 pub(super) const CREDITS: u8 = 24;
+/// With so many bytes the device has enough to do. Announcements wait behind what the device has, so
+/// the rest of the frames that have buffers wait here: the peer answers the announcements meanwhile.
+const WRITING_BYTES: usize = 512 << 10;
+/// And never fewer frames than this.
+const WRITING_MIN: usize = 2;
 const CREDIT_MESSAGES_MAX: usize = 4;
 const END_MESSAGES_MAX: usize = 2;
 const _: () = assert!(
@@ -28,7 +33,7 @@ const _: () = assert!(
     "every message that a peer may send needs a slot"
 );
 
-/// A lane's queue limits.
+/// A lane's limits: of what waits for the device, and once more of what the device writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct QueueLimits {
     pub(super) frames: usize,
@@ -80,6 +85,7 @@ pub(super) struct Outbox {
     written: u32,
     /// Of frames in `queue` and `announced`.
     backlog_bytes: usize,
+    announced_bytes: usize,
     writing_bytes: usize,
     sent_bytes: u64,
     refused: bool,
@@ -101,6 +107,7 @@ impl Outbox {
             credits: CREDITS,
             written: 0,
             backlog_bytes: 0,
+            announced_bytes: 0,
             writing_bytes: 0,
             sent_bytes: 0,
             refused: false,
@@ -110,12 +117,16 @@ impl Outbox {
         }
     }
 
-    fn held_frames(&self) -> usize {
-        self.queue.len() + self.announced.len() + self.writing.len()
+    /// Frames that the device does not have yet.
+    fn waiting(&self) -> usize {
+        self.queue.len() + self.announced.len()
     }
 
-    fn held_bytes(&self) -> usize {
-        self.backlog_bytes + self.writing_bytes
+    /// Whether another long frame has to wait until one of those under way arrived.
+    fn is_busy(&self, bytes: usize) -> bool {
+        let under_way = self.announced.len() + self.writing.len();
+        let too_long = self.announced_bytes + self.writing_bytes + bytes > self.limits.bytes;
+        under_way >= WRITES_MAX || (too_long && under_way > 0)
     }
 
     /// Queues a frame, or gives it back.
@@ -124,9 +135,9 @@ impl Outbox {
             return Err((frame, RefusedReason::Unknown));
         }
         let bytes = wire_bytes(frame.len());
-        let held = self.held_frames();
-        let too_long = self.held_bytes() + bytes > self.limits.bytes && held > 0;
-        if held >= self.limits.frames || too_long {
+        let waiting = self.waiting();
+        let too_long = self.backlog_bytes + bytes > self.limits.bytes && waiting > 0;
+        if waiting >= self.limits.frames || too_long {
             self.refused = true;
             return Err((frame, RefusedReason::Full));
         }
@@ -144,8 +155,8 @@ impl Outbox {
     pub(super) fn writable(&self) -> bool {
         self.refused
             && !self.closing
-            && self.held_frames() <= self.limits.frames / 2
-            && self.held_bytes() <= self.limits.bytes / 2
+            && self.waiting() <= self.limits.frames / 2
+            && self.backlog_bytes <= self.limits.bytes / 2
     }
 
     /// The room was told of.
@@ -209,10 +220,10 @@ impl Outbox {
                 self.sent_bytes += wire_bytes(bytes) as u64;
                 continue;
             }
-            let busy = self.announced.len() + self.writing.len() >= WRITES_MAX;
-            if busy || !message.long(bytes as u32) {
+            if self.is_busy(wire_bytes(bytes)) || !message.long(bytes as u32) {
                 return;
             }
+            self.announced_bytes += wire_bytes(bytes);
             self.announced.extend(self.queue.pop_front());
         }
     }
@@ -235,8 +246,11 @@ impl Outbox {
         }
     }
 
-    /// The oldest long frame, if it has a buffer.
+    /// The oldest long frame, if it has a buffer and the device has not enough to do.
     pub(super) fn next_write(&mut self) -> Option<Write> {
+        if self.writing_bytes >= WRITING_BYTES && self.writing.len() >= WRITING_MIN {
+            return None;
+        }
         let to = self.buffers.pop_front()?;
         let frame = self.announced.pop_front()?;
         let number = self.written;
@@ -248,6 +262,7 @@ impl Outbox {
     pub(super) fn posted_write(&mut self, seq: u64, frame: Frame) {
         let bytes = wire_bytes(frame.len());
         self.backlog_bytes -= bytes;
+        self.announced_bytes -= bytes;
         self.writing_bytes += bytes;
         self.sent_bytes += bytes as u64;
         self.writing.push_back((seq, frame));

@@ -81,6 +81,51 @@ fn long_frames_are_written_in_order_and_held_until_done() {
 }
 
 #[test]
+fn the_device_gets_enough_to_do_and_no_more() {
+    let limits = QueueLimits {
+        frames: 16,
+        bytes: 4 << 20,
+    };
+    let (mut outbox, pools) = (Outbox::new(limits), pools());
+    while outbox.submit(pools.copy(&[1; 60_000]).unwrap()).is_ok() {}
+    assert!(send(&mut outbox, 0));
+    for _ in 0..16 {
+        outbox.buffer(HERE).unwrap();
+    }
+    let mut seq = 1;
+    while let Some(write) = outbox.next_write() {
+        outbox.posted_write(seq, write.frame);
+        seq += 1;
+    }
+    assert_eq!(outbox.writing.len(), WRITING_BYTES.div_ceil(60_008));
+    outbox.completed(1);
+    assert!(outbox.next_write().is_some());
+}
+
+#[test]
+fn bytes_under_way_are_bounded_and_one_frame_always_goes() {
+    let limits = QueueLimits {
+        frames: 8,
+        bytes: 20_000,
+    };
+    let (mut outbox, pools) = (Outbox::new(limits), pools());
+    for bytes in [60_000, 9000, 9000, 9000] {
+        // The first is longer than all that may wait; alone it may.
+        let _ = outbox.submit(pools.copy(&vec![1; bytes]).unwrap());
+        send(&mut outbox, 0);
+        let _ = outbox.buffer(HERE);
+        if let Some(write) = outbox.next_write() {
+            outbox.posted_write(1, write.frame);
+        }
+    }
+    assert_eq!(outbox.writing.len(), 1, "no other one beside it");
+    assert_eq!(outbox.backlog_bytes(), 2 * 9008, "and no third one waits");
+    outbox.completed(1);
+    assert!(send(&mut outbox, 2), "both of the others go");
+    assert_eq!(outbox.announced.len(), 2);
+}
+
+#[test]
 fn the_fin_follows_the_last_write() {
     let (mut outbox, pools) = (outbox(), pools());
     outbox.submit(pools.copy(&[1; 9000]).unwrap()).unwrap();
