@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Sample {
     gb_per_s: f64,
     gb_per_cpu_s: f64,
-    calls_per_mb: f64,
+    /// Of the sending side and of the receiving side.
+    calls_per_mb: [f64; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +76,14 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
         row("rate at equal processor time", "GB/cpu-s", |sample| {
             sample.gb_per_cpu_s
         }),
-        row("system calls of both sides", "1/MB", |sample| {
-            sample.calls_per_mb
+        row("system calls", "1/MB", |sample| {
+            sample.calls_per_mb.iter().sum()
+        }),
+        row("system calls, sending", "1/MB", |sample| {
+            sample.calls_per_mb[0]
+        }),
+        row("system calls, receiving", "1/MB", |sample| {
+            sample.calls_per_mb[1]
         }),
     ])
 }
@@ -131,7 +138,7 @@ impl Ground<'_> {
         }
         let mut sender = Side::start(self.hosts[0], &sender, dir.path(), "send")?;
         let (sent, received) = (sender.end()?, receiver.end()?);
-        let calls = sender.calls()? + receiver.calls()?;
+        let calls = [sender.calls()?, receiver.calls()?];
         let figures = match way {
             Way::Ours => ours(&sent, &received)?,
             Way::Iperf3 => iperf3(&sent)?,
@@ -141,7 +148,7 @@ impl Ground<'_> {
         Ok(Sample {
             gb_per_s: bytes / 1e9 / seconds,
             gb_per_cpu_s: bytes / 1e9 / cpu_s,
-            calls_per_mb: calls as f64 / (bytes / 1e6),
+            calls_per_mb: calls.map(|calls| calls as f64 / (bytes / 1e6)),
         })
     }
 }
