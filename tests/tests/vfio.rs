@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use dwcp_lab::vm::{E1000E, IGB, Shape, Vm, VmConfig};
-use dwcp_tests::binary::{Target, build};
+use dwcp_tests::binary;
 
 #[test]
 fn streams_cross_nics_that_dpdk_drives() {
-    let tests = build("dwcp-tests", "dpdk,rdma", Target::Test("in_machine")).unwrap();
+    let tests = binary::test("dwcp-tests", "dpdk,rdma", "in_machine").unwrap();
     let config = VmConfig {
         limit: Duration::from_secs(300),
         ..VmConfig::new(Shape::Vfio)
