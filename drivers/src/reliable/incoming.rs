@@ -642,6 +642,7 @@ mod tests {
         assert_eq!(got, Err(Violation::Truncated));
         let got = incoming.take(&head(5, 0, 0, 0), &[], true);
         assert_eq!(got, Err(Violation::Nonsense));
+        incoming.clear();
         let mut incoming = fresh();
         incoming.take(&head(200, 0, 0, 0), &[], true).unwrap();
         assert_eq!(

@@ -295,11 +295,11 @@ fn serve_lane<P: DatagramPort>(
     {
         if port.send(to, &mut |buf| lane.write(&plan, now_ns, buf)) {
             sends += 1;
+            work += u32::from(plan.is_work());
         } else {
             *blocked = true;
         }
     }
-    work += sends;
     if *room > 0 && lane.is_writable_again() {
         *room -= 1;
         work += 1;
@@ -503,11 +503,8 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
         let mut work = self.receive(now_ns);
         self.lanes.relieve();
         self.lanes.tick(now_ns);
-        let done = self.serve(now_ns, &mut room, out);
-        if done > 0 {
-            self.port.flush();
-        }
-        work += done;
+        work += self.serve(now_ns, &mut room, out);
+        self.port.flush();
         if !self.lanes.listed.is_empty() {
             work += 1;
         }

@@ -71,7 +71,8 @@ pub(super) struct RateSample {
 pub(super) struct Settled {
     /// Datagram bytes.
     pub(super) bytes: u64,
-    /// Whether the end of the stream was among them.
+    /// Whether there was data among them, or the end of the stream.
+    pub(super) data: bool,
     pub(super) fin: bool,
     /// When the packet with the largest number was sent, if it is settled by this.
     pub(super) largest_sent_ns: Option<u64>,
@@ -307,6 +308,7 @@ impl SentLog {
         self.in_flight -= 1;
         self.delivered += bytes;
         settled.bytes += bytes;
+        settled.data |= sent.carried.len > 0;
         settled.fin |= sent.carried.fin;
         settled.newest_sent_ns = settled.newest_sent_ns.max(sent.sent_ns);
         if number == largest {

@@ -115,7 +115,7 @@ impl Tombs {
             said += 1;
             tomb.said += 1;
             let unasked = !tomb.farewell.only_answers && tomb.said < TIMES;
-            tomb.due_ns = unasked.then_some(now_ns + (AGAIN_NS << tomb.said));
+            tomb.due_ns = unasked.then(|| now_ns + (AGAIN_NS << tomb.said));
         }
         self.look();
         said

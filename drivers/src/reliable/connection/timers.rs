@@ -75,21 +75,17 @@ impl Connection {
         self.heard_ns.max(self.asked_ns) + self.silence_max_ns / ASKS
     }
 
-    /// Sends the oldest data again, without holding it for lost, or asks.
+    /// Lets the oldest data go again, without holding it for lost, or else a question.
     fn probe(&mut self, now_ns: u64) {
         self.timeouts += 1;
         self.asked_ns = now_ns;
         self.probes = PROBES;
-        match self.log.oldest() {
-            Some(oldest) if oldest.fin || oldest.offset < self.limit => {
-                self.outgoing
-                    .lose(oldest.offset..oldest.offset + u64::from(oldest.len));
-                if oldest.fin && self.fin == Fin::Sent {
-                    self.fin = Fin::Due;
-                }
-                self.ping = oldest.len == 0 && !oldest.fin;
+        if let Some(oldest) = self.log.oldest() {
+            self.outgoing
+                .lose(oldest.offset..oldest.offset + u64::from(oldest.len));
+            if oldest.fin && self.fin == Fin::Sent {
+                self.fin = Fin::Due;
             }
-            _ => self.ping = true,
         }
     }
 

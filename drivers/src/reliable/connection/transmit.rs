@@ -30,6 +30,18 @@ pub(in crate::reliable) enum Plan {
     },
 }
 
+impl Plan {
+    /// Whether more may follow soon. Nothing follows an acknowledgement.
+    pub(in crate::reliable) fn is_work(&self) -> bool {
+        match self {
+            Self::SetUp => true,
+            Self::Packet {
+                data, fin, ping, ..
+            } => data.is_some() || *fin || *ping,
+        }
+    }
+}
+
 impl Connection {
     /// What goes next, if anything goes now. Nothing counts as sent before [`Connection::write`].
     pub(in crate::reliable) fn plan(&mut self, now_ns: u64) -> Option<Plan> {
@@ -46,7 +58,9 @@ impl Connection {
             None => !self.wants_to_send_data(),
         };
         let fin = self.fin == Fin::Due && at_the_end && self.log.has_room_for_ack();
-        let ping = self.ping && data.is_none() && !fin && self.log.has_room_for_probe();
+        // A probe without data to send is a question.
+        let asks = (self.ping || self.probes > 0) && data.is_none() && !fin;
+        let ping = asks && self.log.has_room_for_probe();
         let due = self.arrivals.is_due(now_ns) && self.log.has_room_for_ack();
         let ack_bytes = ACK_BYTES_MIN
             + ACK_RANGE_BYTES
@@ -84,11 +98,9 @@ impl Connection {
             return None;
         }
         let in_flight = self.log.in_flight_bytes();
-        let window = self.congestion.window_bytes();
         if self.probes == 0 {
-            self.pacer
-                .fill(now_ns, self.congestion.pacing_bytes_per_s());
-            self.window_limited = in_flight + self.datagram_bytes as u64 > window;
+            self.pacer.fill(now_ns);
+            self.window_limited = in_flight + self.datagram_bytes as u64 > self.window;
             if self.window_limited || !self.log.has_room_for_data() {
                 return None;
             }
@@ -184,7 +196,7 @@ impl Connection {
         let in_flight = self.log.in_flight_bytes() + 2 * self.datagram_bytes as u64;
         end == self.outgoing.end()
             || end == self.send_limit()
-            || in_flight > self.congestion.window_bytes()
+            || in_flight > self.window
             || self.probes > 0
     }
 
@@ -245,7 +257,7 @@ impl Connection {
         if data.is_some() && !self.wants_to_send_data() {
             self.log.set_app_limited();
         }
-        self.pacer.sent(len as u64);
+        self.pacer.sent(len);
         self.asked_ns = now_ns;
         self.probes = self.probes.saturating_sub(1);
         self.ping &= !ping;
