@@ -70,7 +70,12 @@ impl ReliableConfig {
         let silence_ms = usize::try_from(self.silence_max.as_millis()).unwrap_or(usize::MAX);
         let figures = [
             ("lanes_max", usize::from(self.lanes_max), 1, 1024),
-            ("queue_frames_max", usize::from(self.queue_frames_max), 1, 1024),
+            (
+                "queue_frames_max",
+                usize::from(self.queue_frames_max),
+                1,
+                1024,
+            ),
             ("queue_bytes_max", self.queue_bytes_max, 1, 1 << 30),
             ("window_bytes_max", self.window_bytes_max, 64 << 10, 1 << 30),
             ("silence_max (milliseconds)", silence_ms, 1000, 600_000),
@@ -106,9 +111,18 @@ mod tests {
         };
         assert_eq!(refused(|config| config.lanes_max = 0), "lanes_max");
         assert_eq!(refused(|config| config.lanes_max = 1025), "lanes_max");
-        assert_eq!(refused(|config| config.queue_frames_max = 0), "queue_frames_max");
-        assert_eq!(refused(|config| config.queue_bytes_max = 0), "queue_bytes_max");
-        assert_eq!(refused(|config| config.window_bytes_max = 1), "window_bytes_max");
+        assert_eq!(
+            refused(|config| config.queue_frames_max = 0),
+            "queue_frames_max"
+        );
+        assert_eq!(
+            refused(|config| config.queue_bytes_max = 0),
+            "queue_bytes_max"
+        );
+        assert_eq!(
+            refused(|config| config.window_bytes_max = 1),
+            "window_bytes_max"
+        );
         let name = refused(|config| config.silence_max = Duration::from_millis(10));
         assert_eq!(name, "silence_max (milliseconds)");
     }

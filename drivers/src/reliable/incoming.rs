@@ -118,7 +118,11 @@ impl Incoming {
     pub(super) fn promise_window(&mut self) -> u32 {
         let placed = self.frames.back().map_or(self.contiguous, Growing::end);
         let refused = self.refused && self.starved.is_some();
-        let more = if refused { 0 } else { self.room_for_new_frames() };
+        let more = if refused {
+            0
+        } else {
+            self.room_for_new_frames()
+        };
         let limit = (placed + more).min(self.delivered + self.window_max);
         if limit <= self.highest + WINDOW_LOW_BYTES && self.starved.is_none() {
             // What comes back from now on is worth telling the peer of.
@@ -154,7 +158,10 @@ impl Incoming {
         data: &[u8],
         fin: bool,
     ) -> Result<Taken, Violation> {
-        let end = head.offset.checked_add(data.len() as u64).ok_or(Violation::Nonsense)?;
+        let end = head
+            .offset
+            .checked_add(data.len() as u64)
+            .ok_or(Violation::Nonsense)?;
         if end > self.promised {
             return Err(Violation::Nonsense);
         }
@@ -191,7 +198,9 @@ impl Incoming {
     /// Copies `data` into its frames. Returns up to where.
     fn place(&mut self, head: &DataHead, data: &[u8]) -> Result<u64, Violation> {
         let mut at = head.offset;
-        let mut start = at.checked_sub(u64::from(head.back)).ok_or(Violation::Nonsense)?;
+        let mut start = at
+            .checked_sub(u64::from(head.back))
+            .ok_or(Violation::Nonsense)?;
         let mut announced_bytes = head.frame_len;
         let mut rest = data;
         loop {
@@ -243,7 +252,11 @@ impl Incoming {
             }
             _ => self.frames.len(),
         };
-        if self.frames.get(at).is_some_and(|frame| frame.start == start) {
+        if self
+            .frames
+            .get(at)
+            .is_some_and(|frame| frame.start == start)
+        {
             let frame = self.frames.get_mut(at).filter(|frame| frame.len == len);
             return frame.map(|growing| Some(&mut growing.frame)).ok_or(bad);
         }
@@ -281,7 +294,10 @@ impl Incoming {
             if head && self.forget_last() {
                 continue;
             }
-            if self.starved.is_some_and(|since| !self.pools.relieved(since)) {
+            if self
+                .starved
+                .is_some_and(|since| !self.pools.relieved(since))
+            {
                 return None;
             }
             // Once more: a buffer that came back before `starve` woke nobody.
@@ -324,7 +340,9 @@ impl Incoming {
     /// The next whole frame.
     pub(super) fn deliver(&mut self) -> Option<Frame> {
         let contiguous = self.contiguous;
-        let whole = self.frames.pop_front_if(|first| first.end() <= contiguous)?;
+        let whole = self
+            .frames
+            .pop_front_if(|first| first.end() <= contiguous)?;
         self.delivered = whole.end();
         // The length was checked before the buffer was taken, so this does not fail.
         whole.frame.freeze(whole.len as usize).ok()
@@ -332,7 +350,9 @@ impl Incoming {
 
     /// Whether [`Incoming::deliver`] would give a frame.
     pub(super) fn has_whole_frame(&self) -> bool {
-        self.frames.front().is_some_and(|first| first.end() <= self.contiguous)
+        self.frames
+            .front()
+            .is_some_and(|first| first.end() <= self.contiguous)
     }
 
     /// Whether the peer ended the stream and all of it was handed out.
@@ -537,7 +557,11 @@ mod tests {
         assert_eq!(pools.available().small, 0);
         let before = incoming.restarts();
         assert_eq!(give(&mut incoming, &lens, 0..1004, false), Ok(Taken::Kept));
-        assert_eq!(incoming.restarts(), before + 1, "the last one was forgotten");
+        assert_eq!(
+            incoming.restarts(),
+            before + 1,
+            "the last one was forgotten"
+        );
         assert!(incoming.deliver().is_some() && incoming.deliver().is_some());
         assert!(incoming.deliver().is_none());
         assert_eq!(incoming.contiguous(), 2008);
@@ -548,7 +572,10 @@ mod tests {
         let lens = [100, 1500];
         let pools = pools(1, 0, 0);
         let mut incoming = incoming(&pools);
-        assert_eq!(give(&mut incoming, &lens, 0..1608, false), Ok(Taken::NoMemory));
+        assert_eq!(
+            give(&mut incoming, &lens, 0..1608, false),
+            Ok(Taken::NoMemory)
+        );
         let held = incoming.deliver().unwrap();
         assert_eq!(incoming.contiguous(), 104, "the first frame counts");
         assert_eq!(incoming.promise_window(), 0);
@@ -580,7 +607,11 @@ mod tests {
             data
         };
         for announced_bytes in [0, MAX_FRAME_BYTES as u32 + 1, u32::MAX] {
-            let got = fresh().take(&head(0, 0, announced_bytes, 9), &frame(announced_bytes, 5), false);
+            let got = fresh().take(
+                &head(0, 0, announced_bytes, 9),
+                &frame(announced_bytes, 5),
+                false,
+            );
             assert_eq!(got, Err(Violation::BadLength { announced_bytes }));
         }
         let cases = [
@@ -593,11 +624,17 @@ mod tests {
             (head(u64::MAX, 0, 5, 9), frame(5, 5), "beyond all numbers"),
         ];
         for (head, data, what) in cases {
-            assert_eq!(fresh().take(&head, &data, false), Err(Violation::Nonsense), "{what}");
+            assert_eq!(
+                fresh().take(&head, &data, false),
+                Err(Violation::Nonsense),
+                "{what}"
+            );
         }
         // Two frames in one place.
         let mut incoming = fresh();
-        incoming.take(&head(0, 0, 100, 14), &frame(100, 10), false).unwrap();
+        incoming
+            .take(&head(0, 0, 100, 14), &frame(100, 10), false)
+            .unwrap();
         let got = incoming.take(&head(50, 0, 6, 9), &frame(6, 5), false);
         assert_eq!(got, Err(Violation::BadLength { announced_bytes: 6 }));
         // An end within a frame, before what is there, and two ends.
@@ -605,9 +642,13 @@ mod tests {
         assert_eq!(got, Err(Violation::Truncated));
         let got = incoming.take(&head(5, 0, 0, 0), &[], true);
         assert_eq!(got, Err(Violation::Nonsense));
+        incoming.clear();
         let mut incoming = fresh();
         incoming.take(&head(200, 0, 0, 0), &[], true).unwrap();
-        assert_eq!(incoming.take(&head(300, 0, 0, 0), &[], true), Err(Violation::Nonsense));
+        assert_eq!(
+            incoming.take(&head(300, 0, 0, 0), &[], true),
+            Err(Violation::Nonsense)
+        );
         let got = incoming.take(&head(198, 0, 100, 14), &frame(100, 10), false);
         assert_eq!(got, Err(Violation::Nonsense), "data behind the end");
         assert_eq!(pools.available().small, 4);

@@ -237,7 +237,10 @@ impl<P: DatagramPort> ReliableLanes<P> {
             let port = &mut self.port;
             let due_ns = self.lanes.tombs.due_ns();
             if due_ns <= now_ns {
-                work += self.lanes.tombs.speak(now_ns, |to, farewell| say(port, to, farewell));
+                work += self
+                    .lanes
+                    .tombs
+                    .speak(now_ns, |to, farewell| say(port, to, farewell));
             }
         }
         work
@@ -292,11 +295,11 @@ fn serve_lane<P: DatagramPort>(
     {
         if port.send(to, &mut |buf| lane.write(&plan, now_ns, buf)) {
             sends += 1;
+            work += u32::from(plan.is_work());
         } else {
             *blocked = true;
         }
     }
-    work += sends;
     if *room > 0 && lane.is_writable_again() {
         *room -= 1;
         work += 1;
@@ -332,7 +335,10 @@ impl Lanes {
 
     /// Puts a lane among those to be served.
     fn list(&mut self, slot: usize) {
-        if let Some(lane) = self.slots.get_mut(slot).and_then(|slot| slot.lane.as_deref_mut())
+        if let Some(lane) = self
+            .slots
+            .get_mut(slot)
+            .and_then(|slot| slot.lane.as_deref_mut())
             && !lane.listed
         {
             lane.listed = true;
@@ -354,7 +360,10 @@ impl Lanes {
                 .is_some_and(|lane| lane.number_of_connection() == last);
         if !known {
             let Some(&found) = self.by_connection.get(&header.connection) else {
-                if !self.tombs.hear(now_ns, from, header.connection, header.kind) {
+                if !self
+                    .tombs
+                    .hear(now_ns, from, header.connection, header.kind)
+                {
                     self.dropped.unknown_connection += 1;
                 }
                 return;
@@ -432,11 +441,7 @@ impl Lanes {
 impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
     type Endpoint = ReliableEndpoint;
 
-    fn add(
-        &mut self,
-        endpoint: ReliableEndpoint,
-        pools: &FramePools,
-    ) -> Result<LaneId, AddError> {
+    fn add(&mut self, endpoint: ReliableEndpoint, pools: &FramePools) -> Result<LaneId, AddError> {
         if self.lanes.by_connection.contains_key(&endpoint.connection) {
             return Err(AddError::WrongEndpoint(
                 "another lane of this group has its connection number",
@@ -498,11 +503,8 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
         let mut work = self.receive(now_ns);
         self.lanes.relieve();
         self.lanes.tick(now_ns);
-        let done = self.serve(now_ns, &mut room, out);
-        if done > 0 {
-            self.port.flush();
-        }
-        work += done;
+        work += self.serve(now_ns, &mut room, out);
+        self.port.flush();
         if !self.lanes.listed.is_empty() {
             work += 1;
         }

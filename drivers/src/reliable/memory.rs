@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -45,6 +45,7 @@ struct Shared {
     free: ArrayQueue<Datagram>,
     max_payload: usize,
     next_address: AtomicU16,
+    delivered: AtomicU64,
     start: Instant,
 }
 
@@ -83,6 +84,7 @@ impl MemoryNetwork {
                 free,
                 max_payload,
                 next_address: AtomicU16::new(1),
+                delivered: AtomicU64::new(0),
                 start: Instant::now(),
             }),
         }
@@ -93,6 +95,12 @@ impl MemoryNetwork {
     pub fn address(&self) -> SocketAddr {
         let port = self.shared.next_address.fetch_add(1, Ordering::Relaxed);
         SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// Datagrams that ports received so far.
+    #[must_use]
+    pub fn delivered(&self) -> u64 {
+        self.shared.delivered.load(Ordering::Relaxed)
     }
 
     /// A port with an address of its own.
@@ -175,7 +183,8 @@ impl MemoryPort {
                 // Pairs with the fence in `prepare_park`: either that side sees the datagram, or this
                 // one sees that it sleeps.
                 fence(Ordering::SeqCst);
-                if inbox.parked.load(Ordering::Relaxed) && inbox.parked.swap(false, Ordering::SeqCst)
+                if inbox.parked.load(Ordering::Relaxed)
+                    && inbox.parked.swap(false, Ordering::SeqCst)
                 {
                     inbox.waker.wake();
                 }
@@ -261,14 +270,17 @@ impl DatagramPort for MemoryPort {
 
     fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &mut [u8])) -> usize {
         self.release_delayed(false);
-        for count in 0..BURST {
-            let Some(mut datagram) = self.inbox.arrived.pop() else {
-                return count;
-            };
+        let mut count = 0;
+        while count < BURST
+            && let Some(mut datagram) = self.inbox.arrived.pop()
+        {
             sink(datagram.from, &mut datagram.bytes[..datagram.len]);
             self.shared.give_back(datagram);
+            count += 1;
         }
-        BURST
+        let delivered = &self.shared.delivered;
+        delivered.fetch_add(count as u64, Ordering::Relaxed);
+        count
     }
 
     fn send(&mut self, to: SocketAddr, fill: &mut impl FnMut(&mut [u8]) -> usize) -> bool {
@@ -315,7 +327,9 @@ impl Drop for MemoryPort {
         self.release_delayed(true);
         self.inbox.closed.store(true, Ordering::Relaxed);
         let inbox = &self.inbox;
-        self.shared.bound().retain(|_, bound| !Arc::ptr_eq(bound, inbox));
+        self.shared
+            .bound()
+            .retain(|_, bound| !Arc::ptr_eq(bound, inbox));
         while let Some(datagram) = self.inbox.arrived.pop() {
             self.shared.give_back(datagram);
         }

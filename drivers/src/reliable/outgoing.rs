@@ -130,7 +130,11 @@ impl Outgoing {
         }
         if contiguous > self.base {
             self.base = contiguous;
-            while self.frames.front().is_some_and(|held| held.end() <= contiguous) {
+            while self
+                .frames
+                .front()
+                .is_some_and(|held| held.end() <= contiguous)
+            {
                 self.frames.pop_front();
                 self.next_at -= 1;
             }
@@ -172,7 +176,11 @@ impl Outgoing {
         let first = self.frames.get(at)?;
         let mut end = offset;
         let mut room_left = room as u64;
-        for held in self.frames.range(at..).take(FRAMES_HELD_MAX.saturating_sub(at)) {
+        for held in self
+            .frames
+            .range(at..)
+            .take(FRAMES_HELD_MAX.saturating_sub(at))
+        {
             let fits = limit.saturating_sub(end).min(room_left);
             let rest = held.end() - end;
             if end == held.start && fits < rest {
@@ -321,14 +329,18 @@ mod tests {
         let pools = pools(64, 16, 0);
         let mut outgoing = Outgoing::new(LIMITS);
         for seed in 0..3 {
-            outgoing.submit(pools.copy(&bytes_of(seed, 4096)).unwrap()).unwrap();
+            outgoing
+                .submit(pools.copy(&bytes_of(seed, 4096)).unwrap())
+                .unwrap();
         }
         for at in 0..3u64 {
             let (piece, _) = send(&mut outgoing, 4106, u64::MAX).unwrap();
             assert_eq!((piece.offset, piece.len, piece.back), (at * 4100, 4100, 0));
         }
         for seed in 0..10 {
-            outgoing.submit(pools.copy(&bytes_of(seed, 100)).unwrap()).unwrap();
+            outgoing
+                .submit(pools.copy(&bytes_of(seed, 100)).unwrap())
+                .unwrap();
         }
         let (piece, _) = send(&mut outgoing, 4106, u64::MAX).unwrap();
         assert_eq!(piece.len, 1040);
@@ -339,7 +351,9 @@ mod tests {
     fn nothing_goes_beyond_a_limit() {
         let pools = pools(4, 4, 0);
         let mut outgoing = Outgoing::new(LIMITS);
-        outgoing.submit(pools.copy(&bytes_of(1, 3000)).unwrap()).unwrap();
+        outgoing
+            .submit(pools.copy(&bytes_of(1, 3000)).unwrap())
+            .unwrap();
         assert_eq!(send(&mut outgoing, 1000, 4), None, "nothing but a length");
         assert_eq!(send(&mut outgoing, 1000, 500).unwrap().0.len, 500);
         assert_eq!(send(&mut outgoing, 1000, 500), None);
@@ -365,7 +379,9 @@ mod tests {
         assert!(!outgoing.is_low());
         outgoing.clear();
         assert_eq!(pools.available().small, 64);
-        outgoing.submit(pools.copy(&vec![1; 1 << 20]).unwrap()).unwrap();
+        outgoing
+            .submit(pools.copy(&vec![1; 1 << 20]).unwrap())
+            .unwrap();
         assert!(outgoing.submit(pools.copy(b"x").unwrap()).is_err());
     }
 

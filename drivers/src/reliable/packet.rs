@@ -500,8 +500,7 @@ mod tests {
                 bytes.extend(len.to_le_bytes());
             }
             let mut ranges = AckRanges::EMPTY;
-            Ack::parse(&mut Reader(&bytes), &mut ranges)
-                .map(|_| ranges.descending().to_vec())
+            Ack::parse(&mut Reader(&bytes), &mut ranges).map(|_| ranges.descending().to_vec())
         };
         assert_eq!(ack(101, &[]), Some(vec![(0, 100)]));
         assert_eq!(ack(1, &[(1, 99)]), Some(vec![(100, 100), (0, 98)]));
@@ -528,7 +527,10 @@ mod tests {
             DataHead::parse(&mut Reader(&bytes)),
             Some((head, &b"abc"[..]))
         );
-        assert_eq!(DataHead::parse(&mut Reader(&bytes[..DATA_HEAD_BYTES + 2])), None);
+        assert_eq!(
+            DataHead::parse(&mut Reader(&bytes[..DATA_HEAD_BYTES + 2])),
+            None
+        );
         let mut long = bytes.to_vec();
         long.push(0);
         assert_eq!(DataHead::parse(&mut Reader(&long)), None);

@@ -26,7 +26,7 @@ pub trait DatagramPort {
     /// is no room now and `fill` was not called. What the port cannot deliver is lost, as on a network.
     fn send(&mut self, to: SocketAddr, fill: &mut impl FnMut(&mut [u8]) -> usize) -> bool;
 
-    /// Hands over what was built. Called once after each burst of sends.
+    /// Hands over what was built. Called at the end of each poll, also when nothing was.
     fn flush(&mut self);
 
     /// A descriptor that becomes readable when something arrives, after

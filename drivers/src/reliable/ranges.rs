@@ -69,7 +69,11 @@ impl RangeSet {
         let mut until = from;
         let mut joined = new.clone();
         let mut known = 0;
-        while let Some(range) = self.ranges.get(until).filter(|range| range.start <= new.end) {
+        while let Some(range) = self
+            .ranges
+            .get(until)
+            .filter(|range| range.start <= new.end)
+        {
             let overlap = range.start.max(new.start)..range.end.min(new.end);
             known += overlap.end.saturating_sub(overlap.start);
             joined = joined.start.min(range.start)..joined.end.max(range.end);

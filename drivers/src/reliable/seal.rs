@@ -163,7 +163,10 @@ mod tests {
                 from.seal(9, &mut sent);
                 let readable = sent.windows(6).any(|six| six == b"nobody");
                 assert_eq!(readable, protection == Protection::Tagged);
-                assert_eq!(to.open(9, &mut sent).unwrap(), b"nobody else may change this");
+                assert_eq!(
+                    to.open(9, &mut sent).unwrap(),
+                    b"nobody else may change this"
+                );
             }
         }
     }
@@ -182,9 +185,17 @@ mod tests {
             for len in 0..sent.len() {
                 assert_eq!(acceptor.open(9, &mut sent[..len].to_vec()), Err(Forged));
             }
-            assert_eq!(acceptor.open(8, &mut sent.clone()), Err(Forged), "replayed number");
+            assert_eq!(
+                acceptor.open(8, &mut sent.clone()),
+                Err(Forged),
+                "replayed number"
+            );
             let fresh = keys(Role::Acceptor, protection, 4);
-            assert_eq!(fresh.open(9, &mut sent.clone()), Err(Forged), "another connection");
+            assert_eq!(
+                fresh.open(9, &mut sent.clone()),
+                Err(Forged),
+                "another connection"
+            );
             let own = keys(Role::Initiator, protection, 3);
             assert_eq!(own.open(9, &mut sent.clone()), Err(Forged), "sent back");
             assert!(acceptor.open(9, &mut sent).is_ok());
@@ -200,6 +211,10 @@ mod tests {
             setup(Role::Acceptor, Protection::Sealed).open(0, &mut sent.clone()),
             Err(Forged)
         );
-        assert!(setup(Role::Acceptor, Protection::Tagged).open(0, &mut sent).is_ok());
+        assert!(
+            setup(Role::Acceptor, Protection::Tagged)
+                .open(0, &mut sent)
+                .is_ok()
+        );
     }
 }

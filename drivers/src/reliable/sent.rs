@@ -71,7 +71,8 @@ pub(super) struct RateSample {
 pub(super) struct Settled {
     /// Datagram bytes.
     pub(super) bytes: u64,
-    /// Whether the end of the stream was among them.
+    /// Whether there was data among them, or the end of the stream.
+    pub(super) data: bool,
     pub(super) fin: bool,
     /// When the packet with the largest number was sent, if it is settled by this.
     pub(super) largest_sent_ns: Option<u64>,
@@ -253,7 +254,10 @@ impl SentLog {
         }
         for &(low, high) in ranges.descending().iter().rev() {
             for number in self.acked_end..low {
-                if self.entry(number).is_some_and(|sent| sent.state == State::Flight) {
+                if self
+                    .entry(number)
+                    .is_some_and(|sent| sent.state == State::Flight)
+                {
                     self.holes.push_back(number);
                 }
             }
@@ -304,6 +308,7 @@ impl SentLog {
         self.in_flight -= 1;
         self.delivered += bytes;
         settled.bytes += bytes;
+        settled.data |= sent.carried.len > 0;
         settled.fin |= sent.carried.fin;
         settled.newest_sent_ns = settled.newest_sent_ns.max(sent.sent_ns);
         if number == largest {
@@ -368,7 +373,11 @@ impl SentLog {
         }
         // What is not back after this was not late.
         let forget_ns = now_ns.saturating_sub(4 * patience_ns);
-        while self.lost.front().is_some_and(|(_, sent_ns)| *sent_ns < forget_ns) {
+        while self
+            .lost
+            .front()
+            .is_some_and(|(_, sent_ns)| *sent_ns < forget_ns)
+        {
             self.lost.pop_front();
         }
         self.forget_settled();
@@ -435,7 +444,9 @@ mod tests {
 
     fn ranges(descending: &[(u64, u64)]) -> AckRanges {
         let mut ranges = AckRanges::EMPTY;
-        descending.iter().for_each(|(low, high)| ranges.push(*low, *high));
+        descending
+            .iter()
+            .for_each(|(low, high)| ranges.push(*low, *high));
         ranges
     }
 
@@ -510,7 +521,9 @@ mod tests {
         log.acknowledge(10 * MS, &ranges(&[(9, 9)]), 0).unwrap();
         assert_eq!(lost(&mut log, 10 * MS, &rtt).len(), 7);
         assert_eq!(log.floor(), 0, "late ones are still wanted");
-        let settled = log.acknowledge(11 * MS, &ranges(&[(9, 9), (0, 0)]), 0).unwrap();
+        let settled = log
+            .acknowledge(11 * MS, &ranges(&[(9, 9), (0, 0)]), 0)
+            .unwrap();
         assert_eq!((settled.spurious, settled.bytes), (1, 0));
         // Ten packets of distance are no sign of loss any more, nor is time up to two round trips.
         log.acknowledge(12 * MS, &ranges(&[(18, 18)]), 0).unwrap();
@@ -533,12 +546,18 @@ mod tests {
                 if now < 21 {
                     continue; // the path was not full when these were sent
                 }
-                assert_eq!((rate.bytes_per_s, rate.app_limited), (150_000, false), "{now}");
+                assert_eq!(
+                    (rate.bytes_per_s, rate.app_limited),
+                    (150_000, false),
+                    "{now}"
+                );
             }
         }
         log.set_app_limited();
         log.push_tracked(40 * MS, carried(40));
-        let settled = log.acknowledge(50 * MS, &ranges(&[(0, 40)]), 10 * MS).unwrap();
+        let settled = log
+            .acknowledge(50 * MS, &ranges(&[(0, 40)]), 10 * MS)
+            .unwrap();
         assert!(settled.rate.unwrap().app_limited);
         assert_eq!(settled.prior_delivered, 30 * 150);
     }

@@ -55,7 +55,12 @@ impl SetUp {
             connection: endpoint.connection,
             secret: endpoint.secret,
             protection: endpoint.protection,
-            keys: Keys::of_setup(&endpoint.secret, endpoint.connection, role, endpoint.protection),
+            keys: Keys::of_setup(
+                &endpoint.secret,
+                endpoint.connection,
+                role,
+                endpoint.protection,
+            ),
             own,
             theirs: None,
             due_ns: (role == Role::Initiator).then_some(now_ns),
@@ -151,5 +156,97 @@ impl SetUp {
         self.sent = self.sent.saturating_add(1);
         self.sent_ns = now_ns;
         len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::reliable::Protection;
+
+    fn side(meeting: Meeting, max_payload: u16, nonce: u8) -> SetUp {
+        let endpoint = ReliableEndpoint {
+            meeting,
+            connection: 9,
+            secret: [3; 32],
+            protection: Protection::Sealed,
+        };
+        let own = Setup {
+            max_payload,
+            window: 1000 + u32::from(nonce),
+            nonce: [nonce; 16],
+        };
+        SetUp::new(&endpoint, own, 5)
+    }
+
+    fn connecting(max_payload: u16) -> SetUp {
+        let peer = SocketAddr::from(([10, 0, 0, 1], 1));
+        side(Meeting::Connect(peer), max_payload, 1)
+    }
+
+    /// What `from` sends, as `to` hears it.
+    fn tell(from: &mut SetUp, to: &mut SetUp, now_ns: u64) -> Option<(usize, Option<Agreed>)> {
+        from.due_ns().filter(|due_ns| *due_ns <= now_ns)?;
+        let mut buf = [0xee; 9000];
+        let len = from.write(now_ns, &mut buf);
+        let header = Header::parse(&buf[..len]).unwrap();
+        let body = to.keys().open(header.number, &mut buf[..len]).unwrap();
+        Some((len, to.hear(now_ns, header.kind, body)))
+    }
+
+    #[test]
+    fn one_round_trip_gives_both_the_same_keys() {
+        let (mut a, mut b) = (connecting(8900), side(Meeting::Accept, 1472, 2));
+        assert!(
+            tell(&mut b, &mut a, 5).is_none(),
+            "the acceptor only answers"
+        );
+        let (len, at_b) = tell(&mut a, &mut b, 5).unwrap();
+        let at_b = at_b.unwrap();
+        assert_eq!((len, at_b.datagram_bytes, at_b.window), (8900, 1472, 1001));
+        assert!(!at_b.peer_has_keys);
+        let (len, at_a) = tell(&mut b, &mut a, 2005).unwrap();
+        let at_a = at_a.unwrap();
+        assert_eq!((len, at_a.datagram_bytes, at_a.window), (1472, 1472, 1002));
+        assert_eq!((at_a.asked_once_ns, at_a.peer_has_keys), (Some(5), true));
+        assert_eq!((a.due_ns(), b.due_ns()), (None, None));
+        let mut datagram = vec![0; 60];
+        at_a.keys.seal(4, &mut datagram);
+        assert!(at_b.keys.open(4, &mut datagram).is_ok());
+    }
+
+    #[test]
+    fn lost_datagrams_are_said_again_and_late_ones_change_nothing() {
+        let (mut a, mut b) = (connecting(1472), side(Meeting::Accept, 1472, 2));
+        let mut nobody = side(Meeting::Accept, 1472, 3);
+        tell(&mut a, &mut nobody, 5).unwrap();
+        assert!(a.due_ns().unwrap() > 5);
+        let later_ns = 1_000_000_000;
+        assert!(tell(&mut a, &mut b, later_ns).unwrap().1.is_some());
+        // The WELCOME is lost, so the HELLO comes again, and the answer once for each.
+        b.write(later_ns, &mut [0; 1472]);
+        assert!(tell(&mut a, &mut b, 2 * later_ns).unwrap().1.is_none());
+        let agreed = tell(&mut b, &mut a, 2 * later_ns).unwrap().1.unwrap();
+        assert_eq!(
+            agreed.asked_once_ns, None,
+            "which HELLO it answers is unknown"
+        );
+        assert!(tell(&mut b, &mut a, 3 * later_ns).is_none());
+        // Another HELLO than the first is not listened to.
+        let mut other = side(
+            Meeting::Connect(SocketAddr::from(([1, 1, 1, 1], 1))),
+            1472,
+            8,
+        );
+        assert!(tell(&mut other, &mut b, later_ns).unwrap().1.is_none());
+        assert_eq!(b.due_ns(), None);
+    }
+
+    #[test]
+    fn a_path_too_small_for_lanes_is_refused() {
+        let (mut a, mut b) = (connecting(1199), side(Meeting::Accept, 1472, 2));
+        assert!(tell(&mut a, &mut b, 5).unwrap().1.is_none());
     }
 }

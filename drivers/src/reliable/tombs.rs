@@ -59,7 +59,13 @@ impl Tombs {
     }
 
     /// A datagram came for a lane that the group does not have. False: it never had it.
-    pub(super) fn hear(&mut self, now_ns: u64, from: SocketAddr, connection: u64, kind: Kind) -> bool {
+    pub(super) fn hear(
+        &mut self,
+        now_ns: u64,
+        from: SocketAddr,
+        connection: u64,
+        kind: Kind,
+    ) -> bool {
         let mut tombs = self.tombs.iter_mut().rev();
         let Some(tomb) = tombs.find(|tomb| tomb.farewell.connection == connection) else {
             return false;
@@ -93,7 +99,11 @@ impl Tombs {
         mut send: impl FnMut(SocketAddr, &[u8]) -> bool,
     ) -> u32 {
         let mut said = 0;
-        while self.tombs.pop_front_if(|tomb| tomb.forget_ns <= now_ns).is_some() {}
+        while self
+            .tombs
+            .pop_front_if(|tomb| tomb.forget_ns <= now_ns)
+            .is_some()
+        {}
         for tomb in &mut self.tombs {
             let due = tomb.due_ns.is_some_and(|due_ns| due_ns <= now_ns);
             let Some(peer) = tomb.farewell.peer.filter(|_| due) else {
@@ -105,7 +115,7 @@ impl Tombs {
             said += 1;
             tomb.said += 1;
             let unasked = !tomb.farewell.only_answers && tomb.said < TIMES;
-            tomb.due_ns = unasked.then_some(now_ns + (AGAIN_NS << tomb.said));
+            tomb.due_ns = unasked.then(|| now_ns + (AGAIN_NS << tomb.said));
         }
         self.look();
         said
@@ -157,7 +167,11 @@ mod tests {
         assert_eq!(said(&mut tombs, 5 * SECOND), [(20, 2)]);
         assert_eq!(said(&mut tombs, 6 * SECOND), []);
         assert!(tombs.hear(6 * SECOND, at(20), 2, Kind::Close));
-        assert_eq!(said(&mut tombs, 6 * SECOND), [], "two that are over stay silent");
+        assert_eq!(
+            said(&mut tombs, 6 * SECOND),
+            [],
+            "two that are over stay silent"
+        );
         assert!(!tombs.hear(6 * SECOND, at(20), 3, Kind::Packet));
     }
 
@@ -176,7 +190,10 @@ mod tests {
         for connection in 1..=3 {
             tombs.bury(0, farewell(connection, Some(1), true));
         }
-        assert!(!tombs.hear(0, at(1), 1, Kind::Packet), "the oldest is forgotten");
+        assert!(
+            !tombs.hear(0, at(1), 1, Kind::Packet),
+            "the oldest is forgotten"
+        );
         let mut answers = 0;
         for _ in 0..1000 {
             tombs.hear(0, at(1), 2, Kind::Packet);

@@ -200,9 +200,9 @@ impl Bbr {
     fn pace(&mut self, acked: &Acked) {
         let percent = self.mode.pacing_percent();
         let wanted = (self.rate.get() / 100 * percent).max(self.datagram_bytes);
-        let before = self.pacing_bytes_per_s.unwrap_or_else(|| {
-            rate(self.window, acked.rtt_smoothed_ns) / 100 * STARTUP_PERCENT
-        });
+        let before = self
+            .pacing_bytes_per_s
+            .unwrap_or_else(|| rate(self.window, acked.rtt_smoothed_ns) / 100 * STARTUP_PERCENT);
         // Until the path is full, a low rate tells of the sender, not of the path.
         self.pacing_bytes_per_s = Some(if self.path_is_full() {
             wanted
@@ -261,7 +261,8 @@ impl Controller for Bbr {
     }
 
     fn window_bytes(&self) -> u64 {
-        self.ceiling.map_or(self.window, |ceiling| ceiling.min(self.window))
+        self.ceiling
+            .map_or(self.window, |ceiling| ceiling.min(self.window))
     }
 
     fn pacing_bytes_per_s(&self) -> Option<u64> {

@@ -4,9 +4,7 @@
 //! size at which the path last lost. Slow start ends early when the round trip grows (HyStart++,
 //! RFC 9406). A reduction for packets that were only late is taken back (RFC 9438, section 4.9.2).
 
-use super::{
-    Acked, Controller, Losses, WINDOW_INITIAL_DATAGRAMS, WINDOW_MIN_DATAGRAMS, rate,
-};
+use super::{Acked, Controller, Losses, WINDOW_INITIAL_DATAGRAMS, WINDOW_MIN_DATAGRAMS, rate};
 
 /// Segments per cubic second.
 const C: f64 = 0.4;
@@ -94,7 +92,11 @@ impl Cubic {
         let elapsed_s = acked.now_ns.saturating_sub(epoch_ns) as f64 / 1e9;
         let rtt_s = acked.rtt_smoothed_ns as f64 / 1e9;
         let bytes = acked.bytes as f64;
-        let alpha = if self.reno < self.last_max { ALPHA } else { 1.0 };
+        let alpha = if self.reno < self.last_max {
+            ALPHA
+        } else {
+            1.0
+        };
         self.reno += alpha * self.datagram_bytes * bytes / self.window;
         if self.curve(elapsed_s) < self.reno {
             self.window = self.window.max(self.reno);
@@ -324,7 +326,10 @@ mod tests {
         assert!(cubic.window_bytes() < 10_000 * DATAGRAM);
         let mut level = Cubic::new(DATAGRAM);
         (0..8).for_each(|_| round(&mut level, &mut now_ns, 100));
-        assert!(level.threshold.is_infinite(), "a level round trip is no sign");
+        assert!(
+            level.threshold.is_infinite(),
+            "a level round trip is no sign"
+        );
     }
 
     #[test]
@@ -356,7 +361,10 @@ mod tests {
         for _ in 0..80 {
             round(&mut cubic, &mut now_ns, 100);
         }
-        assert!(cubic.window_bytes() as f64 > 1.05 * full as f64, "convex beyond");
+        assert!(
+            cubic.window_bytes() as f64 > 1.05 * full as f64,
+            "convex beyond"
+        );
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Path {
             }
             let wire_ns = u64::from(DATAGRAM) * 1_000_000_000 / self.rate_bytes_per_s;
             self.link_free_ns = self.link_free_ns.max(self.now_ns) + wire_ns;
-            self.returning.push_back((self.link_free_ns + self.delay_ns, number));
+            self.returning
+                .push_back((self.link_free_ns + self.delay_ns, number));
         }
     }
 
@@ -87,8 +88,8 @@ impl Path {
         while let Some((_, number)) = self.returning.pop_front_if(|(due, _)| *due <= self.now_ns) {
             let mut ranges = AckRanges::EMPTY;
             ranges.push(number, number);
-            let window_limited =
-                self.log.in_flight_bytes() + u64::from(DATAGRAM) * 2 >= self.controller.window_bytes();
+            let window_limited = self.log.in_flight_bytes() + u64::from(DATAGRAM) * 2
+                >= self.controller.window_bytes();
             let settled = self
                 .log
                 .acknowledge(self.now_ns, &ranges, self.rtt.min_ns())
@@ -164,7 +165,10 @@ fn bbr_keeps_its_rate_where_packets_are_lost_at_random() {
         path.run(3000);
         let used = path.run(10_000);
         let possible = 100 - loss_per_mille / 10;
-        assert!(used >= possible * 85 / 100, "{used} % at {loss_per_mille} ‰");
+        assert!(
+            used >= possible * 85 / 100,
+            "{used} % at {loss_per_mille} ‰"
+        );
     }
 }
 

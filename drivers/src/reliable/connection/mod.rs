@@ -71,6 +71,8 @@ pub(super) struct Connection {
     log: SentLog,
     rtt: Rtt,
     congestion: Box<dyn Controller>,
+    /// What it allows on the way, in bytes of datagrams.
+    window: u64,
     pacer: Pacer,
     /// Stream bytes that this side leaves unacknowledged, at most.
     window_max: u64,
@@ -118,6 +120,7 @@ impl Connection {
         let datagram_bytes = usize::from(max_payload);
         let window_max = config.window_bytes_max as u64;
         let mut incoming = Incoming::new(pools.clone(), window_max);
+        let congestion = controller(config.congestion, datagram_bytes as u64);
         let own = Setup {
             max_payload,
             window: incoming.promise_window(),
@@ -143,8 +146,9 @@ impl Connection {
             }),
             log: SentLog::new(packets.clamp(1024, 1 << 16)),
             rtt: Rtt::default(),
-            congestion: controller(config.congestion, datagram_bytes as u64),
-            pacer: Pacer::new(datagram_bytes as u64),
+            window: congestion.window_bytes(),
+            congestion,
+            pacer: Pacer::new(datagram_bytes),
             window_max,
             limit: 0,
             newest_ack: None,
@@ -181,7 +185,7 @@ impl Connection {
         self.met = agreed.peer_has_keys;
         if agreed.datagram_bytes != self.datagram_bytes {
             self.datagram_bytes = agreed.datagram_bytes;
-            self.pacer = Pacer::new(agreed.datagram_bytes as u64);
+            self.pacer = Pacer::new(agreed.datagram_bytes);
         }
         self.limit = u64::from(agreed.window);
         if let Some(asked_ns) = agreed.asked_once_ns {
@@ -335,7 +339,7 @@ impl Connection {
             *space = byte;
         }
         let us = |ns: u64| u32::try_from(ns / 1000).unwrap_or(u32::MAX);
-        let window = self.congestion.window_bytes() / self.datagram_bytes as u64;
+        let window = self.window / self.datagram_bytes as u64;
         LaneStats {
             rtt_us: us(self.rtt.smoothed_ns()),
             rtt_min_us: us(self.rtt.min_ns()),

@@ -116,9 +116,10 @@ impl Connection {
             .number
             .checked_sub(u64::from(floor_back))
             .ok_or(Refusal::Malformed)?;
-        let mut ranges = AckRanges::EMPTY;
         let ack = if header.flags.has(Flags::ACK) {
-            Some(Ack::parse(&mut reader, &mut ranges).ok_or(Refusal::Malformed)?)
+            let mut ranges = AckRanges::EMPTY;
+            let ack = Ack::parse(&mut reader, &mut ranges).ok_or(Refusal::Malformed)?;
+            Some((ack, ranges))
         } else {
             None
         };
@@ -130,18 +131,22 @@ impl Connection {
         if !reader.0.is_empty() {
             return Err(Refusal::Malformed);
         }
-        if let Some(ack) = ack {
+        if let Some((ack, ranges)) = ack {
             self.hear_ack(now_ns, header.number, &ack, &ranges);
         }
         let mut kept = true;
         if let Some((head, bytes)) = data {
-            match self.incoming.take(&head, bytes, header.flags.has(Flags::FIN)) {
+            match self
+                .incoming
+                .take(&head, bytes, header.flags.has(Flags::FIN))
+            {
                 Ok(taken) => kept = taken == Taken::Kept,
                 Err(violation) => self.violated(violation),
             }
         }
         if kept {
-            self.arrivals.note(now_ns, header.number, header.flags, floor);
+            self.arrivals
+                .note(now_ns, header.number, header.flags, floor);
         } else {
             // It comes again under another number; the peer is to hear how much room there is.
             self.arrivals.hurry();
@@ -166,9 +171,11 @@ impl Connection {
         if settled.spurious > 0 {
             self.congestion.on_spurious(settled.spurious);
         }
-        let timeouts = self.timeouts;
-        if settled.bytes > 0 {
+        let mut persistent = self.timeouts >= TIMEOUTS_PERSISTENT;
+        if settled.data || settled.fin {
             self.timeouts = 0;
+        }
+        if settled.bytes > 0 {
             self.probes = 0;
             if let Some(rate) = settled.rate {
                 self.delivery_rate_bytes_per_s = rate.bytes_per_s;
@@ -188,13 +195,19 @@ impl Connection {
         }
         if self.newest_ack.is_none_or(|newest| number > newest) {
             self.newest_ack = Some(number);
-            self.limit = ack.contiguous.saturating_add(u64::from(ack.window));
+            let limit = ack.contiguous.saturating_add(u64::from(ack.window));
+            if limit > self.limit {
+                // The timeouts were those of a closed window.
+                persistent &= settled.data;
+                self.timeouts = 0;
+            }
+            self.limit = limit;
             if ack.restarts != self.peer_restarts {
                 self.peer_restarts = ack.restarts;
                 self.send_again();
             }
         }
-        self.find_lost(now_ns, timeouts >= TIMEOUTS_PERSISTENT);
+        self.find_lost(now_ns, persistent);
     }
 
     /// The peer forgot, or had no memory for, what lies beyond what it has for good.
@@ -206,7 +219,7 @@ impl Connection {
         }
     }
 
-    /// Queues again what is lost.
+    /// Queues again what is lost, and follows congestion control in what it says then.
     pub(super) fn find_lost(&mut self, now_ns: u64, persistent: bool) {
         let (outgoing, fin, limit) = (&mut self.outgoing, &mut self.fin, self.limit);
         let (mut refused_bytes, mut refused) = (0, 0);
@@ -230,5 +243,7 @@ impl Connection {
                 persistent,
             });
         }
+        self.window = self.congestion.window_bytes();
+        self.pacer.set(self.congestion.pacing_bytes_per_s());
     }
 }

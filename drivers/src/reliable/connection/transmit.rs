@@ -30,6 +30,18 @@ pub(in crate::reliable) enum Plan {
     },
 }
 
+impl Plan {
+    /// Whether more may follow soon. Nothing follows an acknowledgement.
+    pub(in crate::reliable) fn is_work(&self) -> bool {
+        match self {
+            Self::SetUp => true,
+            Self::Packet {
+                data, fin, ping, ..
+            } => data.is_some() || *fin || *ping,
+        }
+    }
+}
+
 impl Connection {
     /// What goes next, if anything goes now. Nothing counts as sent before [`Connection::write`].
     pub(in crate::reliable) fn plan(&mut self, now_ns: u64) -> Option<Plan> {
@@ -49,7 +61,12 @@ impl Connection {
         let ping = self.ping && data.is_none() && !fin && self.log.has_room_for_probe();
         let due = self.arrivals.is_due(now_ns) && self.log.has_room_for_ack();
         let ack_bytes = ACK_BYTES_MIN
-            + ACK_RANGE_BYTES * self.arrivals.ranges().saturating_sub(1).min(ACK_RANGES_MAX - 1);
+            + ACK_RANGE_BYTES
+                * self
+                    .arrivals
+                    .ranges()
+                    .saturating_sub(1)
+                    .min(ACK_RANGES_MAX - 1);
         let data_bytes = match data {
             Some(piece) => DATA_HEAD_BYTES + piece.len,
             None if fin => DATA_HEAD_BYTES,
@@ -79,10 +96,9 @@ impl Connection {
             return None;
         }
         let in_flight = self.log.in_flight_bytes();
-        let window = self.congestion.window_bytes();
         if self.probes == 0 {
-            self.pacer.fill(now_ns, self.congestion.pacing_bytes_per_s());
-            self.window_limited = in_flight + self.datagram_bytes as u64 > window;
+            self.pacer.fill(now_ns);
+            self.window_limited = in_flight + self.datagram_bytes as u64 > self.window;
             if self.window_limited || !self.log.has_room_for_data() {
                 return None;
             }
@@ -112,7 +128,8 @@ impl Connection {
 
     /// No data goes beyond this stream offset.
     fn send_limit(&self) -> u64 {
-        self.limit.min(self.outgoing.acked_bytes() + self.window_max)
+        self.limit
+            .min(self.outgoing.acked_bytes() + self.window_max)
     }
 
     /// Writes what was planned, and counts it as sent. Returns the datagram's length; 0: `buf` is shorter
@@ -177,7 +194,7 @@ impl Connection {
         let in_flight = self.log.in_flight_bytes() + 2 * self.datagram_bytes as u64;
         end == self.outgoing.end()
             || end == self.send_limit()
-            || in_flight > self.congestion.window_bytes()
+            || in_flight > self.window
             || self.probes > 0
     }
 
@@ -238,7 +255,7 @@ impl Connection {
         if data.is_some() && !self.wants_to_send_data() {
             self.log.set_app_limited();
         }
-        self.pacer.sent(len as u64);
+        self.pacer.sent(len);
         self.asked_ns = now_ns;
         self.probes = self.probes.saturating_sub(1);
         self.ping &= !ping;
