@@ -103,9 +103,11 @@ impl<'h> Pump<'h> {
 impl Drop for Pump<'_> {
     fn drop(&mut self) {
         let _ = self.feeding.shutdown(Shutdown::Both);
-        // The draining thread reads from a process that may not hang up by itself.
+        // The draining thread reads until nobody holds the other end: the data plane, and the control
+        // plane that keeps a second descriptor of it.
         for node in &mut self.nodes {
             node.dataplane().kill();
+            node.controlplane().kill();
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
