@@ -295,7 +295,7 @@ fn a_long_lossy_path_is_where_bbr_is_for() {
         let mut plan = Plan::new(link(4160, 40, share(10_000, false)), 3);
         plan.congestion = congestion;
         plan.window_bytes_max = 16 << 20;
-        plan.frames = 300;
+        plan.frames = 30;
         let outcome = plan.run(|_| 256 << 10);
         println!(
             "40 ms, 1 % lost, doubled and overtaken each, {congestion:?}: {:.1} MB/s of 100",
