@@ -7,7 +7,8 @@
 //! How lanes come out of a port differs by back end (a socket, a queue pair), so that part is on the
 //! concrete types; each makes [`crate::lane::LaneGroup`]s.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -128,6 +129,122 @@ pub enum PortState {
     Started,
     /// Gives out no more.
     Draining,
+}
+
+/// A figure of a configuration inside its range.
+pub(crate) fn within(
+    name: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        name,
+        value,
+        min,
+        max,
+    })
+}
+
+impl PortConfig {
+    /// Checks every figure, for a back end with at most so many lanes in a group.
+    pub(crate) fn check(&self, lanes_max: u16) -> Result<(), ConfigError> {
+        within("lanes_max", self.lanes_max.into(), 1, lanes_max.into())?;
+        within("queue_frames_max", self.queue_frames_max.into(), 1, 4096)?;
+        within("queue_bytes_max", self.queue_bytes_max, 1, 1 << 30)
+    }
+}
+
+/// Held by each lane group; how its port counts them.
+#[derive(Clone)]
+pub(crate) struct GroupToken(#[allow(dead_code)] Arc<()>); // only its count is read
+
+/// A port's way through its states, the same for every back end that gives out lane groups.
+pub(crate) struct Life {
+    state: PortState,
+    config: PortConfig,
+    groups: Arc<()>,
+}
+
+impl Life {
+    /// Closed.
+    pub(crate) fn new() -> Self {
+        Self {
+            state: PortState::Closed,
+            config: PortConfig::default(),
+            groups: Arc::new(()),
+        }
+    }
+
+    pub(crate) const fn state(&self) -> PortState {
+        self.state
+    }
+
+    /// What it was opened with.
+    pub(crate) const fn config(&self) -> &PortConfig {
+        &self.config
+    }
+
+    pub(crate) fn need(&self, needs: PortState) -> Result<(), WrongState> {
+        let is = self.state;
+        if is == needs {
+            Ok(())
+        } else {
+            Err(WrongState { is, needs })
+        }
+    }
+
+    /// A token for one more group, while it gives out any.
+    pub(crate) fn group(&self) -> Result<GroupToken, WrongState> {
+        self.need(PortState::Started)?;
+        Ok(GroupToken(Arc::clone(&self.groups)))
+    }
+
+    /// Only a closed port opens.
+    pub(crate) fn may_open(&self) -> Result<(), OpenError> {
+        match self.state {
+            PortState::Closed => Ok(()),
+            _ => Err(OpenError::Already),
+        }
+    }
+
+    /// All that was needed is there.
+    pub(crate) fn opened(&mut self, config: PortConfig) {
+        self.config = config;
+        self.state = PortState::Open;
+    }
+
+    pub(crate) fn start(&mut self) -> Result<(), WrongState> {
+        self.need(PortState::Open)?;
+        self.state = PortState::Started;
+        Ok(())
+    }
+
+    /// Waits until the groups that exist are gone.
+    pub(crate) fn drain(&mut self, deadline: Duration) -> Result<(), DrainError> {
+        if self.state != PortState::Draining {
+            self.need(PortState::Started)?;
+        }
+        self.state = PortState::Draining;
+        let start = Instant::now();
+        loop {
+            let groups = Arc::strong_count(&self.groups) - 1;
+            if groups == 0 {
+                return Ok(());
+            }
+            if start.elapsed() >= deadline {
+                return Err(DrainError::Deadline { groups });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.state = PortState::Closed;
+    }
 }
 
 /// The cold life of a back end; one object per back end and process.

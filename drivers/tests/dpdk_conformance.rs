@@ -4,10 +4,12 @@
 #![cfg(feature = "dpdk")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +22,9 @@ use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 use dwcp_drivers::frame::{Frame, FramePools};
 use dwcp_drivers::lane::{
-    AddError, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, RefusedReason, WireBytes,
+    AddError, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, WireBytes,
 };
+use dwcp_drivers::reliable::port::DatagramPort;
 use dwcp_drivers::reliable::{
     Meeting, Protection, ReliableConfig, ReliableEndpoint, ReliableLanes,
 };
@@ -91,11 +94,72 @@ fn eal(device: &Device) -> Eal {
     Eal::start(&EalConfig { memory, pci }).unwrap()
 }
 
-/// A group's port, opened when its first lane says which side it is on, and its lanes. The lanes go first.
+/// One side's port and its queue. A thread opens it once: a device that was closed cannot be opened again in
+/// one process.
 struct Open {
-    lanes: Option<ReliableLanes<Carrier>>,
+    carrier: Option<Carrier>,
     port: Option<PacketPort>,
     tended: Instant,
+}
+
+thread_local! {
+    static OPEN: RefCell<Vec<(Side, Shared)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A port that outlives the groups over it.
+#[derive(Clone)]
+struct Shared(Rc<RefCell<Open>>);
+
+impl Shared {
+    fn of(side: Side) -> Self {
+        OPEN.with_borrow_mut(|open| {
+            if let Some((_, known)) = open.iter().find(|(known, _)| *known == side) {
+                return known.clone();
+            }
+            let new = Self(Rc::new(RefCell::new(Open::new(side))));
+            open.push((side, new.clone()));
+            new
+        })
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Carrier) -> R) -> R {
+        let open = &mut *self.0.borrow_mut();
+        if open.tended.elapsed() >= TEND_EVERY {
+            open.tended = Instant::now();
+            open.port.as_mut().unwrap().tend();
+        }
+        act(open.carrier.as_mut().unwrap())
+    }
+}
+
+impl DatagramPort for Shared {
+    fn max_payload(&self) -> usize {
+        self.with(|carrier| carrier.max_payload())
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.with(|carrier| carrier.now_ns())
+    }
+
+    fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &mut [u8])) -> usize {
+        self.with(|carrier| carrier.recv(sink))
+    }
+
+    fn send(&mut self, to: SocketAddr, fill: &mut impl FnMut(&mut [u8]) -> usize) -> bool {
+        self.with(|carrier| carrier.send(to, fill))
+    }
+
+    fn flush(&mut self) {
+        self.with(Carrier::flush);
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None // as the carrier's
+    }
+
+    fn prepare_park(&mut self) -> bool {
+        self.with(Carrier::prepare_park)
+    }
 }
 
 impl Open {
@@ -127,10 +191,8 @@ impl Open {
             mtu_bytes: plan.mtu_bytes,
         };
         let datagrams = Datagrams::new(seats.remove(0).sit().unwrap(), &net).unwrap();
-        let config = ReliableConfig::default();
-        let lanes = ReliableLanes::new(Carrier::new(datagrams), config).unwrap();
         Self {
-            lanes: Some(lanes),
+            carrier: Some(Carrier::new(datagrams)),
             port: Some(port),
             tended: Instant::now(),
         }
@@ -143,26 +205,17 @@ impl Drop for Open {
         // closes, must be done before the other closes.
         static CLOSING: Mutex<()> = Mutex::new(());
         let _alone = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lanes = None;
+        self.carrier = None;
         self.port = None;
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
+/// A group whose port is that of the side that its first lane is on.
 struct Lanes {
-    open: Option<Open>,
+    lanes: Option<ReliableLanes<Shared>>,
     /// What one without a lane sleeps on.
     nothing: Waker,
-}
-
-impl Lanes {
-    fn get(&self) -> Option<&ReliableLanes<Carrier>> {
-        self.open.as_ref().and_then(|open| open.lanes.as_ref())
-    }
-
-    fn get_mut(&mut self) -> Option<&mut ReliableLanes<Carrier>> {
-        self.open.as_mut().and_then(|open| open.lanes.as_mut())
-    }
 }
 
 struct End {
@@ -174,67 +227,46 @@ impl LaneGroup for Lanes {
     type Endpoint = End;
 
     fn add(&mut self, end: End, pools: &FramePools) -> Result<LaneId, AddError> {
-        let open = self.open.get_or_insert_with(|| Open::new(end.side));
-        let lanes = open.lanes.as_mut().unwrap();
+        let lanes = self.lanes.get_or_insert_with(|| {
+            ReliableLanes::new(Shared::of(end.side), ReliableConfig::default()).unwrap()
+        });
         lanes.add(end.endpoint, pools)
     }
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
-        match self.get_mut() {
-            Some(lanes) => lanes.submit(lane, frame),
-            None => Err(Refused {
-                frame,
-                reason: RefusedReason::Unknown,
-            }),
-        }
+        self.lanes.submit(lane, frame)
     }
 
     fn poll(&mut self, out: &mut Vec<LaneEvent>) -> Polled {
-        let Some(open) = &mut self.open else {
-            return Polled::Idle;
-        };
-        if open.tended.elapsed() >= TEND_EVERY {
-            open.tended = Instant::now();
-            open.port.as_mut().unwrap().tend();
-        }
-        open.lanes.as_mut().unwrap().poll(out)
+        self.lanes.poll(out)
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
-        self.get().map_or(0, |lanes| lanes.backlog_bytes(lane))
+        self.lanes.backlog_bytes(lane)
     }
 
     fn wire_bytes(&self, lane: LaneId) -> WireBytes {
-        self.get()
-            .map_or_else(WireBytes::default, |lanes| lanes.wire_bytes(lane))
+        self.lanes.wire_bytes(lane)
     }
 
     fn stats(&self, lane: LaneId) -> Option<LaneStats> {
-        self.get().and_then(|lanes| lanes.stats(lane))
+        self.lanes.stats(lane)
     }
 
     fn close(&mut self, lane: LaneId) {
-        if let Some(lanes) = self.get_mut() {
-            lanes.close(lane);
-        }
+        self.lanes.close(lane);
     }
 
     fn finish(&mut self, lane: LaneId) {
-        if let Some(lanes) = self.get_mut() {
-            lanes.finish(lane);
-        }
+        self.lanes.finish(lane);
     }
 
     fn park_fd(&self) -> Option<BorrowedFd<'_>> {
-        use std::os::fd::AsFd;
-        match self.get() {
-            Some(lanes) => lanes.park_fd(),
-            None => Some(self.nothing.as_fd()),
-        }
+        self.lanes.park_fd().or(Some(self.nothing.as_fd()))
     }
 
     fn prepare_park(&mut self) -> bool {
-        self.get_mut().is_none_or(LaneGroup::prepare_park)
+        self.lanes.prepare_park()
     }
 }
 
@@ -248,7 +280,7 @@ impl Harness for Dpdk {
         // begins to count.
         eal(&Side::Near.device());
         Lanes {
-            open: None,
+            lanes: None,
             nothing: Waker::new().unwrap(),
         }
     }

@@ -1,9 +1,11 @@
 //! Once reliable lanes run, frames cost no allocation, lost datagrams included.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+mod counting;
 
+use std::sync::atomic::Ordering;
+
+use counting::ALLOCATIONS;
 use dwcp_drivers::MAX_FRAME_BYTES;
 use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{LaneEvent, LaneGroup};
@@ -13,27 +15,6 @@ use dwcp_drivers::reliable::{
     Congestion, Meeting, Protection, ReliableConfig, ReliableEndpoint, ReliableLanes,
 };
 use dwcp_hugepages::arena::BackingPolicy;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: needed to count; everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 fn run(congestion: Congestion, protection: Protection, faults: FaultRates) {
     let network = MemoryNetwork::new(4096, 4160);

@@ -1,38 +1,19 @@
 //! Once lanes run, frames cost no allocation.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod counting;
+
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use counting::ALLOCATIONS;
 use dwcp_drivers::MAX_FRAME_BYTES;
 use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{LaneEvent, LaneGroup};
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::tcp::{RecvMode, SendMode, TcpOptions, TcpPort};
 use dwcp_hugepages::arena::BackingPolicy;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: needed to count; everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 fn run(recv: RecvMode, send: SendMode) {
     let mut port = TcpPort::new(TcpOptions {

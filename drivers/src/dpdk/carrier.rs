@@ -24,12 +24,6 @@ impl Carrier {
         let nowhere = vec![0; datagrams.max_payload()].into_boxed_slice();
         Self { datagrams, nowhere }
     }
-
-    /// What is below.
-    #[must_use]
-    pub const fn datagrams(&self) -> &Datagrams {
-        &self.datagrams
-    }
 }
 
 impl DatagramPort for Carrier {

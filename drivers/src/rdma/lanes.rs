@@ -22,7 +22,7 @@ use crate::lane::{
     AddError, LaneClosed, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, RefusedReason,
     WireBytes,
 };
-use crate::port::PortConfig;
+use crate::port::{GroupToken, PortConfig};
 use crate::wake::Waker;
 
 /// Bits of a [`LaneId`] that name the slot; the rest is the slot's generation.
@@ -41,9 +41,6 @@ const WAKER: u64 = u64::MAX;
 fn slot_of(lane: LaneId) -> usize {
     (lane.0 & (u32::from(LANES_MAX) - 1)) as usize
 }
-
-/// How the port counts its groups: by holders of this.
-pub(super) type GroupToken = Arc<()>;
 
 #[derive(Default)]
 struct Place {

@@ -5,19 +5,18 @@
 //! connector or a listener lives.
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dwcp_hugepages::arena::BackingPolicy;
 use thiserror::Error;
 
 use super::connect::Connector;
 use super::device::Devices;
-use super::lanes::{GroupToken, LANES_MAX, RdmaLanes};
+use super::lanes::{LANES_MAX, RdmaLanes};
 use crate::MAX_FRAME_BYTES;
 use crate::port::{
-    Capabilities, ConfigError, DrainError, OpenError, Port, PortConfig, PortState, ProbeError,
-    WrongState,
+    Capabilities, ConfigError, DrainError, Life, OpenError, Port, PortConfig, PortState,
+    ProbeError, WrongState,
 };
 
 /// What only the RDMA port knows.
@@ -49,11 +48,9 @@ pub enum RdmaLanesError {
 /// The RDMA back end of this process.
 pub struct RdmaPort {
     options: RdmaOptions,
-    config: PortConfig,
     capabilities: Capabilities,
-    state: PortState,
+    life: Life,
     devices: Option<Devices>,
-    groups: GroupToken,
 }
 
 impl RdmaPort {
@@ -62,11 +59,9 @@ impl RdmaPort {
     pub fn new(options: RdmaOptions) -> Self {
         Self {
             options,
-            config: PortConfig::default(),
             capabilities: Capabilities::default(),
-            state: PortState::Closed,
+            life: Life::new(),
             devices: None,
-            groups: Arc::new(()),
         }
     }
 
@@ -75,8 +70,8 @@ impl RdmaPort {
     /// # Errors
     /// See [`RdmaLanesError`].
     pub fn lanes(&self) -> Result<RdmaLanes, RdmaLanesError> {
-        self.need(PortState::Started)?;
-        Ok(RdmaLanes::new(&self.config, Arc::clone(&self.groups))?)
+        let group = self.life.group()?;
+        Ok(RdmaLanes::new(self.life.config(), group)?)
     }
 
     /// Makes connections, on whatever thread.
@@ -85,7 +80,7 @@ impl RdmaPort {
     /// Open the port first.
     pub fn connector(&self) -> Result<Connector, WrongState> {
         let devices = self.devices.clone().ok_or(WrongState {
-            is: self.state,
+            is: self.life.state(),
             needs: PortState::Open,
         })?;
         Ok(Connector {
@@ -97,17 +92,6 @@ impl RdmaPort {
     /// The names of the devices that the port opened, such as `mlx5_0`.
     pub fn devices(&self) -> impl Iterator<Item = &str> {
         self.devices.iter().flat_map(Devices::names)
-    }
-
-    fn need(&self, needs: PortState) -> Result<(), WrongState> {
-        if self.state == needs {
-            Ok(())
-        } else {
-            Err(WrongState {
-                is: self.state,
-                needs,
-            })
-        }
     }
 
     fn found() -> Result<Devices, ProbeError> {
@@ -136,61 +120,28 @@ impl Port for RdmaPort {
     }
 
     fn validate(&self, config: &PortConfig) -> Result<(), ConfigError> {
-        let within = |name, value: usize, min: usize, max: usize| {
-            if (min..=max).contains(&value) {
-                Ok(())
-            } else {
-                Err(ConfigError::OutOfRange {
-                    name,
-                    value,
-                    min,
-                    max,
-                })
-            }
-        };
-        within("lanes_max", config.lanes_max.into(), 1, LANES_MAX.into())?;
-        within("queue_frames_max", config.queue_frames_max.into(), 1, 4096)?;
-        within("queue_bytes_max", config.queue_bytes_max, 1, 1 << 30)
+        config.check(LANES_MAX)
     }
 
     fn open(&mut self, config: PortConfig) -> Result<(), OpenError> {
-        if self.state != PortState::Closed {
-            return Err(OpenError::Already);
-        }
+        self.life.may_open()?;
         self.validate(&config)?;
         self.capabilities = self.probe()?;
         self.devices = Some(Self::found()?);
-        self.config = config;
-        self.state = PortState::Open;
+        self.life.opened(config);
         Ok(())
     }
 
     fn start(&mut self) -> Result<(), WrongState> {
-        self.need(PortState::Open)?;
-        self.state = PortState::Started;
-        Ok(())
+        self.life.start()
     }
 
     fn drain(&mut self, deadline: Duration) -> Result<(), DrainError> {
-        if self.state != PortState::Draining {
-            self.need(PortState::Started)?;
-        }
-        self.state = PortState::Draining;
-        let start = Instant::now();
-        loop {
-            let groups = Arc::strong_count(&self.groups) - 1;
-            if groups == 0 {
-                return Ok(());
-            }
-            if start.elapsed() >= deadline {
-                return Err(DrainError::Deadline { groups });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.life.drain(deadline)
     }
 
     fn close(&mut self) {
-        self.state = PortState::Closed;
+        self.life.close();
         self.capabilities = Capabilities::default();
         self.devices = None;
     }
@@ -200,6 +151,6 @@ impl Port for RdmaPort {
     }
 
     fn state(&self) -> PortState {
-        self.state
+        self.life.state()
     }
 }

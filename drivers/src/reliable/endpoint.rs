@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::congestion::Congestion;
 use super::seal::Protection;
-use crate::port::ConfigError;
+use crate::port::{ConfigError, within};
 
 /// Who speaks first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,29 +68,11 @@ impl ReliableConfig {
     /// The first that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let silence_ms = usize::try_from(self.silence_max.as_millis()).unwrap_or(usize::MAX);
-        let figures = [
-            ("lanes_max", usize::from(self.lanes_max), 1, 1024),
-            (
-                "queue_frames_max",
-                usize::from(self.queue_frames_max),
-                1,
-                1024,
-            ),
-            ("queue_bytes_max", self.queue_bytes_max, 1, 1 << 30),
-            ("window_bytes_max", self.window_bytes_max, 64 << 10, 1 << 30),
-            ("silence_max (milliseconds)", silence_ms, 1000, 600_000),
-        ];
-        for (name, value, min, max) in figures {
-            if !(min..=max).contains(&value) {
-                return Err(ConfigError::OutOfRange {
-                    name,
-                    value,
-                    min,
-                    max,
-                });
-            }
-        }
-        Ok(())
+        within("lanes_max", self.lanes_max.into(), 1, 1024)?;
+        within("queue_frames_max", self.queue_frames_max.into(), 1, 1024)?;
+        within("queue_bytes_max", self.queue_bytes_max, 1, 1 << 30)?;
+        within("window_bytes_max", self.window_bytes_max, 64 << 10, 1 << 30)?;
+        within("silence_max (milliseconds)", silence_ms, 1000, 600_000)
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::net::sockopt;
 
 use super::connection::{Connection, Next, QueueLimits, ZC_SLOTS};
 use super::inbox::{CHUNKS, INBOX_BYTES, Inbox, group_of};
-use super::port::{GroupToken, LanesError, RecvMode, SendMode, TcpOptions};
+use super::port::{LanesError, RecvMode, SendMode, TcpOptions};
 use super::registry::Registry;
 use super::ring::{Ring, from_user_data};
 use super::socket;
@@ -23,7 +23,7 @@ use crate::lane::{
     AddError, LaneClosed, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, RefusedReason,
     WireBytes,
 };
-use crate::port::PortConfig;
+use crate::port::{GroupToken, PortConfig};
 
 /// Bits of a [`LaneId`] that name the slot; the rest is the slot's generation.
 const SLOT_BITS: u32 = 10;

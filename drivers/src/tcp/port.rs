@@ -5,8 +5,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dwcp_hugepages::arena::{ArenaError, BackingPolicy};
 use io_uring::types::{BufRingEntry, Fd};
@@ -16,8 +15,8 @@ use thiserror::Error;
 use super::lanes::{LANES_MAX, TcpLanes};
 use crate::MAX_FRAME_BYTES;
 use crate::port::{
-    Capabilities, ConfigError, DrainError, OpenError, Port, PortConfig, PortState, ProbeError,
-    WrongState,
+    Capabilities, ConfigError, DrainError, Life, OpenError, Port, PortConfig, PortState,
+    ProbeError, WrongState,
 };
 
 /// How a lane receives.
@@ -77,17 +76,11 @@ pub enum LanesError {
     Memory(#[from] ArenaError),
 }
 
-/// Held by each group; how the port counts them.
-#[derive(Clone)]
-pub(super) struct GroupToken(#[allow(dead_code)] Arc<()>); // only its count is read
-
 /// The TCP back end of this process.
 pub struct TcpPort {
     options: TcpOptions,
-    config: PortConfig,
     capabilities: Capabilities,
-    state: PortState,
-    groups: Arc<()>,
+    life: Life,
 }
 
 impl TcpPort {
@@ -96,10 +89,8 @@ impl TcpPort {
     pub fn new(options: TcpOptions) -> Self {
         Self {
             options,
-            config: PortConfig::default(),
             capabilities: Capabilities::default(),
-            state: PortState::Closed,
-            groups: Arc::new(()),
+            life: Life::new(),
         }
     }
 
@@ -108,7 +99,7 @@ impl TcpPort {
     /// # Errors
     /// See [`LanesError`].
     pub fn lanes(&self) -> Result<TcpLanes, LanesError> {
-        self.need(PortState::Started)?;
+        let group = self.life.group()?;
         let recv = if self.capabilities.multishot_recv {
             self.options.recv
         } else {
@@ -118,23 +109,7 @@ impl TcpPort {
         if !(self.capabilities.zero_copy_send && self.capabilities.registered_buffers) {
             options.send = SendMode::Copy;
         }
-        TcpLanes::new(
-            &self.config,
-            &options,
-            recv,
-            GroupToken(Arc::clone(&self.groups)),
-        )
-    }
-
-    fn need(&self, needs: PortState) -> Result<(), WrongState> {
-        if self.state == needs {
-            Ok(())
-        } else {
-            Err(WrongState {
-                is: self.state,
-                needs,
-            })
-        }
+        TcpLanes::new(self.life.config(), &options, recv, group)
     }
 }
 
@@ -183,60 +158,27 @@ impl Port for TcpPort {
     }
 
     fn validate(&self, config: &PortConfig) -> Result<(), ConfigError> {
-        let within = |name, value: usize, min: usize, max: usize| {
-            if (min..=max).contains(&value) {
-                Ok(())
-            } else {
-                Err(ConfigError::OutOfRange {
-                    name,
-                    value,
-                    min,
-                    max,
-                })
-            }
-        };
-        within("lanes_max", config.lanes_max.into(), 1, LANES_MAX.into())?;
-        within("queue_frames_max", config.queue_frames_max.into(), 1, 4096)?;
-        within("queue_bytes_max", config.queue_bytes_max, 1, 1 << 30)
+        config.check(LANES_MAX)
     }
 
     fn open(&mut self, config: PortConfig) -> Result<(), OpenError> {
-        if self.state != PortState::Closed {
-            return Err(OpenError::Already);
-        }
+        self.life.may_open()?;
         self.validate(&config)?;
         self.capabilities = self.probe()?;
-        self.config = config;
-        self.state = PortState::Open;
+        self.life.opened(config);
         Ok(())
     }
 
     fn start(&mut self) -> Result<(), WrongState> {
-        self.need(PortState::Open)?;
-        self.state = PortState::Started;
-        Ok(())
+        self.life.start()
     }
 
     fn drain(&mut self, deadline: Duration) -> Result<(), DrainError> {
-        if self.state != PortState::Draining {
-            self.need(PortState::Started)?;
-        }
-        self.state = PortState::Draining;
-        let start = Instant::now();
-        loop {
-            let groups = Arc::strong_count(&self.groups) - 1;
-            if groups == 0 {
-                return Ok(());
-            }
-            if start.elapsed() >= deadline {
-                return Err(DrainError::Deadline { groups });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.life.drain(deadline)
     }
 
     fn close(&mut self) {
-        self.state = PortState::Closed;
+        self.life.close();
         self.capabilities = Capabilities::default();
     }
 
@@ -245,7 +187,7 @@ impl Port for TcpPort {
     }
 
     fn state(&self) -> PortState {
-        self.state
+        self.life.state()
     }
 }
 

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod af_xdp;
+#[path = "../counting/mod.rs"]
+mod counting;
 mod hostile;
 mod memif;
 mod refusals;
