@@ -179,14 +179,8 @@ fn a_flame_graph_shows_every_stage_of_a_data_plane_at_work() {
     };
     let stop = AtomicBool::new(false);
     let (_, profile) = carry_while(&pair, || record(request, &stop));
-    let profile: Profile = match profile {
-        Ok(profile) => profile,
-        Err(error) => {
-            // A machine that forbids it says so in a word; nothing else is accepted.
-            assert_eq!(error.code(), "profile_forbidden", "{error}");
-            return;
-        }
-    };
+    // The suite runs as root, which may look at any process.
+    let profile: Profile = profile.unwrap_or_else(|error| panic!("no samples: {error}"));
     let text = profile.folded.text();
     let of_workers: Vec<&str> = text
         .lines()
