@@ -317,6 +317,10 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             self.counters.switches_seen += 1;
             self.counters.first_v1_batch_ns = 0;
         }
+        if self.rolling_back {
+            // The batch that the reserve was for has been cut, with or without it.
+            self.link.outbound.open_reserve(0);
+        }
         self.rolling_back = false;
     }
 

@@ -1,5 +1,7 @@
 //! Checks that frames arrive whole, identical and in order.
 
+use std::sync::Arc;
+
 use super::{Harness, Side, pattern, pools, two_sides, until};
 use crate::MAX_FRAME_BYTES;
 use crate::lane::{LaneEvent, LaneGroup, Polled};
@@ -125,7 +127,8 @@ fn exchange<H: Harness>(
 pub fn two_threads_exchange_long_frames<H: Harness>(harness: &H) {
     const FRAMES: usize = 100;
     let (near, far) = harness.pair();
-    let work = |endpoint, way: u64| {
+    let busy = Arc::new(());
+    let work = &|endpoint, way: u64, mine: Arc<()>| {
         let mut side = Side::new(harness.lanes(), pools(4, 4, 8));
         let lane = side.add(endpoint);
         let (mut sent, mut checked) = (0, 0);
@@ -148,10 +151,18 @@ pub fn two_threads_exchange_long_frames<H: Harness>(harness: &H) {
             side.turn();
         }
         assert_eq!(side.closed[&lane], crate::lane::LaneClosed::Finished);
+        // A device that goes away takes along what the peer has not read of it.
+        drop(mine);
+        while Arc::strong_count(&busy) > 1 {
+            side.turn();
+            std::thread::yield_now();
+        }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| work(near, 0));
-        scope.spawn(|| work(far, 1));
+        for (endpoint, way) in [(near, 0), (far, 1)] {
+            let mine = Arc::clone(&busy);
+            scope.spawn(move || work(endpoint, way, mine));
+        }
     });
 }
 

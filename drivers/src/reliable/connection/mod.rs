@@ -50,8 +50,9 @@ pub(super) struct Farewell {
     pub(super) peer: Option<SocketAddr>,
     pub(super) datagram: [u8; CLOSE_DATAGRAM_BYTES],
     pub(super) len: usize,
-    /// The peer waits for nothing: it is enough to answer it.
-    pub(super) only_answers: bool,
+    /// Both sides finished: it is enough to say it once, and to answer. Once, for the peer may have held the
+    /// end of its stream for lost and not know that it arrived, and nobody answers for a group that is gone.
+    pub(super) finished: bool,
 }
 
 /// One lane.
@@ -318,7 +319,7 @@ impl Connection {
             peer: self.peer,
             datagram,
             len,
-            only_answers: finished,
+            finished: finished,
         }
     }
 
