@@ -269,9 +269,8 @@ impl LaneGroup for RdmaLanes {
         self.lane(lane).map(Lane::wire_bytes).unwrap_or_default()
     }
 
-    fn stats(&self, _lane: LaneId) -> Option<LaneStats> {
-        // The path's state is in the device, which tells no round trips.
-        None
+    fn stats(&self, lane: LaneId) -> Option<LaneStats> {
+        self.lane(lane).map(Lane::stats)
     }
 
     fn close(&mut self, lane: LaneId) {
@@ -303,3 +302,7 @@ impl LaneGroup for RdmaLanes {
         work == 0 && !waits
     }
 }
+
+#[cfg(test)]
+#[path = "lanes_tests.rs"]
+mod tests;

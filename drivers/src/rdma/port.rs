@@ -95,9 +95,15 @@ impl RdmaPort {
     }
 
     fn found() -> Result<Devices, ProbeError> {
-        Devices::open().map_err(|cause| ProbeError::Missing {
-            what: "an RDMA device with rdma_cm (see `rdma link`; modules ib_uverbs, rdma_ucm)",
-            cause,
+        Devices::open().map_err(|cause| {
+            let what = match cause.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "the right to use /dev/infiniband (run as root, or let this user read and write \
+                     rdma_cm and uverbs* there)"
+                }
+                _ => "an RDMA device with rdma_cm (see `rdma link`; modules ib_uverbs, rdma_ucm)",
+            };
+            ProbeError::Missing { what, cause }
         })
     }
 }

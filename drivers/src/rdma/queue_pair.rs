@@ -48,6 +48,15 @@ pub(super) enum Completion {
     Broken { errno: i32 },
 }
 
+/// What one post handed to the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Posted {
+    /// Requests.
+    pub(super) count: usize,
+    /// The number of the last one, which reports its completion.
+    pub(super) last: u64,
+}
+
 /// A made step that failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MakeError {
@@ -296,14 +305,18 @@ impl QueuePair {
         seq
     }
 
-    /// Posts what was pushed, in one call; the last request reports in any case. Returns how
-    /// many.
-    pub(super) fn post(&mut self) -> io::Result<usize> {
+    /// Posts what was pushed, in one call; the last request reports in any case. None: there was
+    /// nothing.
+    pub(super) fn post(&mut self) -> io::Result<Option<Posted>> {
         let count = self.sends.len();
         let Some(last) = self.sends.last_mut() else {
-            return Ok(0);
+            return Ok(None);
         };
         last.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
+        let posted = Posted {
+            count,
+            last: last.wr_id,
+        };
         self.silent_bytes = 0;
         let mut next = null_mut();
         for (request, piece) in self.sends.iter_mut().zip(&mut self.pieces).rev() {
@@ -318,7 +331,7 @@ impl QueuePair {
         let refused = unsafe { ibv_post_send(self.qp.as_ptr(), next, &raw mut bad) };
         self.sends.clear();
         self.pieces.clear();
-        answer(refused).map(|()| count)
+        answer(refused).map(|()| Some(posted))
     }
 
     /// Takes completions and tells each. Returns how many there were.
@@ -352,6 +365,19 @@ impl QueuePair {
                 return all;
             }
         }
+    }
+
+    /// Moves it to its error state, as a device does that gives up.
+    #[cfg(test)]
+    pub(super) fn fail(&mut self) {
+        use rdma_sys::{ibv_modify_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_state};
+        // SAFETY: needed to fill a C structure; zeros are values for all of its fields.
+        let mut wanted: ibv_qp_attr = unsafe { std::mem::zeroed() };
+        wanted.qp_state = ibv_qp_state::IBV_QPS_ERR;
+        let mask = ibv_qp_attr_mask::IBV_QP_STATE.0.cast_signed();
+        // SAFETY: needed to change the state; the queue pair lives, and the call copies what is wanted.
+        let refused = unsafe { ibv_modify_qp(self.qp.as_ptr(), &raw mut wanted, mask) };
+        assert_eq!(refused, 0);
     }
 
     /// Asks for an event at the next completion.
