@@ -12,12 +12,13 @@ use thiserror::Error;
 
 use super::connect::Connector;
 use super::device::Devices;
-use super::lanes::{LANES_MAX, RdmaLanes};
+use super::lanes::RdmaLanes;
 use crate::MAX_FRAME_BYTES;
 use crate::port::{
     Capabilities, ConfigError, DrainError, Life, OpenError, Port, PortConfig, PortState,
     ProbeError, WrongState,
 };
+use crate::slots::LANES_MAX;
 
 /// What only the RDMA port knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
