@@ -30,7 +30,7 @@ fn rdma_lanes_conform_over_rxe() {
          {suite} --test-threads 1 --nocapture --skip {REMOVAL} && {units} rdma:: \\\n\
          && {suite} --exact {REMOVAL}"
     );
-    let outcome = run(500, &job);
+    let outcome = run(450, &job);
     assert_eq!(outcome.status, 0, "{}", outcome.said);
     let passed = |count: usize| format!("{count} passed; 0 failed; 0 ignored; 0 measured;");
     for said in [

@@ -28,11 +28,12 @@ fn a_queue_pair_in_error_ends_its_lane_on_both_sides() {
     port.open(PortConfig::default()).unwrap();
     port.start().unwrap();
     let connector = port.connector().unwrap();
-    let listener = connector.listen(([10, 77, 0, 2], 0).into()).unwrap();
+    let mut listener = connector.listen(([10, 77, 0, 2], 0).into()).unwrap();
     let to = listener.local_addr();
     let (near, far) = std::thread::scope(|scope| {
-        let far = scope.spawn(|| {
-            let request = listener.next(PATIENCE).unwrap().unwrap();
+        let asked = &mut listener;
+        let far = scope.spawn(move || {
+            let request = asked.next(PATIENCE).unwrap().unwrap();
             request.accept(PATIENCE).unwrap()
         });
         let from = Some(([10, 77, 0, 1], 0).into());
@@ -64,7 +65,7 @@ fn a_queue_pair_in_error_ends_its_lane_on_both_sides() {
         }
         if got >= 50 && !failed {
             failed = true;
-            a.lane_mut(near).unwrap().pair_mut().fail();
+            a.slots.get_mut(near).unwrap().pair_mut().fail();
         }
     }
     // The device gives back what it was to do; the peer is told by the connection's end.
