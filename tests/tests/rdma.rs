@@ -32,10 +32,9 @@ fn rdma_lanes_conform_over_rxe() {
     );
     let outcome = run(450, &job);
     assert_eq!(outcome.status, 0, "{}", outcome.said);
-    let passed = |count: usize| format!("{count} passed; 0 failed; 0 ignored; 0 measured;");
     for said in [
-        format!("{} 1 filtered out", passed(TESTS)),
-        passed(1),
+        format!("{TESTS} passed; 0 failed; 0 ignored; 0 measured; 1 filtered out"),
+        format!("test {REMOVAL} ... ok"),
         "a_queue_pair_in_error_ends_its_lane_on_both_sides ... ok".to_owned(),
     ] {
         assert!(

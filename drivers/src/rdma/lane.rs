@@ -120,6 +120,7 @@ impl Lane {
             rtt_us: self.round_trip.smoothed_us(),
             rtt_min_us: self.round_trip.min_us(),
             acked_bytes: self.outbox.acked_bytes(),
+            congestion: *b"of the device\0\0\0",
             ..LaneStats::default()
         }
     }
@@ -256,13 +257,11 @@ impl Lane {
                 };
                 self.outbox.posted_write(seq, write.frame);
             }
-            match self.pair.post()? {
-                None => return Ok(u32::try_from(work).unwrap_or(u32::MAX)),
-                Some(posted) => {
-                    self.round_trip.posted(posted.last);
-                    work += posted.count;
-                }
-            }
+            let Some(last) = self.pair.last_pushed() else {
+                return Ok(u32::try_from(work).unwrap_or(u32::MAX));
+            };
+            self.round_trip.posting(last);
+            work += self.pair.post()?;
         }
     }
 

@@ -48,15 +48,6 @@ pub(super) enum Completion {
     Broken { errno: i32 },
 }
 
-/// What one post handed to the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Posted {
-    /// Requests.
-    pub(super) count: usize,
-    /// The number of the last one, which reports its completion.
-    pub(super) last: u64,
-}
-
 /// A made step that failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MakeError {
@@ -305,18 +296,19 @@ impl QueuePair {
         seq
     }
 
-    /// Posts what was pushed, in one call; the last request reports in any case. None: there was
-    /// nothing.
-    pub(super) fn post(&mut self) -> io::Result<Option<Posted>> {
+    /// The last request of those that were pushed and not posted.
+    pub(super) fn last_pushed(&self) -> Option<u64> {
+        self.sends.last().map(|request| request.wr_id)
+    }
+
+    /// Posts what was pushed, in one call; the last request reports in any case. Returns how
+    /// many.
+    pub(super) fn post(&mut self) -> io::Result<usize> {
         let count = self.sends.len();
         let Some(last) = self.sends.last_mut() else {
-            return Ok(None);
+            return Ok(0);
         };
         last.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
-        let posted = Posted {
-            count,
-            last: last.wr_id,
-        };
         self.silent_bytes = 0;
         let mut next = null_mut();
         for (request, piece) in self.sends.iter_mut().zip(&mut self.pieces).rev() {
@@ -331,7 +323,7 @@ impl QueuePair {
         let refused = unsafe { ibv_post_send(self.qp.as_ptr(), next, &raw mut bad) };
         self.sends.clear();
         self.pieces.clear();
-        answer(refused).map(|()| Some(posted))
+        answer(refused).map(|()| count)
     }
 
     /// Takes completions and tells each. Returns how many there were.

@@ -20,8 +20,9 @@ pub(super) struct RoundTrip {
 }
 
 impl RoundTrip {
-    /// The device has this request, which reports its completion.
-    pub(super) fn posted(&mut self, seq: u64) {
+    /// This request is handed over next, and reports its completion. Before and not after: a device in
+    /// software may be done when the hand-over is.
+    pub(super) fn posting(&mut self, seq: u64) {
         if self.timed.is_none() {
             self.timed = Some((seq, Instant::now()));
         }
@@ -65,12 +66,12 @@ mod tests {
     #[test]
     fn a_request_is_timed_until_one_that_stands_for_it_completes() {
         let mut trip = RoundTrip::default();
-        trip.posted(7);
+        trip.posting(7);
         trip.completed(6);
         assert_eq!((trip.smoothed_us(), trip.min_us()), (0, 0), "not its own");
         std::thread::sleep(Duration::from_millis(2));
         // Does not start the clock anew.
-        trip.posted(8);
+        trip.posting(8);
         trip.completed(9);
         assert!(trip.min_us() >= 2_000 && trip.smoothed_us() == trip.min_us());
         let first = trip.min_us();
