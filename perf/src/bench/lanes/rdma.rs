@@ -185,15 +185,13 @@ fn read(said: &str) -> anyhow::Result<Samples> {
                 calls.by_name.insert(format!("{side} {what}"), count);
             }
             // Its report: length, iterations, peak and average in MiB/s, millions of messages a second.
-            [length, _, _, mib, millions] if name == "reference" => {
-                if length.parse() == Ok(bytes) {
-                    let rate = Rate {
-                        mb_per_s: mib.parse::<f64>()? * f64::from(1 << 20) / 1e6,
-                        frames_per_s: millions.parse::<f64>()? * 1e6,
-                    };
-                    let key = (name.to_owned(), bytes);
-                    samples.rates.entry(key).or_default().push(rate);
-                }
+            [length, _, _, mib, millions] if name == "reference" && length.parse() == Ok(bytes) => {
+                let rate = Rate {
+                    mb_per_s: mib.parse::<f64>()? * f64::from(1 << 20) / 1e6,
+                    frames_per_s: millions.parse::<f64>()? * 1e6,
+                };
+                let key = (name.to_owned(), bytes);
+                samples.rates.entry(key).or_default().push(rate);
             }
             _ => {}
         }
