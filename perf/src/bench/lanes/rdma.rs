@@ -184,7 +184,8 @@ fn read(said: &str) -> anyhow::Result<Samples> {
                 let count = count.parse()?;
                 calls.by_name.insert(format!("{side} {what}"), count);
             }
-            // Its report: length, iterations, peak and average in MiB/s, millions of messages a second.
+            // Its report: length, iterations, peak and average in MiB/s, whatever its head calls them,
+            // millions of messages a second.
             [length, _, _, mib, millions] if name == "reference" && length.parse() == Ok(bytes) => {
                 let rate = Rate {
                     mb_per_s: mib.parse::<f64>()? * f64::from(1 << 20) / 1e6,
@@ -269,7 +270,7 @@ over rxe1
 52.00 MB/s, 793 frames/s; finished
 sample reference 65536
                     RDMA_Write BW Test
- #bytes     #iterations    BW peak[MiB/sec]    BW average[MiB/sec]   MsgRate[Mpps]
+ #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]
  65536      1600             0.00               50.00              0.000800
 sample calls 65536
 50.00 MB/s, 1000 frames/s; finished
