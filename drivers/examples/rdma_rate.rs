@@ -1,9 +1,10 @@
 //! How fast one RDMA lane carries frames from one process to another.
 //!
-//! `rdma_rate listen ADDRESS:PORT [yield µs]` and
-//! `rdma_rate send OWN_ADDRESS ADDRESS:PORT [frame bytes] [seconds] [yield µs]`
-//! Whoever is idle yields for so long, 200 µs unless said otherwise, and then sleeps.
-//! The listener prints MB/s (10^6 bytes) and frames per second, from the first frame to the last.
+//! `rdma_rate listen ADDRESS:PORT POLICY` and
+//! `rdma_rate send OWN_ADDRESS ADDRESS:PORT POLICY FRAME_BYTES SECONDS`
+//! What an idle side does is a worker's policy: `dedicated` spins and never sleeps, `shared` yields for
+//! a moment and then sleeps. The listener prints MB/s (10^6 bytes) and frames per second, from the first
+//! frame to the last.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -40,26 +41,34 @@ fn lane(port: &RdmaPort, endpoint: Endpoint) -> Outcome<(RdmaLanes, FramePools, 
     Ok((group, pools, lane))
 }
 
-/// Yields for a while, then sleeps until there is something to do, as a worker does.
+/// How long a side that shares its core yields before it sleeps, as a worker does.
+const YIELD: Duration = Duration::from_micros(20);
+
+/// What a side does that has nothing to do.
 struct Rest {
-    patience: Duration,
+    dedicated: bool,
     idle_since: Option<Instant>,
 }
 
 impl Rest {
-    fn new(patience: Duration) -> Self {
-        Self {
-            patience,
+    fn new(policy: &str) -> Outcome<Self> {
+        let dedicated = match policy {
+            "dedicated" => true,
+            "shared" => false,
+            other => return Err(format!("{other}: a policy is dedicated or shared").into()),
+        };
+        Ok(Self {
+            dedicated,
             idle_since: None,
-        }
+        })
     }
 
     fn after(&mut self, polled: Polled, group: &mut RdmaLanes) -> Outcome<()> {
         if polled != Polled::Idle {
             self.idle_since = None;
-            return Ok(());
-        }
-        if self.idle_since.get_or_insert_with(Instant::now).elapsed() < self.patience {
+        } else if self.dedicated {
+            std::hint::spin_loop();
+        } else if self.idle_since.get_or_insert_with(Instant::now).elapsed() < YIELD {
             std::thread::yield_now();
         } else if group.prepare_park()
             && let Some(fd) = group.park_fd()
@@ -70,13 +79,12 @@ impl Rest {
     }
 }
 
-fn listen(at: SocketAddr, patience: Duration) -> Outcome<()> {
+fn listen(at: SocketAddr, mut rest: Rest) -> Outcome<()> {
     let port = port()?;
     let listener = port.connector()?.listen(at)?;
     let request = listener.next(PATIENCE)?.ok_or("nobody came")?;
     let (mut group, _pools, _lane) = lane(&port, request.accept(PATIENCE)?)?;
     let mut events = Vec::with_capacity(64);
-    let mut rest = Rest::new(patience);
     let (mut frames, mut bytes) = (0u64, 0u64);
     let (mut first, mut last) = (None, Instant::now());
     loop {
@@ -118,9 +126,9 @@ fn listen(at: SocketAddr, patience: Duration) -> Outcome<()> {
 fn send(
     own: IpAddr,
     to: SocketAddr,
+    mut rest: Rest,
     frame_bytes: usize,
     duration: Duration,
-    patience: Duration,
 ) -> Outcome<()> {
     let port = port()?;
     let connector = port.connector()?;
@@ -131,7 +139,6 @@ fn send(
         .copy(&vec![0x5a; frame_bytes])
         .ok_or("no such frame")?;
     let mut events = Vec::with_capacity(64);
-    let mut rest = Rest::new(patience);
     let (start, mut finished) = (Instant::now(), false);
     loop {
         if !finished {
@@ -158,17 +165,19 @@ fn send(
 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let arg = |at: usize, default: &'static str| args.get(at).map_or(default, String::as_str);
-    let micros = |at| -> Outcome<Duration> { Ok(Duration::from_micros(arg(at, "200").parse()?)) };
-    match arg(0, "") {
-        "listen" => listen(arg(1, "10.77.0.2:7700").parse()?, micros(2)?),
-        "send" => send(
-            arg(1, "10.77.0.1").parse()?,
-            arg(2, "10.77.0.2:7700").parse()?,
-            arg(3, "65536").parse()?,
-            Duration::from_secs(arg(4, "5").parse()?),
-            micros(5)?,
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["listen", at, policy] => listen(at.parse()?, Rest::new(policy)?),
+        ["send", own, to, policy, bytes, seconds] => send(
+            own.parse()?,
+            to.parse()?,
+            Rest::new(policy)?,
+            bytes.parse()?,
+            Duration::from_secs(seconds.parse()?),
         ),
-        _ => Err("rdma_rate listen ADDRESS:PORT | send OWN ADDRESS:PORT [bytes] [seconds]".into()),
+        _ => Err(
+            "rdma_rate listen ADDRESS:PORT POLICY | send OWN ADDRESS:PORT POLICY BYTES SECONDS"
+                .into(),
+        ),
     }
 }

@@ -99,6 +99,18 @@ pub enum AddError {
     },
 }
 
+impl AddError {
+    /// The connection was lost before it became a lane. The next one may do better.
+    #[must_use]
+    pub fn is_connection_lost(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+        let Self::Kernel { cause, .. } = self else {
+            return false;
+        };
+        matches!(cause.kind(), NotConnected | ConnectionReset | BrokenPipe)
+    }
+}
+
 /// A frame that was not taken, and comes back.
 #[derive(Debug)]
 pub struct Refused {

@@ -12,6 +12,7 @@
 //! - [`loopback`]: lanes in memory, with faults on request, for tests of the layers above
 //! - `dpdk` (feature of that name): datagrams over DPDK ports
 //! - [`conformance`]: what every back end must pass
+//! - `slots`: how a group finds its lanes by their ids
 //! - [`wake`]: the file descriptor a parked worker sleeps on
 
 pub mod beside;
@@ -25,6 +26,7 @@ pub mod port;
 #[cfg(feature = "rdma")]
 pub mod rdma;
 pub mod reliable;
+mod slots;
 pub mod tcp;
 pub mod wake;
 

@@ -4,9 +4,12 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use dwcp_drivers::beside::{Beside, Either};
 use dwcp_drivers::conformance::{Ends, Harness};
+use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
+use dwcp_drivers::lane::LaneGroup;
 use dwcp_drivers::loopback::{LoopbackEndpoint, LoopbackLanes};
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::tcp::{RecvMode, SendMode, SocketTuning, TcpLanes, TcpOptions, TcpPort, tune};
@@ -151,3 +154,27 @@ dwcp_drivers::conformance_suite!(
         send: super::SendMode::ZeroCopy
     }
 );
+
+#[test]
+fn a_connection_that_is_lost_before_it_is_a_lane_is_told_as_that() {
+    let tcp = Tcp {
+        recv: RecvMode::SingleShot,
+        send: SendMode::Copy,
+    };
+    let (near, far) = connected();
+    // Without patience the end is a reset, which arrives at once.
+    rustix::net::sockopt::set_socket_linger(&far, Some(Duration::ZERO)).unwrap();
+    drop(far);
+    let pools = FramePools::new(&FramePoolsConfig {
+        small: 1,
+        medium: 0,
+        large: 0,
+        backing: BackingPolicy::Ordinary,
+    })
+    .unwrap();
+    let refused = tcp.lanes().add(near.into(), &pools).unwrap_err();
+    assert!(refused.is_connection_lost(), "{refused}");
+    let (wrong, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let refused = tcp.lanes().add(wrong.into(), &pools).unwrap_err();
+    assert!(!refused.is_connection_lost(), "{refused}");
+}

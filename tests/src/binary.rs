@@ -14,10 +14,22 @@ use serde_json::Value;
 /// # Errors
 /// What cargo said.
 pub fn test(package: &str, feature: &str, name: &str) -> Result<PathBuf, String> {
+    built(package, feature, &["--test", name], name)
+}
+
+/// Builds the unit tests of `package` and says where they are.
+///
+/// # Errors
+/// What cargo said.
+pub fn unit_tests(package: &str, feature: &str) -> Result<PathBuf, String> {
+    built(package, feature, &["--lib"], &package.replace('-', "_"))
+}
+
+fn built(package: &str, feature: &str, target: &[&str], name: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    command.args(["test", "--no-run", "--test", name]);
+    command.args(["test", "--no-run"]).args(target);
     command.args(["--package", package, "--features", feature]);
     command.arg("--message-format=json-render-diagnostics");
     let built = command.output().map_err(|cause| cause.to_string())?;

@@ -10,6 +10,7 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::mpsc::channel;
 use std::thread;
 
 use dwcp_api::session::DRIVER_NAMES;
@@ -35,20 +36,37 @@ pub fn pages(seed: u64, count: u64) -> Vec<u8> {
 /// Carries `stream` one way and a word back; gives the name of what it ran over and how often it fell back.
 #[must_use]
 pub fn carry(pair: &Pair, stream: &[u8]) -> (&'static str, u64) {
+    carry_through(pair, stream, || ())
+}
+
+/// The same; `trouble` comes while the stream is under way: a part arrived, the rest is not sent yet.
+#[must_use]
+pub fn carry_through(
+    pair: &Pair,
+    stream: &[u8],
+    trouble: impl FnOnce() + Send,
+) -> (&'static str, u64) {
     let plane = Plane::attach(&pair.source_control());
     plane.allow_v3(true);
     let mut client = pair.connect();
     client.write_all(&stream[..64]).unwrap();
     let mut server = pair.accept();
     let mut writer = client.try_clone().unwrap();
-    let rest = stream[64..].to_vec();
-    let sender = thread::spawn(move || {
-        writer.write_all(&rest).unwrap();
-        writer.shutdown(Shutdown::Write).unwrap();
+    let (early, late) = stream[64..].split_at(stream.len() / 2);
+    let mut got = vec![0; 64 + early.len() / 2];
+    thread::scope(|scope| {
+        let (part_arrived, arrival) = channel();
+        scope.spawn(move || {
+            writer.write_all(early).unwrap();
+            arrival.recv().unwrap();
+            trouble();
+            writer.write_all(late).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        server.read_exact(&mut got).unwrap();
+        part_arrived.send(()).unwrap();
+        server.read_to_end(&mut got).unwrap();
     });
-    let mut got = Vec::new();
-    server.read_to_end(&mut got).unwrap();
-    sender.join().unwrap();
     assert!(
         got == stream,
         "{} bytes in, {} out",

@@ -2,12 +2,14 @@
 //! emulated NICs driven by DPDK. Run inside one, by `rdma.rs` and `vfio.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::process::Command;
+
 use dwcp_dataplane::config::{
     CongestionControl, DpdkConfig, DpdkDevice, Driver, Hugepages, RdmaConfig,
 };
 use dwcp_lab::vm::{E1000E, IGB};
 use dwcp_tests::pair::{Pair, PairOptions};
-use dwcp_tests::streams::{carry, pages};
+use dwcp_tests::streams::{carry, carry_through, pages};
 
 /// What the nodes say is shown when a test fails.
 fn listen_to_the_nodes() {
@@ -20,17 +22,22 @@ fn listen_to_the_nodes() {
 /// Under an emulated processor all takes longer.
 const PAGES: u64 = 4_000;
 
-#[test]
-fn rdma_a_stream_crosses_two_devices() {
+/// Both nodes with an RDMA device.
+fn over_rdma() -> Pair {
     listen_to_the_nodes();
     let at = |host: u8| RdmaConfig {
         listen: ([10, 77, 0, host], 0).into(),
     };
-    let pair = Pair::start_with(PairOptions::default(), |a, b| {
+    Pair::start_with(PairOptions::default(), |a, b| {
         a.driver = Driver::Rdma;
         a.rdma = Some(at(1));
         b.rdma = Some(at(2));
-    });
+    })
+}
+
+#[test]
+fn rdma_a_stream_crosses_two_devices() {
+    let pair = over_rdma();
     assert_eq!(carry(&pair, &pages(1, PAGES)), ("rdma", 0));
     pair.stop();
 }
@@ -45,6 +52,20 @@ fn rdma_a_peer_without_it_gets_tcp() {
         });
     });
     assert_eq!(carry(&pair, &pages(2, 500)), ("tcp", 0));
+    pair.stop();
+}
+
+/// The last of these by its name: the cable stays cut.
+#[test]
+fn rdma_when_queue_pairs_are_lost_the_session_goes_on_over_tcp() {
+    let pair = over_rdma();
+    let cut = || {
+        let ip = Command::new("ip")
+            .args(["link", "set", "veth0", "down"])
+            .status();
+        assert!(ip.unwrap().success());
+    };
+    assert_eq!(carry_through(&pair, &pages(4, PAGES), cut), ("tcp", 1));
     pair.stop();
 }
 

@@ -177,12 +177,22 @@ impl Session {
         }
         let end = endpoint(up.end, &up.agreed, self.role == Role::Source)
             .map_err(|error| Fault::new(Failure::System, error.to_string()))?;
-        let id = hands.lanes.add(end, &link.pools_in).map_err(|error| {
-            Fault::new(
-                Failure::System,
-                format!("a lane cannot be taken into service: {error}"),
-            )
-        })?;
+        let id = match hands.lanes.add(end, &link.pools_in) {
+            Ok(id) => id,
+            // The peer closed it meanwhile, and dials again if it wants a lane.
+            Err(error) if error.is_connection_lost() => {
+                self.bundle.slots[index] = Slot::Down {
+                    dial_at_ns: hands.now_ns + REDIAL_NS,
+                };
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(Fault::new(
+                    Failure::System,
+                    format!("a lane cannot be taken into service: {error}"),
+                ));
+            }
+        };
         hands.routes.add_lane(
             id,
             Route {

@@ -4,7 +4,9 @@
 //! so that memory is registered once. Promises: a device stays open as long as anything on it lives.
 
 use std::ffi::CStr;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -16,6 +18,26 @@ use rdma_sys::{
 /// The answer of a verb that returns a pointer.
 pub(super) fn non_null<T>(pointer: *mut T) -> io::Result<NonNull<T>> {
     NonNull::new(pointer).ok_or_else(io::Error::last_os_error)
+}
+
+/// The files that verbs and rdma_cm work through.
+const FILES: &str = "/dev/infiniband";
+
+/// Why rdma_cm shows no device: libraries skip what they cannot open without a word.
+fn none_because() -> io::Error {
+    let try_all = || -> io::Result<()> {
+        let open = |file: &Path| OpenOptions::new().read(true).write(true).open(file);
+        open(&Path::new(FILES).join("rdma_cm"))?;
+        for file in fs::read_dir(FILES)? {
+            let file = file?;
+            if file.file_name().to_string_lossy().starts_with("uverbs") {
+                open(&file.path())?;
+            }
+        }
+        Ok(())
+    };
+    let refused = try_all().err();
+    refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
 /// rdma_cm's list of open devices.
@@ -85,7 +107,8 @@ impl Devices {
         let mut count = 0;
         // SAFETY: needed to ask rdma_cm; it writes the count and returns a list of that many
         // contexts, or null.
-        let list = non_null(unsafe { rdma_get_devices(&raw mut count) })?;
+        let list = unsafe { rdma_get_devices(&raw mut count) };
+        let list = NonNull::new(list).ok_or_else(none_because)?;
         let contexts = Arc::new(List(list));
         let mut devices = Vec::new();
         for at in 0..usize::try_from(count).unwrap_or(0) {
@@ -105,7 +128,7 @@ impl Devices {
             }));
         }
         if devices.is_empty() {
-            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+            return Err(none_because());
         }
         Ok(Self(devices.into()))
     }

@@ -19,8 +19,9 @@ use super::message::{Buffer, Writer};
 use super::outbox::{Outbox, QueueLimits, Said, TooMuch};
 use super::queue_pair::{Completion, QueuePair, WRITES_MAX};
 use super::registry::Registry;
+use super::round_trip::RoundTrip;
 use crate::frame::{Frame, FramePools, Relief};
-use crate::lane::{LaneClosed, LaneEvent, LaneId, RefusedReason, WireBytes};
+use crate::lane::{LaneClosed, LaneEvent, LaneId, LaneStats, RefusedReason, WireBytes};
 
 /// What a lane did in [`Lane::serve`].
 pub(super) struct Served {
@@ -38,6 +39,7 @@ pub(super) struct Lane {
     pub(super) pools: FramePools,
     inbox: Inbox,
     outbox: Outbox,
+    round_trip: RoundTrip,
     /// Buffers to advertise.
     buffers: std::collections::VecDeque<Buffer>,
     /// Since when the lane waits for a buffer.
@@ -75,6 +77,7 @@ impl Lane {
             pools,
             inbox: Inbox::new(),
             outbox: Outbox::new(limits),
+            round_trip: RoundTrip::default(),
             buffers: std::collections::VecDeque::with_capacity(WRITES_MAX),
             starved: None,
             broken: None,
@@ -85,6 +88,11 @@ impl Lane {
 
     pub(super) fn pair(&self) -> &QueuePair {
         &self.pair
+    }
+
+    #[cfg(test)]
+    pub(super) fn pair_mut(&mut self) -> &mut QueuePair {
+        &mut self.pair
     }
 
     pub(super) fn submit(&mut self, frame: Frame) -> Result<(), (Frame, RefusedReason)> {
@@ -106,12 +114,24 @@ impl Lane {
         }
     }
 
+    /// What this side sees of the path; what the device sends again it does not tell.
+    pub(super) fn stats(&self) -> LaneStats {
+        LaneStats {
+            rtt_us: self.round_trip.smoothed_us(),
+            rtt_min_us: self.round_trip.min_us(),
+            acked_bytes: self.outbox.acked_bytes(),
+            congestion: *b"of the device\0\0\0",
+            ..LaneStats::default()
+        }
+    }
+
     /// Takes completions. Returns how many.
     fn reap(&mut self) -> u32 {
         let Self {
             pair,
             inbox,
             outbox,
+            round_trip,
             broken,
             peer_done,
             ..
@@ -122,6 +142,7 @@ impl Lane {
                 _ if broken.is_some() => Ok(()),
                 Completion::Sent { seq } => {
                     outbox.completed(seq);
+                    round_trip.completed(seq);
                     Ok(())
                 }
                 Completion::Message { slot, bytes } => inbox
@@ -236,10 +257,11 @@ impl Lane {
                 };
                 self.outbox.posted_write(seq, write.frame);
             }
-            match self.pair.post()? {
-                0 => return Ok(u32::try_from(work).unwrap_or(u32::MAX)),
-                posted => work += posted,
-            }
+            let Some(last) = self.pair.last_pushed() else {
+                return Ok(u32::try_from(work).unwrap_or(u32::MAX));
+            };
+            self.round_trip.posting(last);
+            work += self.pair.post()?;
         }
     }
 

@@ -23,12 +23,9 @@ use crate::lane::{
     WireBytes,
 };
 use crate::port::{GroupToken, PortConfig};
+use crate::slots::{Slots, slot_of};
 use crate::wake::Waker;
 
-/// Bits of a [`LaneId`] that name the slot; the rest is the slot's generation.
-const SLOT_BITS: u32 = 10;
-/// Lanes of one group, at most.
-pub(super) const LANES_MAX: u16 = 1 << SLOT_BITS;
 /// How often a group that does not sleep looks for news of its connections.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Polls between two looks at the clock.
@@ -38,21 +35,10 @@ const EVENTS_MAX: usize = 32;
 /// What the waker is known by in the epoll.
 const WAKER: u64 = u64::MAX;
 
-fn slot_of(lane: LaneId) -> usize {
-    (lane.0 & (u32::from(LANES_MAX) - 1)) as usize
-}
-
-#[derive(Default)]
-struct Place {
-    generation: u32,
-    lane: Option<Box<Lane>>,
-}
-
 /// One worker's lanes. It stays on the thread that made it.
 pub struct RdmaLanes {
-    places: Vec<Place>,
-    free: Vec<u16>,
-    /// Places in use, in no order.
+    slots: Slots<Lane>,
+    /// Slots in use, in no order.
     used: Vec<u16>,
     // After the lanes: their queue pairs go before the memory that they reach.
     registry: Registry,
@@ -78,8 +64,7 @@ impl RdmaLanes {
         let data = EventData::new_u64(WAKER);
         epoll::add(&epoll, &*waker, data, EventFlags::IN)?;
         Ok(Self {
-            places: (0..lanes).map(|_| Place::default()).collect(),
-            free: (0..config.lanes_max).rev().collect(),
+            slots: Slots::new(config.lanes_max),
             used: Vec::with_capacity(lanes),
             registry: Registry::default(),
             closed: VecDeque::with_capacity(lanes),
@@ -98,23 +83,12 @@ impl RdmaLanes {
         })
     }
 
-    fn lane(&self, lane: LaneId) -> Option<&Lane> {
-        let known = self.places.get(slot_of(lane))?.lane.as_deref()?;
-        (known.id == lane).then_some(known)
-    }
-
-    fn lane_mut(&mut self, lane: LaneId) -> Option<&mut Lane> {
-        let known = self.places.get_mut(slot_of(lane))?.lane.as_deref_mut()?;
-        (known.id == lane).then_some(known)
-    }
-
     /// Serves every lane once. Returns the work done, and whether one has more to tell.
     fn serve(&mut self, room: &mut usize, out: &mut Vec<LaneEvent>) -> (u32, bool) {
         let (mut work, mut waits) = (0, false);
         let mut at = 0;
         while let Some(&slot) = self.used.get(at) {
-            let place = self.places.get_mut(usize::from(slot));
-            let Some(lane) = place.and_then(|place| place.lane.as_deref_mut()) else {
+            let Some(lane) = self.slots.at_mut(usize::from(slot)) else {
                 self.used.swap_remove(at);
                 continue;
             };
@@ -140,20 +114,13 @@ impl RdmaLanes {
     /// Ends a lane and gives back all that it had; its end is told by the next poll with room.
     fn take_apart(&mut self, lane: LaneId, reason: LaneClosed) {
         let slot = slot_of(lane);
-        let Some(place) = self.places.get_mut(slot) else {
-            return;
-        };
-        if place.lane.take().is_none() {
+        if self.slots.take(slot).is_none() {
             return;
         }
         self.used.retain(|&used| usize::from(used) != slot);
         self.registry.sweep();
         self.closed.push_back((lane, reason));
-        // A generation that came round would let an old id name a new lane.
-        if place.generation < (u32::MAX >> SLOT_BITS) {
-            place.generation += 1;
-            self.free.push(slot as u16);
-        }
+        self.slots.give_free(slot);
     }
 
     /// Takes events of completions and news of connections. Returns how much there was.
@@ -161,7 +128,7 @@ impl RdmaLanes {
         self.looked = Instant::now();
         let mut work = 0;
         // A lane has two descriptors.
-        for _ in 0..=self.places.len() / (EVENTS_MAX / 2) {
+        for _ in 0..=self.slots.room() / (EVENTS_MAX / 2) {
             self.events.clear();
             let room = rustix::buffer::spare_capacity(&mut self.events);
             if epoll::wait(&self.epoll, room, Some(&Timespec::default())).is_err() {
@@ -173,7 +140,7 @@ impl RdmaLanes {
                     // Cleared when the group goes to sleep; who starves asks the pools.
                     continue;
                 }
-                if let Some(lane) = self.lane_mut(LaneId(event.data.u64() as u32)) {
+                if let Some(lane) = self.slots.get_mut(LaneId(event.data.u64() as u32)) {
                     lane.disarm();
                     work += lane.look();
                 }
@@ -216,27 +183,21 @@ impl LaneGroup for RdmaLanes {
     type Endpoint = Endpoint;
 
     fn add(&mut self, endpoint: Endpoint, pools: &FramePools) -> Result<LaneId, AddError> {
-        let full = AddError::GroupFull(self.places.len());
-        let Some(&slot) = self.free.last() else {
-            return Err(full);
-        };
-        let place = &self.places[usize::from(slot)];
-        let id = LaneId((place.generation << SLOT_BITS) | u32::from(slot));
+        let id = self.slots.next_id()?;
         let lane = Lane::new(id, endpoint, pools.clone(), self.limits);
         // A descriptor that is closed leaves the epoll by itself.
         self.watch(&lane).map_err(|cause| AddError::Kernel {
             step: "watch a connection",
             cause: cause.into(),
         })?;
-        self.free.pop();
-        self.used.push(slot);
+        self.used.push(slot_of(id) as u16);
         pools.wake_on_relief(&self.waker);
-        self.places[usize::from(slot)].lane = Some(Box::new(lane));
+        self.slots.put(id, lane);
         Ok(id)
     }
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
-        let Some(known) = self.lane_mut(lane) else {
+        let Some(known) = self.slots.get_mut(lane) else {
             return Err(Refused {
                 frame,
                 reason: RefusedReason::Unknown,
@@ -262,26 +223,28 @@ impl LaneGroup for RdmaLanes {
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
-        self.lane(lane).map_or(0, Lane::backlog_bytes)
+        self.slots.get(lane).map_or(0, Lane::backlog_bytes)
     }
 
     fn wire_bytes(&self, lane: LaneId) -> WireBytes {
-        self.lane(lane).map(Lane::wire_bytes).unwrap_or_default()
+        self.slots
+            .get(lane)
+            .map(Lane::wire_bytes)
+            .unwrap_or_default()
     }
 
-    fn stats(&self, _lane: LaneId) -> Option<LaneStats> {
-        // The path's state is in the device, which tells no round trips.
-        None
+    fn stats(&self, lane: LaneId) -> Option<LaneStats> {
+        self.slots.get(lane).map(Lane::stats)
     }
 
     fn close(&mut self, lane: LaneId) {
-        if self.lane(lane).is_some() {
+        if self.slots.get(lane).is_some() {
             self.take_apart(lane, LaneClosed::Local);
         }
     }
 
     fn finish(&mut self, lane: LaneId) {
-        if let Some(known) = self.lane_mut(lane) {
+        if let Some(known) = self.slots.get_mut(lane) {
             known.finish();
         }
     }
@@ -293,8 +256,8 @@ impl LaneGroup for RdmaLanes {
     fn prepare_park(&mut self) -> bool {
         // First clear and arm, then look: what comes after the look makes the descriptor readable.
         self.waker.clear();
-        for place in &mut self.places {
-            if let Some(lane) = &mut place.lane {
+        for slot in &self.used {
+            if let Some(lane) = self.slots.at_mut(usize::from(*slot)) {
                 lane.arm();
             }
         }
@@ -303,3 +266,7 @@ impl LaneGroup for RdmaLanes {
         work == 0 && !waits
     }
 }
+
+#[cfg(test)]
+#[path = "lanes_tests.rs"]
+mod tests;

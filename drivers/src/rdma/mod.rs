@@ -15,7 +15,7 @@
 //! - [`port`]: what this host's devices can do; how workers get their lanes
 //! - [`connect`]: from an address to an [`connect::Endpoint`]
 //! - [`lanes`]: one worker's lanes: the poll loop
-//! - `lane`, `outbox`, `inbox`: one lane, what it sends, what it receives
+//! - `lane`, `outbox`, `inbox`, `round_trip`: one lane, what it sends, what it receives, how far the peer is
 //! - `message`: the records of a message
 //! - `cm`, `device`, `queue_pair`, `memory`, `registry`: owners of what verbs hand out
 //! - `layout`: the C compiler's word on hand-copied types
@@ -33,6 +33,7 @@ mod outbox;
 pub mod port;
 mod queue_pair;
 mod registry;
+mod round_trip;
 
 pub use connect::{ConnectError, Connector, Endpoint, Listener, Request, TOKEN_BYTES};
 pub use lanes::RdmaLanes;

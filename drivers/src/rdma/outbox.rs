@@ -66,6 +66,15 @@ pub(super) struct Write {
     pub(super) number: u32,
 }
 
+/// A request that the device holds.
+#[derive(Debug, Clone, Copy)]
+struct Posted {
+    /// Its number.
+    seq: u64,
+    /// Bytes of frames that went with it and all before it.
+    sent_bytes: u64,
+}
+
 /// The peer gave more than was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooMuch;
@@ -76,10 +85,10 @@ pub(super) struct Outbox {
     /// Announced, without a buffer yet.
     announced: VecDeque<Frame>,
     buffers: VecDeque<Buffer>,
-    /// Handed to the device, with the number of their request.
-    writing: VecDeque<(u64, Frame)>,
+    /// Handed to the device.
+    writing: VecDeque<(Posted, Frame)>,
     /// Messages that the device holds.
-    messages: VecDeque<u64>,
+    messages: VecDeque<Posted>,
     next_slot: usize,
     credits: u8,
     written: u32,
@@ -88,6 +97,7 @@ pub(super) struct Outbox {
     announced_bytes: usize,
     writing_bytes: usize,
     sent_bytes: u64,
+    acked_bytes: u64,
     refused: bool,
     closing: bool,
     fin: Said,
@@ -110,6 +120,7 @@ impl Outbox {
             announced_bytes: 0,
             writing_bytes: 0,
             sent_bytes: 0,
+            acked_bytes: 0,
             refused: false,
             closing: false,
             fin: Said::No,
@@ -170,6 +181,11 @@ impl Outbox {
 
     pub(super) fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// Of the sent bytes, those that the peer's device has.
+    pub(super) fn acked_bytes(&self) -> u64 {
+        self.acked_bytes
     }
 
     pub(super) fn fin(&self) -> Said {
@@ -235,7 +251,7 @@ impl Outbox {
 
     /// A message was handed to the device.
     pub(super) fn posted_message(&mut self, seq: u64, counted: bool, fin: bool, done: bool) {
-        self.messages.push_back(seq);
+        self.messages.push_back(self.posted(seq));
         self.next_slot = (self.next_slot + 1) % SLOTS;
         self.credits -= u8::from(counted);
         if fin {
@@ -265,15 +281,23 @@ impl Outbox {
         self.announced_bytes -= bytes;
         self.writing_bytes += bytes;
         self.sent_bytes += bytes as u64;
-        self.writing.push_back((seq, frame));
+        self.writing.push_back((self.posted(seq), frame));
+    }
+
+    fn posted(&self, seq: u64) -> Posted {
+        let sent_bytes = self.sent_bytes;
+        Posted { seq, sent_bytes }
     }
 
     /// The device is done with this request and all before it.
     pub(super) fn completed(&mut self, up_to: u64) {
-        while self.messages.front().is_some_and(|seq| *seq <= up_to) {
-            self.messages.pop_front();
+        while let Some(said) = self.messages.pop_front_if(|posted| posted.seq <= up_to) {
+            self.acked_bytes = self.acked_bytes.max(said.sent_bytes);
         }
-        while let Some((_, frame)) = self.writing.pop_front_if(|(seq, _)| *seq <= up_to) {
+        while let Some((wrote, frame)) =
+            self.writing.pop_front_if(|(posted, _)| posted.seq <= up_to)
+        {
+            self.acked_bytes = self.acked_bytes.max(wrote.sent_bytes);
             self.writing_bytes -= wire_bytes(frame.len());
         }
         self.fin.completed(up_to);

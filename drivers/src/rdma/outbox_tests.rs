@@ -49,6 +49,8 @@ fn no_frame_leaves_without_a_credit() {
     assert!(send(&mut outbox, 51));
     assert_eq!(outbox.backlog_bytes(), 0);
     assert_eq!(outbox.sent_bytes(), 25 * 104);
+    outbox.completed(11);
+    assert_eq!(outbox.acked_bytes(), 12 * 104);
 }
 
 #[test]
@@ -75,7 +77,9 @@ fn long_frames_are_written_in_order_and_held_until_done() {
     assert!(outbox.next_write().is_none());
     assert!(!send(&mut outbox, 30), "as many are under way as may be");
     assert_eq!(pools.available(), free, "the device reads them");
+    assert_eq!(outbox.acked_bytes(), 0);
     outbox.completed(4);
+    assert_eq!(outbox.acked_bytes(), 4 * 9008, "sent were sixteen");
     assert_eq!(pools.available().medium, free.medium + 4);
     assert!(send(&mut outbox, 31), "room for the rest");
 }

@@ -12,12 +12,13 @@ use thiserror::Error;
 
 use super::connect::Connector;
 use super::device::Devices;
-use super::lanes::{LANES_MAX, RdmaLanes};
+use super::lanes::RdmaLanes;
 use crate::MAX_FRAME_BYTES;
 use crate::port::{
     Capabilities, ConfigError, DrainError, Life, OpenError, Port, PortConfig, PortState,
     ProbeError, WrongState,
 };
+use crate::slots::LANES_MAX;
 
 /// What only the RDMA port knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,9 +96,15 @@ impl RdmaPort {
     }
 
     fn found() -> Result<Devices, ProbeError> {
-        Devices::open().map_err(|cause| ProbeError::Missing {
-            what: "an RDMA device with rdma_cm (see `rdma link`; modules ib_uverbs, rdma_ucm)",
-            cause,
+        Devices::open().map_err(|cause| {
+            let what = match cause.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "the right to use /dev/infiniband (run as root, or let this user read and write \
+                     rdma_cm and uverbs* there)"
+                }
+                _ => "an RDMA device with rdma_cm (see `rdma link`; modules ib_uverbs, rdma_ucm)",
+            };
+            ProbeError::Missing { what, cause }
         })
     }
 }

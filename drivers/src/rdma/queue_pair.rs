@@ -296,6 +296,11 @@ impl QueuePair {
         seq
     }
 
+    /// The last request of those that were pushed and not posted.
+    pub(super) fn last_pushed(&self) -> Option<u64> {
+        self.sends.last().map(|request| request.wr_id)
+    }
+
     /// Posts what was pushed, in one call; the last request reports in any case. Returns how
     /// many.
     pub(super) fn post(&mut self) -> io::Result<usize> {
@@ -352,6 +357,19 @@ impl QueuePair {
                 return all;
             }
         }
+    }
+
+    /// Moves it to its error state, as a device does that gives up.
+    #[cfg(test)]
+    pub(super) fn fail(&mut self) {
+        use rdma_sys::{ibv_modify_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_state};
+        // SAFETY: needed to fill a C structure; zeros are values for all of its fields.
+        let mut wanted: ibv_qp_attr = unsafe { std::mem::zeroed() };
+        wanted.qp_state = ibv_qp_state::IBV_QPS_ERR;
+        let mask = ibv_qp_attr_mask::IBV_QP_STATE.0.cast_signed();
+        // SAFETY: needed to change the state; the queue pair lives, and the call copies what is wanted.
+        let refused = unsafe { ibv_modify_qp(self.qp.as_ptr(), &raw mut wanted, mask) };
+        assert_eq!(refused, 0);
     }
 
     /// Asks for an event at the next completion.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::congestion::Congestion;
 use super::seal::Protection;
 use crate::port::{ConfigError, within};
+use crate::slots::LANES_MAX;
 
 /// Who speaks first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl ReliableConfig {
     /// The first that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let silence_ms = usize::try_from(self.silence_max.as_millis()).unwrap_or(usize::MAX);
-        within("lanes_max", self.lanes_max.into(), 1, 1024)?;
+        within("lanes_max", self.lanes_max.into(), 1, LANES_MAX.into())?;
         within("queue_frames_max", self.queue_frames_max.into(), 1, 1024)?;
         within("queue_bytes_max", self.queue_bytes_max, 1, 1 << 30)?;
         within("window_bytes_max", self.window_bytes_max, 64 << 10, 1 << 30)?;

@@ -25,9 +25,8 @@ use crate::lane::{
     WireBytes,
 };
 use crate::port::ConfigError;
+use crate::slots::{Slots, slot_of};
 
-/// Bits of a [`LaneId`] that name the slot; the rest is the slot's generation.
-const SLOT_BITS: u32 = 10;
 /// Bursts received in one poll, at most.
 const BURSTS_MAX: usize = 4;
 /// Datagrams that one lane sends in one turn, at most.
@@ -76,12 +75,6 @@ pub struct Dropped {
     pub early: u64,
 }
 
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    lane: Option<Box<Connection>>,
-}
-
 /// Connection numbers are random already.
 #[derive(Default)]
 struct AsItIs(u64);
@@ -104,8 +97,7 @@ impl std::hash::Hasher for AsItIs {
 
 /// The lanes, apart from the port, so that both can be used at once.
 struct Lanes {
-    slots: Vec<Slot>,
-    free: Vec<u16>,
+    slots: Slots<Connection>,
     by_connection: HashMap<u64, u16, BuildHasherDefault<AsItIs>>,
     /// The connection of the last datagram, and its slot.
     last: (u64, u16),
@@ -131,10 +123,6 @@ pub struct ReliableLanes<P: DatagramPort> {
     _stays_on_its_thread: PhantomData<*const ()>,
 }
 
-fn slot_of(lane: LaneId) -> usize {
-    (lane.0 & ((1 << SLOT_BITS) - 1)) as usize
-}
-
 impl<P: DatagramPort> ReliableLanes<P> {
     /// A group without lanes over `port`.
     ///
@@ -156,8 +144,7 @@ impl<P: DatagramPort> ReliableLanes<P> {
         Ok(Self {
             port,
             lanes: Lanes {
-                slots: (0..lanes).map(|_| Slot::default()).collect(),
-                free: (0..config.lanes_max).rev().collect(),
+                slots: Slots::new(config.lanes_max),
                 by_connection: HashMap::with_capacity_and_hasher(
                     2 * lanes,
                     BuildHasherDefault::default(),
@@ -211,7 +198,7 @@ impl<P: DatagramPort> ReliableLanes<P> {
         std::mem::swap(&mut self.lanes.listed, &mut self.serving);
         for at in 0..self.serving.len() {
             let slot = usize::from(self.serving[at]);
-            let Some(lane) = self.lanes.lane_at(slot) else {
+            let Some(lane) = self.lanes.slots.at_mut(slot) else {
                 continue;
             };
             lane.listed = false;
@@ -320,25 +307,9 @@ fn serve_lane<P: DatagramPort>(
 }
 
 impl Lanes {
-    fn lane_at(&mut self, slot: usize) -> Option<&mut Connection> {
-        self.slots.get_mut(slot)?.lane.as_deref_mut()
-    }
-
-    fn get(&self, lane: LaneId) -> Option<&Connection> {
-        let known = self.slots.get(slot_of(lane))?.lane.as_deref()?;
-        (known.id == lane).then_some(known)
-    }
-
-    fn get_mut(&mut self, lane: LaneId) -> Option<&mut Connection> {
-        self.lane_at(slot_of(lane)).filter(|known| known.id == lane)
-    }
-
     /// Puts a lane among those to be served.
     fn list(&mut self, slot: usize) {
-        if let Some(lane) = self
-            .slots
-            .get_mut(slot)
-            .and_then(|slot| slot.lane.as_deref_mut())
+        if let Some(lane) = self.slots.at_mut(slot)
             && !lane.listed
         {
             lane.listed = true;
@@ -356,7 +327,8 @@ impl Lanes {
         let (last, mut slot) = self.last;
         let known = last == header.connection
             && self
-                .lane_at(slot.into())
+                .slots
+                .at_mut(slot.into())
                 .is_some_and(|lane| lane.number_of_connection() == last);
         if !known {
             let Some(&found) = self.by_connection.get(&header.connection) else {
@@ -371,7 +343,7 @@ impl Lanes {
             self.last = (header.connection, found);
             slot = found;
         }
-        let Some(lane) = self.lane_at(slot.into()) else {
+        let Some(lane) = self.slots.at_mut(slot.into()) else {
             return;
         };
         let heard = lane.hear(now_ns, from, &header, datagram);
@@ -391,8 +363,8 @@ impl Lanes {
             return;
         }
         self.due_ns = u64::MAX;
-        for slot in 0..self.slots.len() {
-            let Some(lane) = self.lane_at(slot) else {
+        for slot in 0..self.slots.room() {
+            let Some(lane) = self.slots.at_mut(slot) else {
                 continue;
             };
             let due_ns = lane.due_ns();
@@ -410,8 +382,8 @@ impl Lanes {
         if !std::mem::take(&mut self.starving) {
             return;
         }
-        for slot in 0..self.slots.len() {
-            let Some(lane) = self.lane_at(slot) else {
+        for slot in 0..self.slots.room() {
+            let Some(lane) = self.slots.at_mut(slot) else {
                 continue;
             };
             let relieved = lane.relieve();
@@ -425,15 +397,10 @@ impl Lanes {
 
     /// Frees a lane's slot and remembers what its peer is to hear last.
     fn take_apart(&mut self, slot: usize, now_ns: u64, reason: LaneClosed) -> Option<LaneId> {
-        let place = self.slots.get_mut(slot)?;
-        let lane = place.lane.take()?;
+        let lane = self.slots.take(slot)?;
         self.by_connection.remove(&lane.number_of_connection());
         self.tombs.bury(now_ns, lane.farewell(reason));
-        // A generation that came round would let an old id name a new lane.
-        if place.generation < (u32::MAX >> SLOT_BITS) {
-            place.generation += 1;
-            self.free.push(slot as u16);
-        }
+        self.slots.give_free(slot);
         Some(lane.id)
     }
 }
@@ -452,11 +419,7 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
         {
             return Err(AddError::WrongEndpoint("the peer's address is incomplete"));
         }
-        let slot = *self
-            .lanes
-            .free
-            .last()
-            .ok_or(AddError::GroupFull(self.lanes.slots.len()))?;
+        let id = self.lanes.slots.next_id()?;
         let mut nonce = [0; 16];
         rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).map_err(
             |cause| AddError::Kernel {
@@ -464,10 +427,8 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
                 cause: cause.into(),
             },
         )?;
-        let place = &mut self.lanes.slots[usize::from(slot)];
-        let id = LaneId((place.generation << SLOT_BITS) | u32::from(slot));
         pools.wake_on_relief(self.parking.waker());
-        place.lane = Some(Box::new(Connection::new(
+        let lane = Connection::new(
             id,
             &endpoint,
             &self.config,
@@ -475,15 +436,18 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
             nonce,
             pools,
             self.port.now_ns(),
-        )));
-        self.lanes.free.pop();
-        self.lanes.by_connection.insert(endpoint.connection, slot);
-        self.lanes.list(slot.into());
+        );
+        self.lanes.slots.put(id, lane);
+        let slot = slot_of(id);
+        self.lanes
+            .by_connection
+            .insert(endpoint.connection, slot as u16);
+        self.lanes.list(slot);
         Ok(id)
     }
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
-        let Some(known) = self.lanes.get_mut(lane) else {
+        let Some(known) = self.lanes.slots.get_mut(lane) else {
             return Err(Refused {
                 frame,
                 reason: RefusedReason::Unknown,
@@ -516,29 +480,33 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
-        self.lanes.get(lane).map_or(0, Connection::backlog_bytes)
+        self.lanes
+            .slots
+            .get(lane)
+            .map_or(0, Connection::backlog_bytes)
     }
 
     fn wire_bytes(&self, lane: LaneId) -> WireBytes {
         self.lanes
+            .slots
             .get(lane)
             .map(Connection::wire_bytes)
             .unwrap_or_default()
     }
 
     fn stats(&self, lane: LaneId) -> Option<LaneStats> {
-        self.lanes.get(lane).map(Connection::stats)
+        self.lanes.slots.get(lane).map(Connection::stats)
     }
 
     fn close(&mut self, lane: LaneId) {
-        if let Some(known) = self.lanes.get_mut(lane) {
+        if let Some(known) = self.lanes.slots.get_mut(lane) {
             known.abort(LaneClosed::Local);
             self.lanes.list(slot_of(lane));
         }
     }
 
     fn finish(&mut self, lane: LaneId) {
-        if let Some(known) = self.lanes.get_mut(lane) {
+        if let Some(known) = self.lanes.slots.get_mut(lane) {
             known.finish();
             self.lanes.list(slot_of(lane));
         }
@@ -564,10 +532,8 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
 
 impl<P: DatagramPort> Drop for ReliableLanes<P> {
     fn drop(&mut self) {
-        for slot in &self.lanes.slots {
-            if let Some(lane) = &slot.lane
-                && let Some(peer) = lane.peer()
-            {
+        for lane in self.lanes.slots.lanes() {
+            if let Some(peer) = lane.peer() {
                 let farewell = lane.farewell(LaneClosed::Local);
                 // A port without room loses it; the peer finds out by the silence.
                 say(&mut self.port, peer, &farewell.datagram[..farewell.len]);

@@ -306,5 +306,5 @@ impl Inbox {
 
 /// The number of a lane's buffer ring: its slot.
 pub(super) fn group_of(lane: LaneId) -> u16 {
-    super::lanes::slot_of(lane) as u16
+    crate::slots::slot_of(lane) as u16
 }

@@ -24,11 +24,8 @@ use crate::lane::{
     WireBytes,
 };
 use crate::port::{GroupToken, PortConfig};
+use crate::slots::{Slots, slot_of};
 
-/// Bits of a [`LaneId`] that name the slot; the rest is the slot's generation.
-const SLOT_BITS: u32 = 10;
-/// Lanes of one group, at most.
-pub(super) const LANES_MAX: u16 = 1 << SLOT_BITS;
 /// Completions that one lane can have under way: chunks, the receive's end, a send and its
 /// notifications, a cancellation.
 const COMPLETIONS_PER_LANE: u32 = CHUNKS as u32 + ZC_SLOTS as u32 + 4;
@@ -37,28 +34,17 @@ const REAP_MAX: usize = 256;
 /// How long dropping a group waits for the kernel to let go of its buffers.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 
-pub(super) fn slot_of(lane: LaneId) -> usize {
-    (lane.0 & (u32::from(LANES_MAX) - 1)) as usize
-}
-
 fn ip_of(address: rustix::net::SocketAddrAny) -> Option<std::net::IpAddr> {
     std::net::SocketAddr::try_from(address)
         .ok()
         .map(|address| address.ip())
 }
 
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    lane: Option<Box<Connection>>,
-}
-
 /// One worker's lanes. It stays on the thread that made it: the ring accepts requests from no other.
 pub struct TcpLanes {
     ring: Ring,
     registry: Registry,
-    slots: Vec<Slot>,
-    free: Vec<u16>,
+    slots: Slots<Connection>,
     /// Slots whose lane has something to do now.
     listed: Vec<u16>,
     /// The list that is being served.
@@ -95,8 +81,7 @@ impl TcpLanes {
         Ok(Self {
             ring,
             registry,
-            slots: (0..lanes).map(|_| Slot::default()).collect(),
-            free: (0..config.lanes_max).rev().collect(),
+            slots: Slots::new(config.lanes_max),
             listed: Vec::with_capacity(lanes),
             serving: Vec::with_capacity(lanes),
             starved: Vec::with_capacity(lanes),
@@ -113,22 +98,9 @@ impl TcpLanes {
         })
     }
 
-    fn lane(&self, lane: LaneId) -> Option<&Connection> {
-        let known = self.slots.get(slot_of(lane))?.lane.as_deref()?;
-        (known.id == lane).then_some(known)
-    }
-
-    fn lane_mut(&mut self, lane: LaneId) -> Option<&mut Connection> {
-        let known = self.slots.get_mut(slot_of(lane))?.lane.as_deref_mut()?;
-        (known.id == lane).then_some(known)
-    }
-
     /// Puts a lane among those to be served.
     fn list(&mut self, slot: usize) {
-        if let Some(lane) = self
-            .slots
-            .get_mut(slot)
-            .and_then(|slot| slot.lane.as_deref_mut())
+        if let Some(lane) = self.slots.at_mut(slot)
             && !lane.listed
         {
             lane.listed = true;
@@ -149,7 +121,7 @@ impl TcpLanes {
                 let Some((lane, op)) = from_user_data(entry.user_data()) else {
                     continue;
                 };
-                if let Some(known) = self.lane_mut(lane) {
+                if let Some(known) = self.slots.get_mut(lane) {
                     known.completed(op, entry);
                     self.list(slot_of(lane));
                 }
@@ -165,24 +137,16 @@ impl TcpLanes {
         let mut at = 0;
         while let Some(&slot) = self.starved.get(at) {
             let slot = usize::from(slot);
-            let waits = self
-                .slots
-                .get(slot)
-                .and_then(|slot| slot.lane.as_deref())
-                .is_some_and(|lane| {
-                    lane.starved
-                        .is_some_and(|since| !lane.pools.relieved(since))
-                });
+            let waits = self.slots.at(slot).is_some_and(|lane| {
+                lane.starved
+                    .is_some_and(|since| !lane.pools.relieved(since))
+            });
             if waits {
                 at += 1;
                 continue;
             }
             self.starved.swap_remove(at);
-            if let Some(lane) = self
-                .slots
-                .get_mut(slot)
-                .and_then(|slot| slot.lane.as_deref_mut())
-            {
+            if let Some(lane) = self.slots.at_mut(slot) {
                 lane.starved = None;
             }
             self.list(slot);
@@ -196,11 +160,7 @@ impl TcpLanes {
         std::mem::swap(&mut self.listed, &mut self.serving);
         for at in 0..self.serving.len() {
             let slot = usize::from(self.serving[at]);
-            let Some(lane) = self
-                .slots
-                .get_mut(slot)
-                .and_then(|slot| slot.lane.as_deref_mut())
-            else {
+            let Some(lane) = self.slots.at_mut(slot) else {
                 continue;
             };
             lane.listed = false;
@@ -227,10 +187,7 @@ impl TcpLanes {
 
     /// Gives back all that a lane had. The kernel must hold nothing of it.
     fn take_apart(&mut self, slot: usize) {
-        let Some(place) = self.slots.get_mut(slot) else {
-            return;
-        };
-        let Some(lane) = place.lane.take() else {
+        let Some(lane) = self.slots.take(slot) else {
             return;
         };
         self.starved.retain(|&starved| usize::from(starved) != slot);
@@ -243,11 +200,7 @@ impl TcpLanes {
         }
         drop(lane);
         self.registry.sweep(&self.ring.submitter());
-        // A generation that came round would let an old id name a new lane.
-        if place.generation < (u32::MAX >> SLOT_BITS) {
-            place.generation += 1;
-            self.free.push(slot as u16);
-        }
+        self.slots.give_free(slot);
     }
 }
 
@@ -270,14 +223,10 @@ impl LaneGroup for TcpLanes {
             .map_err(kernel("getpeername: connect it first"))?
             .and_then(ip_of);
         let own = rustix::net::getsockname(&endpoint).ok().and_then(ip_of);
-        let slot = *self
-            .free
-            .last()
-            .ok_or(AddError::GroupFull(self.slots.len()))?;
-        let generation = self.slots[usize::from(slot)].generation;
-        let id = LaneId((generation << SLOT_BITS) | u32::from(slot));
+        let id = self.slots.next_id()?;
+        let slot = slot_of(id);
         // SAFETY: needed to give each slot its part of the arena, which is `INBOX_BYTES` per slot.
-        let base = unsafe { self.memory.as_ptr().add(usize::from(slot) * INBOX_BYTES) };
+        let base = unsafe { self.memory.as_ptr().add(slot * INBOX_BYTES) };
         let inbox = Inbox::new(base, self.multishot);
         if self.multishot {
             // SAFETY: the ring is the first page of the slot's memory, which lives as long as
@@ -295,7 +244,6 @@ impl LaneGroup for TcpLanes {
                 cause,
             })?;
         }
-        self.free.pop();
         pools.wake_on_relief(self.ring.waker());
         let lane = Connection::new(
             id,
@@ -306,13 +254,13 @@ impl LaneGroup for TcpLanes {
             self.send,
             own == peer,
         );
-        self.slots[usize::from(slot)].lane = Some(Box::new(lane));
-        self.list(usize::from(slot));
+        self.slots.put(id, lane);
+        self.list(slot);
         Ok(id)
     }
 
     fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
-        let Some(known) = self.lane_mut(lane) else {
+        let Some(known) = self.slots.get_mut(lane) else {
             return Err(Refused {
                 frame,
                 reason: RefusedReason::Unknown,
@@ -348,28 +296,29 @@ impl LaneGroup for TcpLanes {
     }
 
     fn backlog_bytes(&self, lane: LaneId) -> usize {
-        self.lane(lane).map_or(0, Connection::backlog_bytes)
+        self.slots.get(lane).map_or(0, Connection::backlog_bytes)
     }
 
     fn wire_bytes(&self, lane: LaneId) -> WireBytes {
-        self.lane(lane)
+        self.slots
+            .get(lane)
             .map(Connection::wire_bytes)
             .unwrap_or_default()
     }
 
     fn stats(&self, lane: LaneId) -> Option<LaneStats> {
-        socket::stats(self.lane(lane)?.fd()?).ok()
+        socket::stats(self.slots.get(lane)?.fd()?).ok()
     }
 
     fn close(&mut self, lane: LaneId) {
-        if let Some(known) = self.lane_mut(lane) {
+        if let Some(known) = self.slots.get_mut(lane) {
             known.abort(LaneClosed::Local);
             self.list(slot_of(lane));
         }
     }
 
     fn finish(&mut self, lane: LaneId) {
-        if let Some(known) = self.lane_mut(lane) {
+        if let Some(known) = self.slots.get_mut(lane) {
             known.finish();
             self.list(slot_of(lane));
         }
@@ -391,30 +340,28 @@ impl LaneGroup for TcpLanes {
 
 impl Drop for TcpLanes {
     fn drop(&mut self) {
-        for slot in 0..self.slots.len() {
-            if let Some(lane) = self.slots[slot].lane.as_deref_mut() {
+        for slot in 0..self.slots.room() {
+            if let Some(lane) = self.slots.at_mut(slot) {
                 lane.abort(LaneClosed::Local);
                 self.list(slot);
             }
         }
         let start = Instant::now();
-        let mut events = Vec::with_capacity(self.slots.len());
-        while self.slots.iter().any(|slot| slot.lane.is_some()) {
+        let mut events = Vec::with_capacity(self.slots.room());
+        while self.slots.lanes().next().is_some() {
             events.clear();
             self.poll(&mut events);
             let left = DROP_PATIENCE.saturating_sub(start.elapsed());
             if left.is_zero() {
                 break;
             }
-            if self.slots.iter().any(|slot| slot.lane.is_some()) {
+            if self.slots.lanes().next().is_some() {
                 self.ring
                     .enter_and_wait(left.min(Duration::from_millis(50)));
             }
         }
-        let stuck: Vec<_> = self
-            .slots
-            .iter_mut()
-            .filter_map(|slot| slot.lane.take())
+        let stuck: Vec<_> = (0..self.slots.room())
+            .filter_map(|slot| self.slots.take(slot))
             .collect();
         if !stuck.is_empty() {
             // Memory that the kernel may still write must never be used again.

@@ -12,12 +12,13 @@ use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, Probe, cqueue, opcode};
 use thiserror::Error;
 
-use super::lanes::{LANES_MAX, TcpLanes};
+use super::lanes::TcpLanes;
 use crate::MAX_FRAME_BYTES;
 use crate::port::{
     Capabilities, ConfigError, DrainError, Life, OpenError, Port, PortConfig, PortState,
     ProbeError, WrongState,
 };
+use crate::slots::LANES_MAX;
 
 /// How a lane receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

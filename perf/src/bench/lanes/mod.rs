@@ -7,18 +7,27 @@
 //! [`dwcp_drivers::lane::LaneGroup`] from one end, in a process of its own.
 
 pub mod end;
+mod rdma;
 mod tcp;
 
 use super::{Bench, Kind};
 use crate::row::Row;
 
 /// The back ends, each a bench of its own too.
-pub(super) const BACK_ENDS: [Bench; 1] = [Bench {
-    name: "lanes-tcp",
-    about: "a TCP lane over a veth pair against iperf3 with a single stream",
-    kind: Kind::Own,
-    run: tcp::run,
-}];
+pub(super) const BACK_ENDS: [Bench; 2] = [
+    Bench {
+        name: "lanes-rdma",
+        about: "an RDMA lane against ib_write_bw, over software devices in a virtual machine",
+        kind: Kind::Own,
+        run: rdma::run,
+    },
+    Bench {
+        name: "lanes-tcp",
+        about: "a TCP lane over a veth pair against iperf3 with a single stream",
+        kind: Kind::Own,
+        run: tcp::run,
+    },
+];
 
 /// All back ends.
 pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {

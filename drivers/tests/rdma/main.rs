@@ -3,72 +3,21 @@
 //! of the lab has them.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "../counting/mod.rs"]
+mod counting;
+mod faults;
+mod refusals;
+mod removal;
+mod scene;
+mod steady_state;
+
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use dwcp_drivers::conformance::Harness;
-use dwcp_drivers::port::{Port, PortConfig};
-use dwcp_drivers::rdma::{
-    ConnectError, Connector, Endpoint, Listener, RdmaLanes, RdmaOptions, RdmaPort, TOKEN_BYTES,
-};
-use dwcp_hugepages::arena::BackingPolicy;
+use dwcp_drivers::rdma::{ConnectError, Endpoint, RdmaLanes};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const TOKEN: [u8; TOKEN_BYTES] = *b"a token of just thirty-two bytes";
-
-fn address(variable: &str, default: &str) -> SocketAddr {
-    let ip: IpAddr = std::env::var(variable)
-        .unwrap_or(default.to_owned())
-        .parse()
-        .unwrap();
-    (ip, 0).into()
-}
-
-fn near() -> SocketAddr {
-    address("DWCP_RDMA_NEAR", "10.77.0.1")
-}
-
-fn far() -> SocketAddr {
-    address("DWCP_RDMA_FAR", "10.77.0.2")
-}
-
-fn port() -> RdmaPort {
-    let mut port = RdmaPort::new(RdmaOptions {
-        backing: BackingPolicy::Ordinary,
-    });
-    port.open(PortConfig::default()).unwrap();
-    port.start().unwrap();
-    port
-}
-
-/// One for the process, so that descriptors that stay open do not look like a leak.
-fn shared() -> &'static (Connector, std::sync::Mutex<Listener>) {
-    static SHARED: OnceLock<(Connector, std::sync::Mutex<Listener>)> = OnceLock::new();
-    SHARED.get_or_init(|| {
-        let connector = port().connector().unwrap();
-        let listener = connector.listen(far()).unwrap();
-        (connector, listener.into())
-    })
-}
-
-fn connected() -> (Endpoint, Endpoint) {
-    let (connector, listener) = shared();
-    let mut listener = listener.lock().unwrap();
-    let (to, listener) = (listener.local_addr(), &mut *listener);
-    std::thread::scope(|scope| {
-        let far = scope.spawn(move || {
-            let request = listener.next(PATIENCE).unwrap().unwrap();
-            assert_eq!(request.token(), &TOKEN);
-            request.accept(PATIENCE).unwrap()
-        });
-        let near = connector
-            .connect(Some(near()), to, &TOKEN, PATIENCE)
-            .unwrap();
-        (near, far.join().unwrap())
-    })
-}
+use scene::{PATIENCE, TOKEN, connected, far, near, port};
 
 struct Rdma;
 
