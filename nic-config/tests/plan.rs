@@ -275,8 +275,8 @@ fn what_the_hardware_cannot_do_is_refused_with_the_profiles_line() {
         ),
         (
             "[hugepages]\nsize_kib = 2048\npages = 9\nnodes = \"0-2\"\n",
-            4,
-            "on node 2",
+            6,
+            "no node 2",
         ),
         ("[cores]\nisolated = \"7-9\"\n", 4, "no cores 8-9"),
         (

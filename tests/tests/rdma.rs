@@ -5,37 +5,31 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dwcp_lab::vm::{Outcome, Shape, Vm, VmConfig};
+use dwcp_lab::vm::{Shape, Vm, VmConfig};
 use dwcp_tests::binary;
 
-fn run(limit_s: u64, job: &str) -> Outcome {
+#[test]
+fn rdma_lanes_conform_and_carry_streams_over_rxe() {
+    let suite = binary::test("dwcp-drivers", "rdma").unwrap();
+    let streams = binary::test("dwcp-tests", "in_machine").unwrap();
     let config = VmConfig {
-        limit: Duration::from_secs(limit_s),
+        limit: Duration::from_secs(450),
         ..VmConfig::new(Shape::Rxe)
     };
-    Vm::run(&config, Path::new("/tmp"), job).unwrap()
-}
-
-#[test]
-fn rdma_lanes_conform_over_rxe() {
-    let suite = binary::test("dwcp-drivers", "rdma", "rdma").unwrap();
-    let job = format!("{} --test-threads 1", suite.display());
-    let outcome = run(420, &job);
-    assert_eq!(outcome.status, 0, "{}", outcome.said);
-    let passed = outcome.said.matches(" ... ok").count();
+    let job = format!(
+        "{} --test-threads 1 && {} --test-threads 1 rdma_",
+        suite.display(),
+        streams.display()
+    );
+    let outcome = Vm::run(&config, Path::new("/tmp"), &job).unwrap();
+    let said = &outcome.said;
+    assert_eq!(outcome.status, 0, "{said}");
+    let (conformed, carried) = said.split_once("test result: ok").expect(said);
+    let passed = conformed.matches(" ... ok").count();
     assert!(passed >= 19, "only {passed} tests ran");
     assert!(
-        outcome
-            .said
-            .contains(" 0 ignored; 0 measured; 0 filtered out")
+        carried.contains(" 0 ignored; 0 measured; 0 filtered out"),
+        "{said}"
     );
-}
-
-#[test]
-fn streams_cross_rdma_devices() {
-    let tests = binary::test("dwcp-tests", "dpdk,rdma", "in_machine").unwrap();
-    let job = format!("{} --test-threads 1 rdma_", tests.display());
-    let outcome = run(300, &job);
-    assert_eq!(outcome.status, 0, "{}", outcome.said);
-    assert!(outcome.said.contains("2 passed"), "{}", outcome.said);
+    assert!(carried.contains("2 passed"), "{said}");
 }

@@ -87,7 +87,7 @@ impl Draft<'_> {
         let Some(wanted) = &self.profile.hugepages else {
             return Ok(());
         };
-        let nodes: Vec<Option<u32>> = match &wanted.nodes {
+        let nodes: Vec<Option<u32>> = match &wanted.nodes.value {
             Nodes::List(nodes) => nodes.iter().map(Some).collect(),
             Nodes::Nic => match self.nic.numa_node {
                 Some(node) => vec![Some(node)],
@@ -97,6 +97,14 @@ impl Draft<'_> {
             },
         };
         for node in nodes {
+            if let Some(node) = node.filter(|node| !self.topology.nodes.contains_key(node)) {
+                self.refuse(
+                    wanted.nodes.line,
+                    format!("this machine has no node {node}"),
+                    "choose among those under /sys/devices/system/node, or write \"nic\"",
+                );
+                continue;
+            }
             let size_kib = wanted.size_kib.value;
             let file = change::pages_file(self.kernel, node, size_kib);
             let Some(from) = tree::count(&file)? else {
@@ -104,7 +112,7 @@ impl Draft<'_> {
                 self.refuse(
                     wanted.size_kib.line,
                     format!("this machine has no hugepages of {size_kib} KiB{place}"),
-                    "choose a size and nodes that are listed under /sys/devices/system/node",
+                    "choose a size that is listed under /sys/kernel/mm/hugepages",
                 );
                 continue;
             };

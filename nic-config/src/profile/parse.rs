@@ -26,7 +26,7 @@ const PAGES_MAX: u32 = 1 << 25;
 const INTERFACE_CHARS_MAX: usize = 15;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct Raw {
     name: Option<String>,
     nic: Spanned<RawNic>,
@@ -48,47 +48,47 @@ struct Raw {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawNic {
     pci: Option<Spanned<String>>,
     interface: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawDriver {
     bind: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawLink {
     mtu: Option<Spanned<u32>>,
     up: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawRings {
     rx: Option<Spanned<Amount>>,
     tx: Option<Spanned<Amount>>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawQueues {
     count: Option<Spanned<Amount>>,
     cores: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawSriov {
     vfs: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawHugepages {
     size_kib: Spanned<u32>,
     pages: Spanned<u32>,
@@ -96,7 +96,7 @@ struct RawHugepages {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct RawCores {
     isolated: Option<Spanned<String>>,
 }
@@ -393,10 +393,15 @@ fn hugepages(source: &Source<'_>, raw: RawHugepages) -> Result<Hugepages, Profil
     }
     let pages = source.at(raw.pages);
     in_range("pages", pages.value, pages.line, &(1..=PAGES_MAX))?;
-    let nodes = match raw.nodes.map(|nodes| source.at(nodes)) {
-        None => Nodes::Nic,
-        Some(nodes) if nodes.value == "nic" => Nodes::Nic,
-        Some(nodes) => Nodes::List(list("nodes", &nodes.value, nodes.line)?),
+    let nodes = match raw.nodes {
+        None => At {
+            value: Nodes::Nic,
+            line: size_kib.line,
+        },
+        Some(nodes) => source.at(nodes).try_map(|text, line| match text.as_str() {
+            "nic" => Ok(Nodes::Nic),
+            _ => list("nodes", &text, line).map(Nodes::List),
+        })?,
     };
     Ok(Hugepages {
         size_kib,
@@ -493,7 +498,10 @@ isolated = \"2-9\"
         );
         assert_eq!(
             profile.hugepages.unwrap().nodes,
-            Nodes::List("0-1".parse().unwrap())
+            At {
+                value: Nodes::List("0-1".parse().unwrap()),
+                line: 22
+            }
         );
         assert_eq!(profile.isolated.unwrap().line, 24);
     }
