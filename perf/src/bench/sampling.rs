@@ -86,8 +86,7 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
         }
     };
     let look_s = look_time().as_secs();
-    let each =
-        format!("sampling at {HZ} Hz, a sampler's processor time in a look of {look_s} s");
+    let each = format!("sampling at {HZ} Hz, a sampler's processor time in a look of {look_s} s");
     Ok(vec![
         row("carried", "MB/s", |side| &side.mb_per_s),
         shares("carried", |side| &side.mb_per_s),
@@ -106,7 +105,10 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
 /// Each figure of a window with, by the mean of the windows without just before and just after it.
 fn beside_neighbours(with: &[f64], without: &[f64]) -> Vec<f64> {
     let around = without.windows(2).map(|two| f64::midpoint(two[0], two[1]));
-    with.iter().zip(around).map(|(one, mean)| one / mean).collect()
+    with.iter()
+        .zip(around)
+        .map(|(one, mean)| one / mean)
+        .collect()
 }
 
 const fn look_time() -> Duration {
@@ -153,6 +155,10 @@ mod tests {
     #[test]
     fn a_look_is_as_long_as_its_window_and_what_is_around_it() {
         assert_eq!(look_time(), WINDOW + 2 * AROUND);
-        assert_eq!(look_time().subsec_nanos(), 0, "it is asked for in whole seconds");
+        assert_eq!(
+            look_time().subsec_nanos(),
+            0,
+            "it is asked for in whole seconds"
+        );
     }
 }
