@@ -41,6 +41,7 @@
 //! ```
 
 mod parse;
+mod raw;
 
 use std::collections::BTreeMap;
 

@@ -106,6 +106,21 @@ const NO_PROFILES: &[(&str, usize, &str)] = &[
         "expected a string",
     ),
     ("nic = \"mig0\"\n", 1, "expected a table"),
+    (
+        "link = [9000, true]\n[nic]\ninterface = \"mig0\"\n",
+        1,
+        "expected a table",
+    ),
+    (
+        "[nic]\ninterface = \"mig0\"\n[[rings]]\nrx = 64\n",
+        3,
+        "expected a table",
+    ),
+    (
+        "offloads = \"off\"\n[nic]\ninterface = \"mig0\"\n",
+        1,
+        "expected a map",
+    ),
     ("[nic]\npci = 3\n", 2, "expected a string"),
     ("[nic]\ninterface = [\"mig0\"]\n", 2, "expected a string"),
     (
