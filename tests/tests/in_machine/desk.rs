@@ -45,8 +45,9 @@ impl Desk {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
         let path = |name: &str| dir.file(name).display().to_string();
         let text = format!(
-            "listen = \"127.0.0.1:{API_PORT}\"\nattach = \"{}\"\nstate_dir = \"{}\"\nsocket_dir = \"{}\"\n\
-             qmp_allowed_dirs = [\"/tmp\"]\ntoken_file = \"{}\"\n",
+            "node = \"desk\"\nlisten = \"127.0.0.1:{API_PORT}\"\nattach = \"{}\"\n\
+             state_dir = \"{}\"\nsocket_dir = \"{}\"\nqmp_allowed_dirs = [\"/tmp\"]\n\
+             token_file = \"{}\"\n",
             path("attach"),
             path("state"),
             path("sessions"),
@@ -54,16 +55,19 @@ impl Desk {
         );
         fs::write(dir.file("controlplane.toml"), text).unwrap();
         let controlplane = start(&dir);
-        let desk = Self { dir, controlplane };
+        let mut desk = Self { dir, controlplane };
         desk.wait_ready();
         desk
     }
 
-    fn wait_ready(&self) {
-        poll_until(PATIENCE, || {
-            (self.nic(&["list"]).code == Some(0)).then_some(())
-        })
-        .expect("the control plane does not answer");
+    fn wait_ready(&mut self) {
+        let ready = poll_until(PATIENCE, || {
+            if self.controlplane.ended().is_some() {
+                return Some(false);
+            }
+            (self.nic(&["list"]).code == Some(0)).then_some(true)
+        });
+        assert_eq!(ready, Some(true), "the control plane does not answer");
     }
 
     fn ctl(&self, arguments: &[&str]) -> Command {
