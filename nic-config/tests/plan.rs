@@ -184,6 +184,13 @@ fn the_way_out_of_the_host_is_not_touched() {
                 "{refusals:?}"
             );
         }
+        // Nothing else is said then: to take its addresses away would be the wrong cure.
+        let vfio = profile("0000:02:00.0", "[driver]\nbind = \"vfio-pci\"\n");
+        let refusals = refusals(machine, &vfio);
+        assert!(
+            refusals.len() == 1 && refusals[0].guard && refusals[0].problem.contains(word),
+            "{refusals:?}"
+        );
     };
     let free = |machine: &Machine, nic: &str| {
         plan::plan(machine, &profile(nic, "[link]\nmtu = 9000\n")).unwrap();

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Plan, PlanError, Refusal};
+use super::{Plan, PlanError, Refusal, guarded};
 use crate::change::{self, Change, Line};
 use crate::cores::CoreSet;
-use crate::driver::{DriverState, VFIO};
+use crate::driver::{self, DriverState, VFIO};
 use crate::interrupts;
 use crate::inventory::{self, Interface, Nic};
 use crate::kernel::{Kernel, KernelError, RingSizes};
@@ -15,7 +15,7 @@ use crate::limits::{self, Topology};
 use crate::profile::{At, Bind, NicName, Nodes, Profile, QueueCores, Queues, Ring};
 use crate::tree;
 
-/// The difference, without asking whether the host can do without the NIC.
+/// The difference. Whether the host can do without the NIC is asked only where all would be lost with the driver.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -160,6 +160,7 @@ impl Draft<'_> {
             nic: self.nic.pci,
             from,
             to: wanted.value,
+            interfaces: driver::interfaces(self.kernel, self.nic.pci)?,
         });
         Ok(())
     }
@@ -457,6 +458,11 @@ impl Draft<'_> {
                 );
             }
             Bind::VfioPci if driver != Some(VFIO) => {
+                // First of all: the cures below would cost a host its way out.
+                if let Some(refusal) = guarded(self.kernel, self.nic.pci)? {
+                    self.refusals.push(refusal);
+                    return Ok(());
+                }
                 let found = limits::vfio(self.kernel, self.nic)?;
                 for (problem, cure) in found {
                     self.refuse(*line, problem, cure);

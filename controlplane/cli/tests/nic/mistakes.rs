@@ -329,11 +329,7 @@ const NOT_HERES: &[(&str, usize, &str)] = &[
         "no queue interrupts while its interface is off",
     ),
     ("[offloads]\nrx-warp = true\n", 4, "no offload \"rx-warp\""),
-    (
-        "[offloads]\ntx-lockless = false\n",
-        4,
-        "does not switch tx-lockless",
-    ),
+    ("[offloads]\nrx-fcs = true\n", 4, "does not switch rx-fcs"),
     ("[sriov]\nvfs = 5\n", 4, "at most 4 virtual functions"),
     (
         "[hugepages]\nsize_kib = 64\npages = 1\n",
