@@ -71,7 +71,7 @@ for job in "${running[@]}"; do wait "$job"; done
 unset RUSTC_BOOTSTRAP
 
 step "lock-free parts under loom"
-RUSTFLAGS="--cfg loom" cargo test --package dwcp-hugepages --lib --target-dir target/loom loom
+RUSTFLAGS="--cfg loom" cargo test --release --package dwcp-hugepages --lib --target-dir target/loom loom
 
 step "examples in the documentation"
 cargo test --quiet --package dwcp-hugepages --doc
