@@ -20,20 +20,26 @@ trap restore EXIT
 if [ "$before" -lt 64 ]; then echo 64 >"$hugepages" 2>/dev/null || true; fi
 echo "hugepages of 2 MiB: $(cat "$hugepages" 2>/dev/null || echo none)"
 
+# Nothing is built a second time after a change here, so nothing needs to be kept for that.
+export CARGO_INCREMENTAL=0
+# All that is tested is built as parts of one workspace with one set of features: another choice of packages or of
+# features would build most of it again. It is the choice of `tests/src/binary.rs` too.
+everything=(--workspace --tests --features dwcp-tests/dpdk,dwcp-tests/rdma)
+
 step "format, lints, licences"
 cargo fmt --all --check
 # Without libdpdk and libibverbs, as a newcomer builds it; then with.
 cargo clippy --workspace --all-targets -- -D warnings
-cargo clippy --package dwcp-drivers --package dwcp-dataplane --package dwcp-tests --all-features --all-targets -- -D warnings
+cargo clippy --workspace --all-features --all-targets -- -D warnings
 cargo deny --all-features check bans licenses sources
 
 step "build"
-cargo build --workspace --bins --examples --features dwcp-dataplane/dpdk
+cargo build "${everything[@]}" --bins
 
 step "fuzz targets"
 # libFuzzer needs unstable compiler flags; the stable compiler takes them with this variable.
 export RUSTC_BOOTSTRAP=1
-fuzz_seconds=${DWCP_FUZZ_SECONDS:-60}
+fuzz_seconds=${DWCP_FUZZ_SECONDS:-30}
 (cd dataplane && cargo fuzz build)
 fuzz() {
     local log
@@ -70,12 +76,12 @@ RUSTFLAGS="--cfg loom" cargo test --release --package dwcp-hugepages --lib --tar
 step "examples in the documentation"
 cargo test --quiet --package dwcp-hugepages --doc
 
+# Two steps, so that the short one speaks first. `.config/nextest.toml` says what runs alone.
+hosts='package(dwcp-controlplane) | package(dwcpctl) | package(dwcp-lab) | package(dwcp-tests)'
 step "tests of the parts"
-machine=(dwcp-controlplane dwcpctl dwcp-lab dwcp-tests)
-cargo nextest run --workspace "${machine[@]/#/--exclude=}" --features dwcp-dataplane/dpdk
+cargo nextest run "${everything[@]}" --filterset "not ($hosts)"
 
-# Guests, hosts and spinning workers: one at a time, with the machine to themselves.
 step "tests with real hosts and guests"
-cargo nextest run "${machine[@]/#/--package=}" --features dwcp-tests/dpdk --test-threads 1
+cargo nextest run "${everything[@]}" --filterset "$hosts"
 
 step "done"

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::cores::CoreSet;
-use crate::driver::{self, DriverState};
+use crate::driver::{self, DriverState, InterfaceState};
 use crate::interrupts;
 use crate::inventory::device_folder;
 use crate::kernel::{ChannelCounts, Kernel, KernelError, Link, LinkChange, RingSizes};
@@ -40,6 +40,8 @@ pub enum Change {
         from: u32,
         /// After.
         to: u32,
+        /// What some drivers reset together with the number.
+        interfaces: Vec<InterfaceState>,
     },
     /// Largest packet, in bytes.
     Mtu {
@@ -131,7 +133,15 @@ impl Change {
                 from,
                 ..
             } => *from = pages(kernel, *node, *size_kib)?,
-            Self::Vfs { nic, from, .. } => *from = vfs(kernel, *nic)?,
+            Self::Vfs {
+                nic,
+                from,
+                interfaces,
+                ..
+            } => {
+                *from = vfs(kernel, *nic)?;
+                *interfaces = driver::interfaces(kernel, *nic)?;
+            }
             Self::Mtu {
                 interface, from, ..
             } => *from = link(kernel, interface)?.mtu,
@@ -187,7 +197,15 @@ impl Change {
                 from,
                 ..
             } => set_pages(kernel, *node, *size_kib, *from),
-            Self::Vfs { nic, from, .. } => set_vfs(kernel, *nic, *from),
+            Self::Vfs {
+                nic,
+                from,
+                interfaces,
+                ..
+            } => {
+                set_vfs(kernel, *nic, *from)?;
+                driver::restore(kernel, *nic, interfaces)
+            }
             Self::Mtu {
                 interface, from, ..
             } => set_mtu(kernel, interface, *from),

@@ -53,15 +53,11 @@ impl DriverState {
     pub fn read(kernel: &dyn Kernel, pci: PciAddress) -> Result<Self, KernelError> {
         let folder = device_folder(kernel, pci);
         let over = tree::text(&folder.join("driver_override"))?;
-        let mut interfaces = Vec::new();
-        for link in links_of(kernel, pci)? {
-            interfaces.push(InterfaceState::read(kernel, link)?);
-        }
         Ok(Self {
             driver: tree::link(&folder.join("driver"))?,
             // The kernel writes "(null)" where none is set.
             driver_override: over.filter(|name| !name.is_empty() && name != "(null)"),
-            interfaces,
+            interfaces: interfaces(kernel, pci)?,
         })
     }
 }
@@ -99,6 +95,37 @@ impl InterfaceState {
         set_offloads(kernel, name, &self.offloads)?;
         set_up(kernel, name, self.up)
     }
+}
+
+/// The interfaces of a NIC as they are.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn interfaces(
+    kernel: &dyn Kernel,
+    pci: PciAddress,
+) -> Result<Vec<InterfaceState>, KernelError> {
+    let links = links_of(kernel, pci)?.into_iter();
+    links
+        .map(|link| InterfaceState::read(kernel, link))
+        .collect()
+}
+
+/// Sets those interfaces of a NIC as they were that it still has.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn restore(
+    kernel: &dyn Kernel,
+    pci: PciAddress,
+    interfaces: &[InterfaceState],
+) -> Result<(), KernelError> {
+    for link in links_of(kernel, pci)? {
+        if let Some(state) = interfaces.iter().find(|state| state.name == link.name) {
+            state.restore(kernel, &link)?;
+        }
+    }
+    Ok(())
 }
 
 fn links_of(kernel: &dyn Kernel, pci: PciAddress) -> Result<Vec<Link>, KernelError> {

@@ -184,6 +184,13 @@ fn the_way_out_of_the_host_is_not_touched() {
                 "{refusals:?}"
             );
         }
+        // Nothing else is said then: to take its addresses away would be the wrong cure.
+        let vfio = profile("0000:02:00.0", "[driver]\nbind = \"vfio-pci\"\n");
+        let refusals = refusals(machine, &vfio);
+        assert!(
+            refusals.len() == 1 && refusals[0].guard && refusals[0].problem.contains(word),
+            "{refusals:?}"
+        );
     };
     let free = |machine: &Machine, nic: &str| {
         plan::plan(machine, &profile(nic, "[link]\nmtu = 9000\n")).unwrap();
@@ -275,8 +282,8 @@ fn what_the_hardware_cannot_do_is_refused_with_the_profiles_line() {
         ),
         (
             "[hugepages]\nsize_kib = 2048\npages = 9\nnodes = \"0-2\"\n",
-            4,
-            "on node 2",
+            6,
+            "no node 2",
         ),
         ("[cores]\nisolated = \"7-9\"\n", 4, "no cores 8-9"),
         (

@@ -78,6 +78,23 @@ pub fn percentile(samples: &[f64], percent: u32) -> Option<f64> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
+/// Two samples between which the median of all that could have been drawn lies, with 95 % confidence or more,
+/// whatever its distribution (the sign test turned around); none with too few samples for that.
+#[must_use]
+pub fn median_interval(samples: &[f64]) -> Option<(f64, f64)> {
+    let sorted = sorted(samples);
+    let count = i32::try_from(sorted.len()).ok()?;
+    // The chance that exactly `below` of all samples are less than the median, added up from none.
+    let (mut chance, mut total, mut below) = (0.5_f64.powi(count), 0.0, 0);
+    while total + chance <= 0.025 {
+        total += chance;
+        chance *= f64::from(count - below) / f64::from(below + 1);
+        below += 1;
+    }
+    let rank = usize::try_from(below).ok()?.checked_sub(1)?;
+    Some((*sorted.get(rank)?, *sorted.get(sorted.len() - 1 - rank)?))
+}
+
 fn sorted(samples: &[f64]) -> Vec<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -139,6 +156,20 @@ mod tests {
         assert_eq!(percentile(&samples, 100), Some(100.0));
         assert_eq!(percentile(&samples[..3], 99), Some(100.0));
         assert_eq!(percentile(&[], 99), None);
+    }
+
+    /// Ranks as tables of the sign test have them.
+    #[test]
+    fn the_median_lies_between_ranks_of_the_sign_test() {
+        let of = |count: u32| {
+            let samples: Vec<f64> = (1..=count).rev().map(f64::from).collect();
+            median_interval(&samples)
+        };
+        assert_eq!((of(0), of(5)), (None, None));
+        assert_eq!(of(6), Some((1.0, 6.0)));
+        assert_eq!(of(10), Some((2.0, 9.0)));
+        assert_eq!(of(20), Some((6.0, 15.0)));
+        assert_eq!(of(40), Some((14.0, 27.0)));
     }
 
     #[test]

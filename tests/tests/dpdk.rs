@@ -1,6 +1,6 @@
 //! DPDK where it needs more than two processes: the conformance suite over AF_XDP between the ends of a cable,
-//! and over DPDK's own drivers on emulated NICs behind an IOMMU, in a virtual machine; streams between two data
-//! planes over the same.
+//! and over DPDK's own drivers on emulated NICs behind an IOMMU, in a virtual machine; there profiles on those
+//! NICs too, and a stream between two data planes over what `dwcpctl` bound.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
@@ -18,8 +18,7 @@ fn in_machine(job: &str) -> Outcome {
         limit: Duration::from_secs(300),
         ..VmConfig::new(Shape::Vfio)
     };
-    let job = format!("bind_to_vfio {E1000E} && bind_to_vfio {IGB} && {job}");
-    Vm::run(&config, Path::new("/tmp"), &job).unwrap()
+    Vm::run(&config, Path::new("/tmp"), job).unwrap()
 }
 
 /// Runs each check in a process of its own: DPDK is started once in one.
@@ -37,9 +36,11 @@ fn all_passed(said: &str) {
 
 #[test]
 fn dpdk_lanes_conform_over_emulated_nics() {
-    let suite = binary::test("dwcp-drivers", "dpdk", "dpdk_conformance").unwrap();
+    let suite = binary::test("dwcp-drivers", "dpdk_conformance").unwrap();
     let job = format!(
-        "export DWCP_DPDK_NEAR=pci:{E1000E} DWCP_DPDK_FAR=pci:{IGB}; {}",
+        "bind_to_vfio {E1000E} && bind_to_vfio {IGB} || exit 1
+        export DWCP_DPDK_NEAR=pci:{E1000E} DWCP_DPDK_FAR=pci:{IGB}
+        {}",
         each_alone(&suite)
     );
     let outcome = in_machine(&job);
@@ -49,7 +50,7 @@ fn dpdk_lanes_conform_over_emulated_nics() {
 
 #[test]
 fn dpdk_lanes_conform_over_af_xdp() {
-    let suite = binary::test("dwcp-drivers", "dpdk", "dpdk_conformance").unwrap();
+    let suite = binary::test("dwcp-drivers", "dpdk_conformance").unwrap();
     let (near, far) = (Host::new("xdp-a").unwrap(), Host::new("xdp-b").unwrap());
     let cable = Cable::lan(&near, &far, 5).unwrap();
     // One process has both ends, so both must be on its host; its packets cross the cable all the same.
@@ -87,9 +88,9 @@ fn dpdk_lanes_conform_over_af_xdp() {
 }
 
 #[test]
-fn streams_cross_nics_that_dpdk_drives() {
-    let tests = binary::test("dwcp-tests", "dpdk,rdma", "in_machine").unwrap();
-    let outcome = in_machine(&format!("{} --test-threads 1 vfio_", tests.display()));
+fn profiles_are_applied_to_nics_and_taken_back_and_dpdk_drives_what_they_bound() {
+    let tests = binary::test("dwcp-tests", "in_machine").unwrap();
+    let outcome = in_machine(&format!("{} --test-threads 1 nics::", tests.display()));
     assert_eq!(outcome.status, 0, "{}", outcome.said);
     assert!(outcome.said.contains("1 passed"), "{}", outcome.said);
 }

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Plan, PlanError, Refusal};
+use super::{Plan, PlanError, Refusal, guarded};
 use crate::change::{self, Change, Line};
 use crate::cores::CoreSet;
-use crate::driver::{DriverState, VFIO};
+use crate::driver::{self, DriverState, VFIO};
 use crate::interrupts;
 use crate::inventory::{self, Interface, Nic};
 use crate::kernel::{Kernel, KernelError, RingSizes};
@@ -15,7 +15,7 @@ use crate::limits::{self, Topology};
 use crate::profile::{At, Bind, NicName, Nodes, Profile, QueueCores, Queues, Ring};
 use crate::tree;
 
-/// The difference, without asking whether the host can do without the NIC.
+/// The difference. Whether the host can do without the NIC is asked only where all would be lost with the driver.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -87,7 +87,7 @@ impl Draft<'_> {
         let Some(wanted) = &self.profile.hugepages else {
             return Ok(());
         };
-        let nodes: Vec<Option<u32>> = match &wanted.nodes {
+        let nodes: Vec<Option<u32>> = match &wanted.nodes.value {
             Nodes::List(nodes) => nodes.iter().map(Some).collect(),
             Nodes::Nic => match self.nic.numa_node {
                 Some(node) => vec![Some(node)],
@@ -97,6 +97,14 @@ impl Draft<'_> {
             },
         };
         for node in nodes {
+            if let Some(node) = node.filter(|node| !self.topology.nodes.contains_key(node)) {
+                self.refuse(
+                    wanted.nodes.line,
+                    format!("this machine has no node {node}"),
+                    "choose among those under /sys/devices/system/node, or write \"nic\"",
+                );
+                continue;
+            }
             let size_kib = wanted.size_kib.value;
             let file = change::pages_file(self.kernel, node, size_kib);
             let Some(from) = tree::count(&file)? else {
@@ -104,7 +112,7 @@ impl Draft<'_> {
                 self.refuse(
                     wanted.size_kib.line,
                     format!("this machine has no hugepages of {size_kib} KiB{place}"),
-                    "choose a size and nodes that are listed under /sys/devices/system/node",
+                    "choose a size that is listed under /sys/kernel/mm/hugepages",
                 );
                 continue;
             };
@@ -152,6 +160,7 @@ impl Draft<'_> {
             nic: self.nic.pci,
             from,
             to: wanted.value,
+            interfaces: driver::interfaces(self.kernel, self.nic.pci)?,
         });
         Ok(())
     }
@@ -449,6 +458,11 @@ impl Draft<'_> {
                 );
             }
             Bind::VfioPci if driver != Some(VFIO) => {
+                // First of all: the cures below would cost a host its way out.
+                if let Some(refusal) = guarded(self.kernel, self.nic.pci)? {
+                    self.refusals.push(refusal);
+                    return Ok(());
+                }
                 let found = limits::vfio(self.kernel, self.nic)?;
                 for (problem, cure) in found {
                     self.refuse(*line, problem, cure);

@@ -41,6 +41,7 @@
 //! ```
 
 mod parse;
+mod raw;
 
 use std::collections::BTreeMap;
 
@@ -150,8 +151,8 @@ pub struct Hugepages {
     pub size_kib: At<u32>,
     /// Pages on each node, at least.
     pub pages: At<u32>,
-    /// Where.
-    pub nodes: Nodes,
+    /// Where; at the line of the size if the profile does not say.
+    pub nodes: At<Nodes>,
 }
 
 /// A profile that cannot be used.

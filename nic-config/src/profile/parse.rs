@@ -1,12 +1,8 @@
 //! From TOML to a [`Profile`]. In: text. Out: a profile or the first thing that is wrong with it.
 
-use std::collections::BTreeMap;
-use std::fmt;
-
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
 use toml::Spanned;
 
+use super::raw::{Amount, Raw, RawHugepages, RawNic, Table};
 use super::{At, Bind, Hugepages, NicName, Nodes, Profile, ProfileError, QueueCores, Queues, Ring};
 use crate::cores::CoreSet;
 
@@ -24,112 +20,6 @@ const VFS_MAX: u32 = 65_535;
 const PAGES_MAX: u32 = 1 << 25;
 /// Longest name of an interface: the kernel's limit.
 const INTERFACE_CHARS_MAX: usize = 15;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    name: Option<String>,
-    nic: Spanned<RawNic>,
-    #[serde(default)]
-    driver: RawDriver,
-    #[serde(default)]
-    link: RawLink,
-    #[serde(default)]
-    rings: RawRings,
-    #[serde(default)]
-    queues: RawQueues,
-    #[serde(default)]
-    offloads: BTreeMap<String, Spanned<bool>>,
-    #[serde(default)]
-    sriov: RawSriov,
-    hugepages: Option<RawHugepages>,
-    #[serde(default)]
-    cores: RawCores,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNic {
-    pci: Option<Spanned<String>>,
-    interface: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawDriver {
-    bind: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawLink {
-    mtu: Option<Spanned<u32>>,
-    up: Option<Spanned<bool>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawRings {
-    rx: Option<Spanned<Amount>>,
-    tx: Option<Spanned<Amount>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawQueues {
-    count: Option<Spanned<Amount>>,
-    cores: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawSriov {
-    vfs: Option<Spanned<u32>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHugepages {
-    size_kib: Spanned<u32>,
-    pages: Spanned<u32>,
-    nodes: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawCores {
-    isolated: Option<Spanned<String>>,
-}
-
-/// A number, or a word in its place.
-enum Amount {
-    Number(u32),
-    Word(String),
-}
-
-impl<'de> Deserialize<'de> for Amount {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl Visitor<'_> for Either {
-            type Value = Amount;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number or a word")
-            }
-
-            fn visit_i64<E: Error>(self, number: i64) -> Result<Amount, E> {
-                u32::try_from(number)
-                    .map(Amount::Number)
-                    .map_err(|_| E::custom(format!("{number} is out of range")))
-            }
-
-            fn visit_str<E: Error>(self, word: &str) -> Result<Amount, E> {
-                Ok(Amount::Word(word.to_owned()))
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
 
 /// The text, for finding lines.
 struct Source<'a>(&'a str);
@@ -213,20 +103,23 @@ impl Profile {
             nic: nic(&source, raw.nic)?,
             bind: raw
                 .driver
+                .0
                 .bind
                 .map(|bind| source.at(bind).try_map(|word, line| bound(&word, line)))
                 .transpose()?,
-            mtu: source.within("mtu", raw.link.mtu, &MTU_BYTES)?,
-            up: raw.link.up.map(|up| source.at(up)),
-            rx_ring: ring(&source, "rx", raw.rings.rx)?,
-            tx_ring: ring(&source, "tx", raw.rings.tx)?,
+            mtu: source.within("mtu", raw.link.0.mtu, &MTU_BYTES)?,
+            up: raw.link.0.up.map(|up| source.at(up)),
+            rx_ring: ring(&source, "rx", raw.rings.0.rx)?,
+            tx_ring: ring(&source, "tx", raw.rings.0.tx)?,
             queues: raw
                 .queues
+                .0
                 .count
                 .map(|count| source.at(count).try_map(queues))
                 .transpose()?,
             queue_cores: raw
                 .queues
+                .0
                 .cores
                 .map(|cores| {
                     source
@@ -239,13 +132,14 @@ impl Profile {
                 .into_iter()
                 .map(|(name, on)| (name, source.at(on)))
                 .collect(),
-            vfs: source.within("vfs", raw.sriov.vfs, &(0..=VFS_MAX))?,
+            vfs: source.within("vfs", raw.sriov.0.vfs, &(0..=VFS_MAX))?,
             hugepages: raw
                 .hugepages
-                .map(|pages| hugepages(&source, pages))
+                .map(|pages| hugepages(&source, pages.0))
                 .transpose()?,
             isolated: raw
                 .cores
+                .0
                 .isolated
                 .map(|cores| {
                     source
@@ -303,9 +197,9 @@ impl Profile {
     }
 }
 
-fn nic(source: &Source<'_>, raw: Spanned<RawNic>) -> Result<At<NicName>, ProfileError> {
+fn nic(source: &Source<'_>, raw: Spanned<Table<RawNic>>) -> Result<At<NicName>, ProfileError> {
     let raw = source.at(raw);
-    match (raw.value.pci, raw.value.interface) {
+    match (raw.value.0.pci, raw.value.0.interface) {
         (Some(pci), None) => source.at(pci).try_map(|text, line| {
             text.parse()
                 .map(NicName::Pci)
@@ -393,10 +287,15 @@ fn hugepages(source: &Source<'_>, raw: RawHugepages) -> Result<Hugepages, Profil
     }
     let pages = source.at(raw.pages);
     in_range("pages", pages.value, pages.line, &(1..=PAGES_MAX))?;
-    let nodes = match raw.nodes.map(|nodes| source.at(nodes)) {
-        None => Nodes::Nic,
-        Some(nodes) if nodes.value == "nic" => Nodes::Nic,
-        Some(nodes) => Nodes::List(list("nodes", &nodes.value, nodes.line)?),
+    let nodes = match raw.nodes {
+        None => At {
+            value: Nodes::Nic,
+            line: size_kib.line,
+        },
+        Some(nodes) => source.at(nodes).try_map(|text, line| match text.as_str() {
+            "nic" => Ok(Nodes::Nic),
+            _ => list("nodes", &text, line).map(Nodes::List),
+        })?,
     };
     Ok(Hugepages {
         size_kib,
@@ -493,7 +392,10 @@ isolated = \"2-9\"
         );
         assert_eq!(
             profile.hugepages.unwrap().nodes,
-            Nodes::List("0-1".parse().unwrap())
+            At {
+                value: Nodes::List("0-1".parse().unwrap()),
+                line: 22
+            }
         );
         assert_eq!(profile.isolated.unwrap().line, 24);
     }

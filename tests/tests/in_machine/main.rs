@@ -1,6 +1,10 @@
-//! Streams between two data planes over devices that only a virtual machine of the lab has: software RDMA, and
-//! emulated NICs driven by DPDK. Run inside one, by `rdma.rs` and `vfio.rs`.
+//! What only a virtual machine of the lab has the devices for: streams between two data planes over software
+//! RDMA and over emulated NICs driven by DPDK, and profiles on those NICs. Run inside one, by `rdma.rs` and
+//! `dpdk.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod desk;
+mod nics;
 
 use std::process::Command;
 
