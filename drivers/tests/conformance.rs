@@ -18,16 +18,22 @@ use dwcp_hugepages::arena::BackingPolicy;
 struct Tcp {
     recv: RecvMode,
     send: SendMode,
+    /// None: what the kernel gives.
+    recv_buf_bytes: Option<u32>,
 }
 
-fn connected() -> (TcpStream, TcpStream) {
+fn connected(recv_buf_bytes: Option<u32>) -> (TcpStream, TcpStream) {
     // Nearby is 127.0.0.1, far is 127.0.0.2: not the same address, so `SendMode::Auto` begins
     // without a copy and learns that the kernel copies here.
     let listener = TcpListener::bind("127.0.0.2:0").unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let far = listener.accept().unwrap().0;
     for end in [&near, &far] {
-        tune(end, &SocketTuning::default()).unwrap();
+        let tuning = SocketTuning {
+            recv_buf_bytes,
+            ..SocketTuning::default()
+        };
+        tune(end, &tuning).unwrap();
     }
     // A lane works alike on a socket that somebody used without blocking before.
     near.set_nonblocking(true).unwrap();
@@ -53,12 +59,12 @@ impl Harness for Tcp {
     }
 
     fn pair(&self) -> (OwnedFd, OwnedFd) {
-        let (near, far) = connected();
+        let (near, far) = connected(self.recv_buf_bytes);
         (near.into(), far.into())
     }
 
     fn raw(&self) -> Option<(OwnedFd, Box<dyn Write + Send>)> {
-        let (near, far) = connected();
+        let (near, far) = connected(self.recv_buf_bytes);
         Some((near.into(), Box::new(far)))
     }
 }
@@ -91,6 +97,7 @@ impl Harness for Second {
         let tcp = Tcp {
             recv: RecvMode::SingleShot,
             send: SendMode::Auto,
+            recv_buf_bytes: None,
         };
         Beside::new(tcp.lanes(), Some(LoopbackLanes::new().unwrap())).unwrap()
     }
@@ -115,17 +122,18 @@ impl Harness for First {
         let tcp = Tcp {
             recv: RecvMode::SingleShot,
             send: SendMode::Auto,
+            recv_buf_bytes: None,
         };
         Beside::new(tcp.lanes(), None).unwrap()
     }
 
     fn pair(&self) -> (Ends<Self>, Ends<Self>) {
-        let (near, far) = connected();
+        let (near, far) = connected(None);
         (Either::First(near.into()), Either::First(far.into()))
     }
 
     fn raw(&self) -> Option<(Ends<Self>, Box<dyn Write + Send>)> {
-        let (near, far) = connected();
+        let (near, far) = connected(None);
         Some((Either::First(near.into()), Box::new(far)))
     }
 }
@@ -137,21 +145,34 @@ dwcp_drivers::conformance_suite!(
     tcp_single_shot,
     super::Tcp {
         recv: super::RecvMode::SingleShot,
-        send: super::SendMode::Copy
+        send: super::SendMode::Copy,
+        recv_buf_bytes: None
+    }
+);
+dwcp_drivers::conformance_suite!(
+    tcp_short_of_memory,
+    super::Tcp {
+        recv: super::RecvMode::SingleShot,
+        send: super::SendMode::Copy,
+        // Less than a long frame, which therefore never comes at once; more than a segment of
+        // the loopback device, which would otherwise wait for its sender's probe.
+        recv_buf_bytes: Some(128 << 10)
     }
 );
 dwcp_drivers::conformance_suite!(
     tcp_multishot,
     super::Tcp {
         recv: super::RecvMode::Multishot,
-        send: super::SendMode::Auto
+        send: super::SendMode::Auto,
+        recv_buf_bytes: None
     }
 );
 dwcp_drivers::conformance_suite!(
     tcp_zero_copy,
     super::Tcp {
         recv: super::RecvMode::SingleShot,
-        send: super::SendMode::ZeroCopy
+        send: super::SendMode::ZeroCopy,
+        recv_buf_bytes: None
     }
 );
 

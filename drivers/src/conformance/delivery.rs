@@ -123,6 +123,42 @@ fn exchange<H: Harness>(
     assert!(a.closed.is_empty() && b.closed.is_empty());
 }
 
+/// A long frame that comes in pieces is delivered with its last byte, however much lies behind it, and so
+/// is the frame after it: nothing waits for bytes that nobody sends.
+pub fn a_long_frame_waits_for_nothing_behind_it<H: Harness>(harness: &H) {
+    let Some((endpoint, mut raw)) = harness.raw() else {
+        return;
+    };
+    let mut a = Side::new(harness.lanes(), pools(8, 4, 4));
+    let lane = a.add(endpoint);
+    for (seed, behind) in [0, 1, 3, 4, 5, 700, 4096, 5000, 90_000]
+        .into_iter()
+        .enumerate()
+    {
+        let seed = seed as u64;
+        let frames = [pattern(seed, 600_000), pattern(seed + 100, 100_000)];
+        let mut wire = Vec::new();
+        for frame in &frames {
+            wire.extend((frame.len() as u32).to_le_bytes());
+            wire.extend(frame);
+        }
+        let (now, later) = wire.split_at(4 + frames[0].len() + behind);
+        for piece in now.chunks(16 << 10) {
+            raw.write_all(piece).unwrap();
+            a.turn();
+        }
+        while a.count(lane) < 1 {
+            a.turn();
+        }
+        a.expect(lane, &frames[..1]);
+        raw.write_all(later).unwrap();
+        while a.count(lane) < 1 {
+            a.turn();
+        }
+        a.expect(lane, &frames[1..]);
+    }
+}
+
 /// Two workers on two threads, both sending and receiving.
 pub fn two_threads_exchange_long_frames<H: Harness>(harness: &H) {
     const FRAMES: usize = 100;

@@ -50,6 +50,7 @@ macro_rules! conformance_suite {
             frames_of_every_size_arrive,
             interleaved_lanes_keep_their_order,
             sixty_four_lanes_at_once,
+            a_long_frame_waits_for_nothing_behind_it,
             two_threads_exchange_long_frames,
             events_never_outgrow_their_vector,
             bytes_are_counted_and_backlog_is_honest,

@@ -26,6 +26,8 @@ pub fn no_frame_waits_for_a_parked_worker<H: Harness>(harness: &H) {
     const PINGS: u64 = 500;
     const BURSTS: u64 = 30;
     const LONG: u64 = 20;
+    /// Long ones and short ones in turn, each alone on its way.
+    const MIXED: [usize; 6] = [700_000, 3, 40_000, 64, 100_000, 1];
     let (near, far) = harness.pair();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -51,6 +53,12 @@ pub fn no_frame_waits_for_a_parked_worker<H: Harness>(harness: &H) {
                 assert!(side.offer(lane, &pattern(seed, 700_000)));
                 assert!(next(&mut side, lane) == pattern(seed, 700_000));
             }
+            for round in 0..LONG {
+                for size in MIXED {
+                    assert!(side.offer(lane, &pattern(round, size)));
+                    assert!(next(&mut side, lane) == pattern(round, size));
+                }
+            }
             side.group.finish(lane);
             while !side.is_closed(lane) {
                 turn_or_sleep(&mut side);
@@ -59,7 +67,7 @@ pub fn no_frame_waits_for_a_parked_worker<H: Harness>(harness: &H) {
         scope.spawn(|| {
             let mut side = Side::new(harness.lanes(), pools(64, 8, 8));
             let lane = side.add(far);
-            for _ in 0..PINGS + BURSTS * 12 + LONG {
+            for _ in 0..PINGS + BURSTS * 12 + LONG + LONG * MIXED.len() as u64 {
                 let bytes = next(&mut side, lane);
                 while !side.offer(lane, &bytes) {
                     turn_or_sleep(&mut side);

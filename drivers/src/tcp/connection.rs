@@ -286,8 +286,14 @@ impl Connection {
     /// Makes the next receive request. False when the ring had no room.
     fn ask(&mut self, ring: &mut Ring) -> bool {
         let Some(fd) = &self.fd else { return true };
-        let Some(request) = self.inbox.request(self.id, fd.as_raw_fd()) else {
-            return true;
+        let request = match self.inbox.request(self.id, fd.as_fd()) {
+            Ok(Some(request)) => request,
+            Ok(None) => return true,
+            Err(cause) => {
+                let errno = cause.raw_os_error().unwrap_or(libc::EIO);
+                self.abort(LaneClosed::Failed { errno });
+                return true;
+            }
         };
         // SAFETY: the request names the lane's chunks, which the group keeps until the lane is gone,
         // or the frame in its inbox, which nobody touches before the completion; the socket stays

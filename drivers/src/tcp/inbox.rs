@@ -8,9 +8,15 @@
 //! Two ways of receiving. Multishot: one request fills chunk after chunk from the lane's buffer
 //! ring, until all are full. Single shot: one request per arrival, and the long rest of a frame goes
 //! straight into the frame's buffer.
+//!
+//! The kernel calls a socket readable when it holds as many bytes as are wanted: all of a long rest,
+//! so that it is one wake-up and one completion, else a single byte. That number is set anew for
+//! every request, also when less than it came (the kernel hands over early when its memory is
+//! short, and at the end of the stream): a number above what is still to come would wait for ever.
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::{BufRingEntry, Fd};
@@ -18,6 +24,8 @@ use io_uring::{cqueue, opcode, squeue};
 
 use super::reassembly::{Reassembler, Step};
 use super::ring::{Op, user_data};
+use super::scatter::{self, SCATTER_BYTES};
+use super::socket;
 use crate::frame::{FramePools, Relief};
 use crate::lane::{LaneClosed, LaneEvent, LaneId};
 
@@ -25,12 +33,16 @@ use crate::lane::{LaneClosed, LaneEvent, LaneId};
 pub(super) const CHUNKS: u16 = 4;
 /// Bytes of a chunk.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
-/// The buffer ring's own page, in front of the chunks.
+/// The page in front of the chunks: the buffer ring, or what a receive into two places is told by.
 pub(super) const RING_BYTES: usize = 4096;
+const _: () = assert!(SCATTER_BYTES <= RING_BYTES);
 /// All memory of one lane's receive side.
 pub(super) const INBOX_BYTES: usize = RING_BYTES + CHUNKS as usize * CHUNK_BYTES;
 /// A rest shorter than this is read along with what follows it.
 const DIRECT_BYTES_MIN: usize = 16 << 10;
+/// Read behind the rest of a frame: the next one's length, so that a stream of long frames is one
+/// receive each. Short, for it is copied once more.
+const BEHIND_BYTES: usize = 4 << 10;
 
 /// Bytes that were received and not cut yet.
 struct Received {
@@ -64,8 +76,10 @@ enum Armed {
     No,
     /// Into a chunk or chunks.
     Chunks,
-    /// Straight into the frame.
-    Direct,
+    /// Straight into the frame, which lacks this many bytes, and what follows into a chunk.
+    Direct {
+        missing_bytes: usize,
+    },
 }
 
 pub(super) struct Inbox {
@@ -73,6 +87,8 @@ pub(super) struct Inbox {
     base: *mut u8,
     multishot: bool,
     armed: Armed,
+    /// How many bytes make the socket readable, as far as we set it; 0 before.
+    readable_bytes: usize,
     received: VecDeque<Received>,
     /// What the buffer ring's tail is, as far as we wrote it.
     tail: u16,
@@ -91,6 +107,7 @@ impl Inbox {
             base,
             multishot,
             armed: Armed::No,
+            readable_bytes: 0,
             received: VecDeque::with_capacity(CHUNKS as usize),
             tail: 0,
             lent: 0,
@@ -153,36 +170,60 @@ impl Inbox {
     }
 
     /// The next request, if there is one to make.
-    pub(super) fn request(&mut self, lane: LaneId, fd: RawFd) -> Option<squeue::Entry> {
-        if self.armed() || self.end.is_some() {
-            return None;
-        }
-        let request = if self.multishot {
-            if self.lent == 0 {
-                return None;
-            }
-            opcode::RecvMulti::new(Fd(fd), group_of(lane)).build()
+    ///
+    /// # Errors
+    /// The kernel's, when it does not take the number of bytes to wait for.
+    pub(super) fn request(
+        &mut self,
+        lane: LaneId,
+        fd: BorrowedFd<'_>,
+    ) -> io::Result<Option<squeue::Entry>> {
+        let nowhere = if self.multishot {
+            self.lent == 0
         } else {
-            if !self.received.is_empty() {
-                return None;
+            !self.received.is_empty()
+        };
+        if self.armed() || self.end.is_some() || nowhere {
+            return Ok(None);
+        }
+        let rest = self
+            .reassembler
+            .missing()
+            .filter(|rest| rest.len() >= DIRECT_BYTES_MIN)
+            .map(|rest| (rest.as_mut_ptr(), rest.len()));
+        let (request, armed) = match rest {
+            _ if self.multishot => {
+                self.readable_at(fd, 1)?;
+                let recv = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), group_of(lane));
+                (recv.build(), Armed::Chunks)
             }
-            let space = self
-                .reassembler
-                .missing()
-                .filter(|rest| rest.len() >= DIRECT_BYTES_MIN);
-            match space.map(|rest| (rest.as_mut_ptr(), rest.len())) {
-                Some((start, len)) => {
-                    self.armed = Armed::Direct;
-                    // All of the rest in one completion: fewer wake-ups, and a cut is seen anyway.
-                    let recv = opcode::Recv::new(Fd(fd), start, len as u32);
-                    let recv = recv.flags(libc::MSG_WAITALL).build();
-                    return Some(recv.user_data(user_data(lane, Op::Recv)));
-                }
-                None => opcode::Recv::new(Fd(fd), self.chunk(0), CHUNK_BYTES as u32).build(),
+            Some((start, missing_bytes)) => {
+                self.readable_at(fd, missing_bytes)?;
+                let behind = (self.chunk(0), BEHIND_BYTES);
+                // SAFETY: the page is the lane's, page-aligned and long enough; without multishot
+                // only such requests use it, and there is one request at a time.
+                let recv =
+                    unsafe { scatter::request(self.base, fd, (start, missing_bytes), behind) };
+                (recv, Armed::Direct { missing_bytes })
+            }
+            None => {
+                self.readable_at(fd, 1)?;
+                let len = CHUNK_BYTES as u32;
+                let recv = opcode::Recv::new(Fd(fd.as_raw_fd()), self.chunk(0), len);
+                (recv.build(), Armed::Chunks)
             }
         };
-        self.armed = Armed::Chunks;
-        Some(request.user_data(user_data(lane, Op::Recv)))
+        self.armed = armed;
+        Ok(Some(request.user_data(user_data(lane, Op::Recv))))
+    }
+
+    /// Has the socket readable from this many bytes on, at the cost of a system call if that is new.
+    fn readable_at(&mut self, fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+        if self.readable_bytes != bytes {
+            socket::readable_at(fd, bytes)?;
+            self.readable_bytes = bytes;
+        }
+        Ok(())
     }
 
     /// The request of the last [`Inbox::request`] did not reach the kernel.
@@ -211,7 +252,16 @@ impl Inbox {
             self.end = Some(End::Peer);
         }
         match (how, chunk) {
-            (Armed::Direct, _) => self.reassembler.filled(bytes),
+            (Armed::Direct { missing_bytes }, _) => {
+                self.reassembler.filled(bytes.min(missing_bytes));
+                if bytes > missing_bytes {
+                    self.received.push_back(Received {
+                        chunk: 0,
+                        start: 0,
+                        end: bytes - missing_bytes,
+                    });
+                }
+            }
             (_, Some(chunk)) => {
                 self.lent = self.lent.saturating_sub(1);
                 if bytes == 0 {
@@ -245,7 +295,7 @@ impl Inbox {
         out: &mut Vec<LaneEvent>,
     ) -> Cut {
         // The kernel may be writing into the frame.
-        if self.armed == Armed::Direct {
+        if matches!(self.armed, Armed::Direct { .. }) {
             return Cut::Empty;
         }
         loop {

@@ -1,7 +1,8 @@
 //! One worker's TCP lanes: the poll loop over one ring.
 //!
 //! Comes in: sockets, frames, `poll`. Goes out: events. Promises what [`crate::lane`] promises; an
-//! idle `poll` makes no system call, a busy one makes one as a rule.
+//! idle `poll` makes no system call, a busy one makes one as a rule, and one more where a long frame
+//! is to be waited for whose missing part is of another length than the last one's.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

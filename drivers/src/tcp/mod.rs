@@ -9,7 +9,7 @@
 //! - [`socket`]: how a socket is set up for a lane, and what the kernel knows about its path
 //! - `lanes`: [`TcpLanes`], the poll loop
 //! - `connection`: one lane: its send queue, its receive side, its end
-//! - `inbox`, `reassembly`: received bytes to frames
+//! - `inbox`, `reassembly`, `scatter`: received bytes to frames
 //! - `ring`, `registry`: the io_uring and the memory registered with it
 
 mod connection;
@@ -19,6 +19,7 @@ pub mod port;
 mod reassembly;
 mod registry;
 mod ring;
+mod scatter;
 pub mod socket;
 
 pub use lanes::TcpLanes;

@@ -129,6 +129,7 @@ impl Port for TcpPort {
         for (what, code) in [
             ("io_uring send", opcode::Send::CODE),
             ("io_uring recv", opcode::Recv::CODE),
+            ("io_uring recvmsg", opcode::RecvMsg::CODE),
             ("io_uring cancellation", opcode::AsyncCancel2::CODE),
         ] {
             if !probe.is_supported(code) {

@@ -181,14 +181,25 @@ impl Ring {
     }
 
     /// Lets the next completion ring the waker. False when there is something to reap already.
+    ///
+    /// The waker is cleared once a park, by [`Ring::disarm`]. A ring that comes later than that, from
+    /// the kernel or from pools, ends one park too early, which is harmless and rare.
     pub(super) fn arm(&mut self) -> bool {
-        if !self.armed {
-            self.waker.clear();
-            self.ring.completion().enable_eventfd();
-            self.armed = true;
-            // Pairs with the kernel's: see the top of this file.
-            fence(Ordering::SeqCst);
+        if !self.quiet() {
+            return false;
         }
+        if self.armed {
+            return true;
+        }
+        self.ring.completion().enable_eventfd();
+        self.armed = true;
+        // Pairs with the kernel's: see the top of this file.
+        fence(Ordering::SeqCst);
+        self.quiet()
+    }
+
+    /// Hands over what is queued; true when the kernel has nothing for us after that.
+    fn quiet(&mut self) -> bool {
         if self.has_reason_to_enter() {
             self.enter();
         }

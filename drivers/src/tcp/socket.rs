@@ -141,6 +141,13 @@ pub(super) fn abort_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_raw(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }
 
+/// From now on the kernel calls `fd` readable when it has this many bytes, or its end, an error, or
+/// no memory for more. It also makes room for them, within the host's limit.
+pub(super) fn readable_at(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_raw(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes)
+}
+
 /// What the kernel knows about the path of a connected TCP socket.
 ///
 /// # Errors
