@@ -37,6 +37,7 @@ pub fn pages(seed: u64, count: u64) -> Vec<u8> {
 pub fn carry(pair: &Pair, stream: &[u8]) -> (&'static str, u64) {
     let plane = Plane::attach(&pair.source_control());
     plane.allow_v3(true);
+    let before: Vec<_> = plane.sessions().iter().map(|picture| picture.id).collect();
     let mut client = pair.connect();
     client.write_all(&stream[..64]).unwrap();
     let mut server = pair.accept();
@@ -60,7 +61,9 @@ pub fn carry(pair: &Pair, stream: &[u8]) -> (&'static str, u64) {
     let mut back = Vec::new();
     client.read_to_end(&mut back).unwrap();
     assert_eq!(back, b"word");
-    let picture = plane.wait("a session", |picture| picture.channels == 1);
+    let picture = plane.wait("a session", |picture| {
+        picture.channels == 1 && !before.contains(&picture.id)
+    });
     (
         DRIVER_NAMES[picture.driver as usize],
         picture.driver_fallbacks,

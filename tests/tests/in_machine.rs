@@ -7,6 +7,7 @@ use dwcp_dataplane::config::{
 };
 use dwcp_lab::vm::{E1000E, IGB};
 use dwcp_tests::pair::{Pair, PairOptions};
+use dwcp_tests::recorded;
 use dwcp_tests::streams::{carry, pages};
 
 /// What the nodes say is shown when a test fails.
@@ -21,7 +22,7 @@ fn listen_to_the_nodes() {
 const PAGES: u64 = 4_000;
 
 #[test]
-fn rdma_a_stream_crosses_two_devices() {
+fn rdma_streams_cross_two_devices() {
     listen_to_the_nodes();
     let at = |host: u8| RdmaConfig {
         listen: ([10, 77, 0, host], 0).into(),
@@ -31,7 +32,9 @@ fn rdma_a_stream_crosses_two_devices() {
         a.rdma = Some(at(1));
         b.rdma = Some(at(2));
     });
-    assert_eq!(carry(&pair, &pages(1, PAGES)), ("rdma", 0));
+    for stream in [pages(1, PAGES), recorded::stream()] {
+        assert_eq!(carry(&pair, &stream), ("rdma", 0));
+    }
     pair.stop();
 }
 
@@ -49,7 +52,7 @@ fn rdma_a_peer_without_it_gets_tcp() {
 }
 
 #[test]
-fn vfio_a_stream_crosses_two_nics() {
+fn vfio_streams_cross_two_nics() {
     listen_to_the_nodes();
     let at = |device: &str, host: u8| DpdkConfig {
         device: DpdkDevice::Pci(device.to_owned()),
@@ -69,6 +72,8 @@ fn vfio_a_stream_crosses_two_nics() {
         a.dpdk = Some(at(E1000E, 1));
         b.dpdk = Some(at(IGB, 2));
     });
-    assert_eq!(carry(&pair, &pages(3, PAGES)), ("dpdk", 0));
+    for stream in [pages(3, PAGES), recorded::stream()] {
+        assert_eq!(carry(&pair, &stream), ("dpdk", 0));
+    }
     pair.stop();
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dwcp_lab::vm::{Outcome, Shape, Vm, VmConfig};
-use dwcp_tests::binary;
+use dwcp_tests::{binary, recorded};
 
 fn run(limit_s: u64, job: &str) -> Outcome {
     let config = VmConfig {
@@ -34,7 +34,13 @@ fn rdma_lanes_conform_over_rxe() {
 #[test]
 fn streams_cross_rdma_devices() {
     let tests = binary::test("dwcp-tests", "dpdk,rdma", "in_machine").unwrap();
-    let job = format!("{} --test-threads 1 rdma_", tests.display());
+    let recorded = recorded::file();
+    let job = format!(
+        "export {}={}; {} --test-threads 1 rdma_",
+        recorded::FILE,
+        recorded.display(),
+        tests.display()
+    );
     let outcome = run(300, &job);
     assert_eq!(outcome.status, 0, "{}", outcome.said);
     assert!(outcome.said.contains("2 passed"), "{}", outcome.said);
