@@ -86,7 +86,11 @@ fn again(from: SocketAddr, to_port: u16, payload: &[u8], local: &Local) {
     let start = headers.len_bytes();
     let mut frame = vec![0; start + payload.len()];
     frame[start..].copy_from_slice(payload);
-    headers.finish(&mut frame, payload.len()).expect("it fits");
+    if headers.finish(&mut frame, payload.len()).is_none() {
+        // What IPv6 carries without counting its own header may not fit a length that counts all.
+        assert!(payload.len() > 65_000);
+        return;
+    }
     let expected = Heard::Datagram {
         from,
         to_port,

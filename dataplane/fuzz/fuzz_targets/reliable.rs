@@ -2,7 +2,7 @@
 //! breaks every rule ends its own lane at worst.
 //!
 //! Input: a list of steps. 0: garbage, its length in two bytes, the bytes. 1: a datagram with a right tag:
-//! kind, flags in two bytes, how far its number is beyond the last, length in two bytes, body. 2: time goes
+//! kind, flags in two bytes, how far its number is from the last, length in two bytes, body. 2: time goes
 //! on, by two bytes of milliseconds. 3: a frame is sent, its length in two bytes.
 #![no_main]
 
@@ -182,7 +182,8 @@ impl Scene {
             }
             1 => {
                 let (kind, flags) = (input.byte()?, input.u16()?);
-                self.number = self.number.wrapping_add(input.byte()?.into());
+                let step = i64::from(input.byte()?.cast_signed());
+                self.number = self.number.wrapping_add_signed(step);
                 let body = input.bytes()?;
                 let said = self.peer.say(kind, flags, self.number, body);
                 self.hear(said);

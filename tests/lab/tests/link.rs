@@ -142,7 +142,10 @@ fn arrivals(layer: Layer, seed: u64, count: u32) -> Vec<u32> {
     let sender = std::thread::spawn(move || {
         for number in 0..count {
             from.send_to(&number.to_le_bytes(), there).unwrap();
-            std::thread::sleep(Duration::from_micros(200));
+            // A few at a time, so that a late one is overtaken by several.
+            if number % 8 == 7 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     });
     let (mut buffer, mut got) = ([0; 4], Vec::new());
@@ -156,7 +159,7 @@ fn arrivals(layer: Layer, seed: u64, count: u32) -> Vec<u32> {
 #[test]
 fn packets_are_lost_overtaken_and_doubled_as_the_seed_says() {
     let _dog = Watchdog::new("faults", LIMIT);
-    let count = 3_000;
+    let count = 2_000;
     for layer in [Layer::Ip, Layer::Ethernet] {
         let got = arrivals(layer, 3, count);
         let mut sorted = got.clone();

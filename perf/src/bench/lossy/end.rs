@@ -1,6 +1,6 @@
 //! One end of a line with faults, alone in its process. In: over what, a role, a congestion control. Out: at
-//! the receiving end, Mbit/s of what it handed up in [`WINDOW`] from its first byte on. Promise: the sending
-//! end sends as fast as it may until it is ended.
+//! the receiving end, what it measured in [`WINDOW`] from its first piece on. Promises: the sending end sends as
+//! fast as it may until it is ended; a piece has the same length whatever carries it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use dwcp_lab::watchdog::poll_until;
 use rustix::net::sockopt::set_tcp_congestion;
+use serde::{Deserialize, Serialize};
 
 const WINDOW: Duration = Duration::from_secs(6);
 const PATIENCE: Duration = Duration::from_secs(30);
 const PORT: u16 = 5202;
-const BLOCK_BYTES: usize = 64 << 10;
+/// Of what is handed up at a time: so little that a slow line completes some every second.
+pub(super) const PIECE_BYTES: usize = 16 << 10;
 
 /// The command line of an end; for this program itself, not for people.
 #[derive(clap::Args, Clone, Debug)]
@@ -54,29 +56,53 @@ pub(super) enum Role {
     Receive,
 }
 
-/// Counts what is handed up.
-#[derive(Default)]
+/// What the receiving end saw.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(super) struct Measured {
+    /// Goodput.
+    pub(super) mbit_per_s: f64,
+    /// Longest time between two pieces.
+    pub(super) pause_ms: f64,
+}
+
+/// Counts the pieces that are handed up.
 pub(super) struct Meter {
-    first: Option<Instant>,
-    bytes: u64,
+    /// When the first came, and the last.
+    times: Option<(Instant, Instant)>,
+    pieces: u64,
+    pause: Duration,
 }
 
 impl Meter {
-    /// Takes what came. Mbit/s once the time is over.
-    pub(super) fn count(&mut self, bytes: usize) -> Option<f64> {
-        let first = *self.first.get_or_insert_with(Instant::now);
-        self.bytes += bytes as u64;
-        let elapsed = first.elapsed();
-        (elapsed >= WINDOW).then(|| self.bytes as f64 * 8.0 / 1e6 / elapsed.as_secs_f64())
+    pub(super) fn new() -> Self {
+        Self {
+            times: None,
+            pieces: 0,
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// Takes a piece that came now. What was measured, once the time is over.
+    pub(super) fn count(&mut self, now: Instant) -> Option<Measured> {
+        let (first, last) = self.times.unwrap_or((now, now));
+        self.times = Some((first, now));
+        self.pieces += 1;
+        self.pause = self.pause.max(now - last);
+        let elapsed = now - first;
+        let mbit = (self.pieces * PIECE_BYTES as u64) as f64 * 8.0 / 1e6;
+        (elapsed >= WINDOW).then(|| Measured {
+            mbit_per_s: mbit / elapsed.as_secs_f64(),
+            pause_ms: self.pause.as_secs_f64() * 1e3,
+        })
     }
 }
 
-/// Runs one end; the receiving one prints its goodput in Mbit/s.
+/// Runs one end; the receiving one prints what it measured as JSON.
 ///
 /// # Errors
 /// The first thing that went wrong.
 pub fn run(arguments: &LossyEndArguments) -> anyhow::Result<()> {
-    let mbit = match &arguments.over {
+    let measured = match &arguments.over {
         Over::Tcp {
             address,
             role: Role::Receive,
@@ -93,42 +119,41 @@ pub fn run(arguments: &LossyEndArguments) -> anyhow::Result<()> {
             congestion,
         } => lane(interface, *role, congestion),
     }?;
-    println!("{mbit}");
+    println!("{}", serde_json::to_string(&measured)?);
     Ok(())
 }
 
-fn tcp_receive(address: SocketAddr) -> anyhow::Result<f64> {
+fn tcp_receive(address: SocketAddr) -> anyhow::Result<Measured> {
     let mut socket = TcpListener::bind(address)?.accept()?.0;
-    let mut block = vec![0; BLOCK_BYTES];
-    let mut meter = Meter::default();
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut meter = Meter::new();
     loop {
-        let bytes = socket.read(&mut block)?;
-        anyhow::ensure!(bytes > 0, "the sending end left");
-        if let Some(mbit) = meter.count(bytes) {
-            return Ok(mbit);
+        socket.read_exact(&mut piece)?;
+        if let Some(measured) = meter.count(Instant::now()) {
+            return Ok(measured);
         }
     }
 }
 
 /// Ends only by an error: that the receiving end left.
-fn tcp_send(address: SocketAddr, congestion: &str) -> anyhow::Result<f64> {
+fn tcp_send(address: SocketAddr, congestion: &str) -> anyhow::Result<Measured> {
     let mut socket = poll_until(PATIENCE, || TcpStream::connect(address).ok())
         .with_context(|| format!("nobody listens on {address}"))?;
     set_tcp_congestion(&socket, congestion)
         .with_context(|| format!("no {congestion} in this kernel: load tcp_{congestion}"))?;
-    let block = vec![0x5a; BLOCK_BYTES];
+    let block = vec![0x5a; PIECE_BYTES];
     loop {
         socket.write_all(&block)?;
     }
 }
 
 #[cfg(feature = "dpdk")]
-fn lane(interface: &str, role: Role, congestion: &str) -> anyhow::Result<f64> {
+fn lane(interface: &str, role: Role, congestion: &str) -> anyhow::Result<Measured> {
     super::lane::run(interface, role, congestion)
 }
 
 #[cfg(not(feature = "dpdk"))]
-fn lane(_: &str, _: Role, _: &str) -> anyhow::Result<f64> {
+fn lane(_: &str, _: Role, _: &str) -> anyhow::Result<Measured> {
     anyhow::bail!("built without lanes over DPDK: build dwcp-perf with --features dpdk")
 }
 
@@ -137,11 +162,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn goodput_counts_from_the_first_byte_until_the_time_is_over() {
-        let mut meter = Meter::default();
-        assert_eq!(meter.count(1_000_000), None);
-        meter.first = Instant::now().checked_sub(WINDOW * 2);
-        let mbit = meter.count(2_000_000).unwrap();
-        assert!((1.5..=2.0).contains(&mbit), "{mbit}");
+    fn what_counts_are_whole_pieces_until_the_time_is_over() {
+        let mut meter = Meter::new();
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        for ms in [0, 100, 1700, 1800] {
+            assert!(meter.count(at(ms)).is_none());
+        }
+        let measured = meter.count(at(8_000)).unwrap();
+        assert!((measured.pause_ms - 6_200.0).abs() < 0.1);
+        let mbit = 5.0 * PIECE_BYTES as f64 * 8.0 / 1e6;
+        assert!((measured.mbit_per_s - mbit / 8.0).abs() < 1e-9);
     }
 }

@@ -1,6 +1,6 @@
 //! One end of a reliable lane over a kernel interface that DPDK took over. In: the interface, a role, a
-//! congestion control. Out: Mbit/s of frames that were handed up. Promise: it rests when the lane has nothing
-//! to do.
+//! congestion control. Out: what was measured of the frames that were handed up. Promise: it rests when the lane
+//! has nothing to do.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -16,13 +16,11 @@ use dwcp_drivers::reliable::{
     Congestion, Meeting, Protection, ReliableConfig, ReliableEndpoint, ReliableLanes,
 };
 
-use super::end::{Meter, Role};
+use super::end::{Measured, Meter, PIECE_BYTES, Role};
 use crate::bench::lanes::end::{pools, rest};
 
 const PORT: u16 = 4790;
 const MTU_BYTES: u16 = 1500;
-/// So many small frames that a slow line still hands some up every few milliseconds.
-const FRAME_BYTES: usize = 16 << 10;
 const MEMORY_MIB: u32 = 128;
 const EVENTS_MAX: usize = 256;
 /// Between two looks at the link.
@@ -36,7 +34,7 @@ fn ip(role: Role) -> IpAddr {
     [10, 77, 0, host].into()
 }
 
-pub(super) fn run(interface: &str, role: Role, congestion: &str) -> anyhow::Result<f64> {
+pub(super) fn run(interface: &str, role: Role, congestion: &str) -> anyhow::Result<Measured> {
     let congestion = match congestion {
         "cubic" => Congestion::Cubic,
         "bbr" => Congestion::Bbr,
@@ -85,10 +83,10 @@ pub(super) fn run(interface: &str, role: Role, congestion: &str) -> anyhow::Resu
     };
     let lane = group.add(endpoint, &pools)?;
     let frame = pools
-        .copy(&vec![0x5a; FRAME_BYTES])
+        .copy(&vec![0x5a; PIECE_BYTES])
         .context("no buffer of this length")?;
     let mut events = Vec::with_capacity(EVENTS_MAX);
-    let (mut meter, mut tended) = (Meter::default(), Instant::now());
+    let (mut meter, mut tended) = (Meter::new(), Instant::now());
     loop {
         if matches!(role, Role::Send) {
             while group.submit(lane, frame.clone()).is_ok() {}
@@ -105,11 +103,11 @@ pub(super) fn run(interface: &str, role: Role, congestion: &str) -> anyhow::Resu
                 LaneEvent::Frame { frame, .. } => {
                     let got = frame.bytes();
                     ensure!(
-                        got.len() == FRAME_BYTES && got.iter().all(|byte| *byte == 0x5a),
+                        got.len() == PIECE_BYTES && got.iter().all(|byte| *byte == 0x5a),
                         "a frame came that nobody sent"
                     );
-                    if let Some(mbit) = meter.count(got.len()) {
-                        return Ok(mbit);
+                    if let Some(measured) = meter.count(Instant::now()) {
+                        return Ok(measured);
                     }
                 }
                 LaneEvent::Closed { reason, .. } => bail!("the lane closed: {reason}"),

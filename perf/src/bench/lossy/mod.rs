@@ -1,8 +1,8 @@
 //! A reliable lane over a DPDK port against kernel TCP, both with the same congestion control, over the same
-//! emulated line with the same seed. In: how many pairs. Out: rows of goodput by congestion control and by
-//! what the line does. Promises: every sample has a line of its own, whose nth packet meets the same fault for
-//! both; goodput is what the receiving side handed up in a fixed time from its first byte on, slow start
-//! included; what cannot run here is an error that says why.
+//! emulated line with the same seed. In: how many pairs. Out: rows by congestion control and by what the line
+//! does: goodput, and the longest pause between two pieces. Promises: every sample has a line of its own, whose
+//! nth packet meets the same fault for both; counted is what the receiving side handed up in a fixed time from
+//! its first piece on, slow start included; what cannot run here is an error that says why.
 //!
 //! The line carries Ethernet frames between two network namespaces. The kernel has TAP devices at its ends;
 //! DPDK takes the same devices over by AF_XDP.
@@ -20,6 +20,7 @@ use dwcp_lab::link::{Layer, LinkConfig, Shape, WanLink};
 use dwcp_lab::netns::Host;
 use dwcp_lab::procs::Proc;
 
+use self::end::Measured;
 use crate::row::Row;
 
 const PAIRS: usize = 5;
@@ -80,8 +81,7 @@ impl Case {
         }
     }
 
-    /// Goodput in Mbit/s.
-    fn carry(&self, way: Way, seed: u64) -> anyhow::Result<f64> {
+    fn carry(&self, way: Way, seed: u64) -> anyhow::Result<Measured> {
         let hosts = [Host::new("a")?, Host::new("b")?];
         for host in &hosts {
             host.set_tcp_buffer_limit(TCP_BUFFER_BYTES)?;
@@ -97,30 +97,24 @@ impl Case {
             Way::Ours => format!("lane wan{}", config.number),
             Way::Kernel => format!("tcp {}", link.b),
         };
-        let [_sender, mut receiver] = [(0, "send"), (1, "receive")].map(|(at, role)| {
+        let end = |at: usize, role: &str| -> anyhow::Result<Proc> {
             let words = format!("lossy-end {over} {role} {}", self.congestion);
             let mut command = hosts[at].command(std::env::current_exe()?);
             command.args(words.split(' '));
-            anyhow::Ok(Proc::spawn(command, &dir.path().join(role))?)
-        });
-        measured(
-            receiver
-                .as_mut()
-                .map_err(|error| anyhow::anyhow!("{error:#}"))?,
-        )
-        .with_context(|| said(dir.path()))
+            Ok(Proc::spawn(command, &dir.path().join(role))?)
+        };
+        let _sender = end(0, "send")?;
+        measured(&mut end(1, "receive")?).with_context(|| said(dir.path()))
     }
 }
 
 /// What the receiving end printed.
-fn measured(receiver: &mut Proc) -> anyhow::Result<f64> {
+fn measured(receiver: &mut Proc) -> anyhow::Result<Measured> {
     let status = receiver.wait(PATIENCE)?;
     let text = std::fs::read_to_string(receiver.log())?;
     ensure!(status.success(), "the receiving end failed: {status}");
     let last = text.lines().last().context("it said nothing")?;
-    let mbit: f64 = last.parse().with_context(|| last.to_owned())?;
-    ensure!(mbit > 0.0, "nothing was carried");
-    Ok(mbit)
+    serde_json::from_str(last).with_context(|| last.to_owned())
 }
 
 /// What both ends said.
@@ -141,17 +135,26 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
             let mut order = [(0, Way::Ours), (1, Way::Kernel)];
             order.rotate_left(pair % 2);
             for (at, way) in order {
-                let mbit = case
+                let measured = case
                     .carry(way, pair as u64)
                     .with_context(|| format!("{}, {way:?}", case.name()))?;
-                samples[at].push(mbit);
+                samples[at].push(measured);
             }
         }
     }
-    let row = |(case, [ours, kernel]): (&Case, &[Vec<f64>; 2])| {
-        Row::new(&case.name(), "Mbit/s", ours, kernel)
+    let rows = |(case, samples): (&Case, &[Vec<Measured>; 2])| {
+        let row = |what: &str, unit, of: fn(&Measured) -> f64| {
+            let [ours, kernel] = samples
+                .each_ref()
+                .map(|samples| samples.iter().map(of).collect::<Vec<f64>>());
+            Row::new(&format!("{}, {what}", case.name()), unit, &ours, &kernel)
+        };
+        [
+            row("goodput", "Mbit/s", |measured| measured.mbit_per_s),
+            row("longest pause", "ms", |measured| measured.pause_ms),
+        ]
     };
-    Ok(cases.iter().zip(&samples).map(row).collect())
+    Ok(cases.iter().zip(&samples).flat_map(rows).collect())
 }
 
 #[cfg(test)]
