@@ -40,10 +40,14 @@ fn over_memif(folder: &Path, encrypt: bool) -> impl FnOnce(&mut Config, &mut Con
 }
 
 /// Each node at one end of a wire whose ends AF_XDP takes over; the sending one prefers it.
-fn over_af_xdp(ends: [&str; 2]) -> impl FnOnce(&mut Config, &mut Config) {
+fn over_af_xdp(
+    ends: [&str; 2],
+    congestion: CongestionControl,
+) -> impl FnOnce(&mut Config, &mut Config) {
     let [near, far] = ends.map(str::to_owned);
-    let at = |interface, address| DpdkConfig {
+    let at = move |interface, address| DpdkConfig {
         mtu_bytes: 1500,
+        congestion,
         ..dpdk(DpdkDevice::AfXdp(interface), address, false)
     };
     move |a, b| {
@@ -76,7 +80,8 @@ fn streams_cross_interfaces_that_af_xdp_took_over() {
     let host = Host::new("xdp").unwrap();
     let _cable = Cable::folded(&host, 7).unwrap();
     let carried = host.enter(|| {
-        let pair = Pair::start_with(PairOptions::default(), over_af_xdp(["lan7", "lan7b"]));
+        let over = over_af_xdp(["lan7", "lan7b"], CongestionControl::Cubic);
+        let pair = Pair::start_with(PairOptions::default(), over);
         for stream in [&pages(4, 5_000), &stream] {
             assert_eq!(carry(&pair, stream), ("dpdk", 0));
         }
@@ -86,7 +91,7 @@ fn streams_cross_interfaces_that_af_xdp_took_over() {
 }
 
 /// A recorded stream over a line that loses, delays and doubles so many packets.
-fn crosses_a_bad_line(percent: f64, seed: u64) {
+fn crosses_a_bad_line(percent: f64, seed: u64, congestion: CongestionControl) {
     let stream = recorded::stream();
     let host = Host::new("bad").unwrap();
     let config = LinkConfig {
@@ -96,7 +101,8 @@ fn crosses_a_bad_line(percent: f64, seed: u64) {
     };
     let link = WanLink::start(&host, &host, config).unwrap();
     let carried = host.enter(|| {
-        let pair = Pair::start_with(PairOptions::default(), over_af_xdp(["wan1", "wan1b"]));
+        let over = over_af_xdp(["wan1", "wan1b"], congestion);
+        let pair = Pair::start_with(PairOptions::default(), over);
         assert_eq!(carry(&pair, &stream), ("dpdk", 0));
         pair.stop();
     });
@@ -110,12 +116,12 @@ fn crosses_a_bad_line(percent: f64, seed: u64) {
 
 #[test]
 fn a_recorded_stream_crosses_a_line_with_one_percent_of_each_fault() {
-    crosses_a_bad_line(1.0, 1);
+    crosses_a_bad_line(1.0, 1, CongestionControl::Cubic);
 }
 
 #[test]
 fn a_recorded_stream_crosses_a_line_with_five_percent_of_each_fault() {
-    crosses_a_bad_line(5.0, 2);
+    crosses_a_bad_line(5.0, 2, CongestionControl::Bbr);
 }
 
 #[test]

@@ -128,6 +128,9 @@ fn loss_is_what_was_set() {
     );
 }
 
+/// The number of no datagram that counts.
+const END: u32 = u32::MAX;
+
 /// Which of `count` numbered datagrams came, in the order in which they came, over a line with faults.
 fn arrivals(layer: Layer, seed: u64, count: u32) -> Vec<u32> {
     let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
@@ -147,10 +150,19 @@ fn arrivals(layer: Layer, seed: u64, count: u32) -> Vec<u32> {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+        // Behind the late ones, and so often that one of them comes.
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(5));
+            from.send_to(&END.to_le_bytes(), there).unwrap();
+        }
     });
     let (mut buffer, mut got) = ([0; 4], Vec::new());
-    while let Ok(4) = to.recv(&mut buffer) {
-        got.push(u32::from_le_bytes(buffer));
+    loop {
+        assert_eq!(to.recv(&mut buffer).unwrap(), buffer.len());
+        match u32::from_le_bytes(buffer) {
+            END => break,
+            number => got.push(number),
+        }
     }
     sender.join().unwrap();
     got
