@@ -1,8 +1,10 @@
 //! With the feature `rdma`: asks the C compiler where `infiniband/verbs.h` and `rdma/rdma_cma.h` put
-//! things, and writes that down as assertions for `src/rdma/layout.rs`. Without it: nothing.
+//! things, and writes that down as assertions for `src/rdma/layout.rs`. Without it: nothing but that
+//! `cfg(fuzzing)`, which `cargo fuzz` sets, is a name that the compiler may meet.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
     #[cfg(feature = "rdma")]
     rdma::write_layout()?;
     Ok(())

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use dwcp_perf::ab;
 use dwcp_perf::bench::lanes::end::{self, EndArguments};
+use dwcp_perf::bench::lossy::end::{self as lossy_end, LossyEndArguments};
 use dwcp_perf::bench::{self, Bench};
 use dwcp_perf::row::{self, Row};
 
@@ -54,6 +55,9 @@ enum Task {
     /// One end of a lane, for the bench of lanes itself
     #[command(hide = true)]
     LaneEnd(EndArguments),
+    /// One end of a line with faults, for the bench of those itself
+    #[command(hide = true)]
+    LossyEnd(LossyEndArguments),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
             ab::run(&plan, named(&bench)).and_then(|rows| show(&rows, json))
         }
         Task::LaneEnd(arguments) => end::run(&arguments),
+        Task::LossyEnd(arguments) => lossy_end::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

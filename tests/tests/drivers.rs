@@ -1,12 +1,15 @@
-//! Two data planes in one process carry streams over lanes that are not TCP: what goes in comes out, and the
-//! session says what it ran over.
+//! Two data planes in one process carry streams, made and recorded, over TCP and over lanes that are not TCP, and
+//! over lines that are not good: what goes in comes out, and the session says what it ran over.
 #![cfg(feature = "dpdk")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
 
 use dwcp_dataplane::config::{Config, CongestionControl, DpdkConfig, DpdkDevice, Driver};
+use dwcp_lab::link::{Layer, LinkConfig, Shape, WanLink};
+use dwcp_lab::netns::{Cable, Host};
 use dwcp_tests::pair::{Pair, PairOptions};
+use dwcp_tests::recorded;
 use dwcp_tests::streams::{carry, pages};
 
 fn dpdk(device: DpdkDevice, address: &str, encrypt: bool) -> DpdkConfig {
@@ -36,14 +39,89 @@ fn over_memif(folder: &Path, encrypt: bool) -> impl FnOnce(&mut Config, &mut Con
     }
 }
 
+/// Each node at one end of a wire whose ends AF_XDP takes over; the sending one prefers it.
+fn over_af_xdp(
+    ends: [&str; 2],
+    congestion: CongestionControl,
+) -> impl FnOnce(&mut Config, &mut Config) {
+    let [near, far] = ends.map(str::to_owned);
+    let at = move |interface, address| DpdkConfig {
+        mtu_bytes: 1500,
+        congestion,
+        ..dpdk(DpdkDevice::AfXdp(interface), address, false)
+    };
+    move |a, b| {
+        a.driver = Driver::Dpdk;
+        a.dpdk = Some(at(near, "10.77.0.1/24"));
+        b.dpdk = Some(at(far, "10.77.0.2/24"));
+    }
+}
+
 #[test]
-fn a_stream_crosses_a_dpdk_port() {
-    for encrypt in [false, true] {
+fn streams_cross_a_dpdk_port() {
+    for (encrypt, stream) in [(false, pages(1, 20_000)), (true, recorded::stream())] {
         let folder = tempfile::tempdir().unwrap();
         let pair = Pair::start_with(PairOptions::default(), over_memif(folder.path(), encrypt));
-        assert_eq!(carry(&pair, &pages(1, 20_000)), ("dpdk", 0));
+        assert_eq!(carry(&pair, &stream), ("dpdk", 0));
         pair.stop();
     }
+}
+
+#[test]
+fn a_recorded_stream_crosses_tcp() {
+    let pair = Pair::start(PairOptions::default());
+    assert_eq!(carry(&pair, &recorded::stream()), ("tcp", 0));
+    pair.stop();
+}
+
+#[test]
+fn streams_cross_interfaces_that_af_xdp_took_over() {
+    let stream = recorded::stream();
+    let host = Host::new("xdp").unwrap();
+    let _cable = Cable::folded(&host, 7).unwrap();
+    let carried = host.enter(|| {
+        let over = over_af_xdp(["lan7", "lan7b"], CongestionControl::Cubic);
+        let pair = Pair::start_with(PairOptions::default(), over);
+        for stream in [&pages(4, 5_000), &stream] {
+            assert_eq!(carry(&pair, stream), ("dpdk", 0));
+        }
+        pair.stop();
+    });
+    carried.unwrap();
+}
+
+/// A recorded stream over a line that loses, delays and doubles so many packets.
+fn crosses_a_bad_line(percent: f64, seed: u64, congestion: CongestionControl) {
+    let stream = recorded::stream();
+    let host = Host::new("bad").unwrap();
+    let config = LinkConfig {
+        layer: Layer::Ethernet,
+        seed,
+        ..LinkConfig::symmetric(Shape::new(400.0, 1.0, percent).mangled(percent, percent))
+    };
+    let link = WanLink::start(&host, &host, config).unwrap();
+    let carried = host.enter(|| {
+        let over = over_af_xdp(["wan1", "wan1b"], congestion);
+        let pair = Pair::start_with(PairOptions::default(), over);
+        assert_eq!(carry(&pair, &stream), ("dpdk", 0));
+        pair.stop();
+    });
+    carried.unwrap();
+    let traffic = link.traffic();
+    assert!(
+        traffic[0].lost_packets > 50,
+        "the line was good: {traffic:?}"
+    );
+}
+
+#[test]
+fn a_recorded_stream_crosses_a_line_with_one_percent_of_each_fault() {
+    crosses_a_bad_line(1.0, 1, CongestionControl::Cubic);
+}
+
+#[test]
+fn a_recorded_stream_crosses_a_line_with_five_percent_of_each_fault() {
+    crosses_a_bad_line(5.0, 2, CongestionControl::Bbr);
 }
 
 #[test]

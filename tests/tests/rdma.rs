@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dwcp_lab::vm::{Shape, Vm, VmConfig};
-use dwcp_tests::binary;
+use dwcp_tests::{binary, recorded};
 
 /// Tests of the suite, of faults and refusals, and of what frames cost.
 const TESTS: usize = 24;
@@ -20,10 +20,12 @@ fn rdma_lanes_conform_and_carry_streams_over_rxe() {
     let streams = binary::test("dwcp-tests", "in_machine").unwrap();
     let (suite, units, streams) = (suite.display(), units.display(), streams.display());
     let job = format!(
-        "mount -t tracefs nodev /sys/kernel/tracing\n\
+        "mount -t tracefs nodev /sys/kernel/tracing; export {}={}\n\
          {suite} --test-threads 1 --nocapture --skip {REMOVAL} && {units} rdma:: \\\n\
          && {streams} --test-threads 1 rdma_ \\\n\
-         && ip link set veth0 up && {suite} --exact {REMOVAL}"
+         && ip link set veth0 up && {suite} --exact {REMOVAL}",
+        recorded::FILE,
+        recorded::file().display()
     );
     let config = VmConfig {
         limit: Duration::from_secs(450),

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, access, flock};
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -148,6 +149,13 @@ pub enum DeviceError {
     },
 }
 
+/// Held while a device comes or goes: EAL walks its lists of devices without a lock of its own, and one thread
+/// does not find its device while another adds one.
+fn hotplug() -> MutexGuard<'static, ()> {
+    static HOTPLUG: Mutex<()> = Mutex::new(());
+    HOTPLUG.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Where DPDK finds a device.
 struct Place {
     lock: Option<OwnedFd>,
@@ -184,6 +192,7 @@ impl Attached {
             errno: -errno,
             cure,
         };
+        let alone = hotplug();
         // SAFETY: needed to attach a device; all three are strings that end in zero and live until
         // the call returns, and EAL runs, as the caller's token proves.
         let result = unsafe {
@@ -193,6 +202,7 @@ impl Attached {
                 place.arguments.as_ptr(),
             )
         };
+        drop(alone);
         if result < 0 {
             return Err(refused(result));
         }
@@ -220,6 +230,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        let _alone = hotplug();
         // SAFETY: needed to give the device back; the strings are those that it was attached by,
         // and the port was closed by its owner, which drops this last.
         unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };

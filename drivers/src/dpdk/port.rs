@@ -361,8 +361,11 @@ impl Setup<'_> {
     fn pools(&self) -> Result<Vec<Pool>, PortError> {
         // SAFETY: needed to ask where the device is; the port is attached.
         let socket = unsafe { dpdk_sys::rte_eth_dev_socket_id(self.port) };
+        // A pool outlives its port while a queue has packets of it, and DPDK gives the port's number away again.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pool = |queue| {
-            let name = format!("dwcp-{}-{queue}", self.port);
+            let name = format!("dwcp-{number}-{queue}");
             Pool::new(
                 &name,
                 self.plan.packets_per_queue,

@@ -61,7 +61,7 @@ pub enum ReliableError {
 pub struct Dropped {
     /// Shorter than any of ours.
     pub short: u64,
-    /// Another version, an unknown kind or unknown flags.
+    /// Another version, an unknown kind, unknown flags or an impossible number.
     pub unknown_format: u64,
     /// For a lane that this group never had.
     pub unknown_connection: u64,

@@ -21,6 +21,8 @@ mod arrivals;
 mod congestion;
 mod connection;
 pub mod endpoint;
+#[cfg(fuzzing)]
+pub mod hostile;
 mod incoming;
 mod lanes;
 pub mod memory;

@@ -11,7 +11,7 @@
 //! DONE               nothing
 //! ```
 //!
-//! `number` counts the datagrams of one direction and never comes twice with other content. A lane's
+//! `number` counts the datagrams of one direction, below 2^62, and never comes twice with other content. A lane's
 //! bytes are one stream: each frame is its length (u32) and its payload. `offset` is the place of the
 //! data in that stream; `back` says how far before it its first frame began, and `frame_len` how long
 //! that frame's payload is, so that a receiver can place data whatever is missing before it. Data never
@@ -39,6 +39,8 @@ pub(super) const DATA_HEAD_BYTES: usize = 18;
 pub(super) const ACK_BYTES_MIN: usize = 31;
 /// Bytes of each further range.
 pub(super) const ACK_RANGE_BYTES: usize = 8;
+/// Numbers end here: no lane lives to send as many, and sums of numbers below do not overflow.
+const NUMBERS_END: u64 = 1 << 62;
 /// Ranges of one acknowledgement, at most.
 pub(super) const ACK_RANGES_MAX: usize = 64;
 /// Bytes of a whole CLOSE datagram, the longest of those that end a lane.
@@ -125,7 +127,7 @@ pub(super) struct Header {
 pub(super) enum BadHeader {
     /// Shorter than a header and a tag.
     Short,
-    /// Another version, an unknown kind, or unknown flags.
+    /// Another version, an unknown kind, unknown flags, or a number that no lane reaches.
     Unknown,
 }
 
@@ -144,7 +146,8 @@ impl Header {
                 connection: reader.u64()?,
                 number: reader.u64()?,
             };
-            (version == VERSION && flags.0 & !Flags::KNOWN == 0).then_some(header)
+            let known = version == VERSION && flags.0 & !Flags::KNOWN == 0;
+            (known && header.number < NUMBERS_END).then_some(header)
         })();
         known.ok_or(BadHeader::Unknown)
     }
@@ -393,7 +396,7 @@ mod tests {
                 kind,
                 flags,
                 connection: 0x0123_4567_89ab_cdef,
-                number: u64::MAX - 3,
+                number: NUMBERS_END - 1,
             };
             let mut datagram = [0u8; 40];
             let mut writer = Writer::new(&mut datagram);
@@ -401,7 +404,16 @@ mod tests {
             assert_eq!(writer.written(), HEADER_BYTES);
             assert_eq!(Header::parse(&datagram), Ok(header));
             assert_eq!(Header::parse(&datagram[..35]), Err(BadHeader::Short));
-            for (at, bad) in [(0, 0), (0, 2), (1, 0), (1, 6), (3, 0x80), (2, 0x80)] {
+            // The last makes its number 2^62.
+            for (at, bad) in [
+                (0, 0),
+                (0, 2),
+                (1, 0),
+                (1, 6),
+                (3, 0x80),
+                (2, 0x80),
+                (HEADER_BYTES - 1, 0x40),
+            ] {
                 let mut bent = datagram;
                 bent[at] = bad;
                 assert_eq!(Header::parse(&bent), Err(BadHeader::Unknown), "byte {at}");

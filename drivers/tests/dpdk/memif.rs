@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use dwcp_drivers::dpdk::device::MemifRole;
 use dwcp_drivers::dpdk::gate::waited_before_unmapping;
 use dwcp_drivers::dpdk::packet::parse::DropCounts;
+use dwcp_drivers::dpdk::port::PacketPort;
 
-use crate::scene::{HELD_MAX, Other, PATIENCE, Side, given_socket, host, memif, plan, role};
+use crate::scene::{HELD_MAX, Other, PATIENCE, Side, eal, given_socket, host, memif, plan, role};
 
 #[test]
 fn two_processes_exchange_datagrams() {
@@ -33,6 +34,25 @@ fn two_processes_exchange_datagrams() {
     assert_eq!(counts.too_long, 0);
     let held = free - near.datagrams.free_packets();
     assert!(held <= HELD_MAX, "{held} packets did not come back");
+}
+
+#[test]
+fn ports_come_and_go_on_several_threads_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let eal = eal();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let folder = folder.path();
+            scope.spawn(move || {
+                for nth in 0..8 {
+                    let socket = folder.join(format!("{thread}-{nth}.sock"));
+                    let device = memif(&socket, MemifRole::Server);
+                    let opened = PacketPort::open(eal, &device, &plan());
+                    assert!(opened.is_ok(), "{:?}", opened.err());
+                }
+            });
+        }
+    });
 }
 
 /// Under full load in both directions, so that the peer dies in the middle of a burst.

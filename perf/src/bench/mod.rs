@@ -3,6 +3,7 @@
 
 mod inpath;
 pub mod lanes;
+pub mod lossy;
 mod ring;
 mod rollback;
 mod sampling;
@@ -32,7 +33,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -44,6 +45,12 @@ const BENCHES: [Bench; 6] = [
         about: "every lane back end against its reference, one worker a side",
         kind: Kind::Own,
         run: lanes::run,
+    },
+    Bench {
+        name: "lossy",
+        about: "a reliable lane against kernel TCP over a line that loses, reorders and doubles",
+        kind: Kind::Own,
+        run: lossy::run,
     },
     Bench {
         name: "ring",

@@ -1,12 +1,12 @@
-//! The thread behind a link: moves packets between two TUN devices as a slow line would.
+//! The thread behind a link: moves packets between two TUN or TAP devices as a slow line would.
 //!
-//! In: packets from either device, [`Shape`]s, cuts. Out: the same packets, later, in order, or
-//! not at all. Promise: a line's rate, delay, loss and queue are each direction's own; packets
-//! wait in one bounded first-in-first-out queue per direction; the thread sleeps when nothing is
-//! due.
+//! In: packets from either device, [`Shape`]s, cuts. Out: the same packets, later, in order but for
+//! those that are to be overtaken, once or twice, or not at all. Promise: a line's rate, delay, faults
+//! and queue are each direction's own; packets wait in bounded queues; the thread sleeps when nothing
+//! is due.
 
 use crate::flows::{FlowTable, wire_bytes};
-use crate::link::Shape;
+use crate::link::{LATE_MS, Layer, Shape};
 use crate::tun::{HEADER_BYTES, MAX_PACKET_BYTES, Tun};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const BURST_PACKETS: usize = 64;
 /// Packets due this soon are sent at once: fewer wake-ups, well below any delay that is set.
 const COALESCE: Duration = Duration::from_micros(100);
+/// Bytes of an Ethernet header, which do not count on the line.
+const ETHERNET_BYTES: usize = 14;
 
 /// What one direction has done. Written by the forwarder, read by anyone; the values stand alone,
 /// hence relaxed.
@@ -55,6 +57,8 @@ struct Waiting {
 struct Direction {
     shape: Shape,
     queue: VecDeque<Waiting>,
+    /// Those that are overtaken: each due later than it should be.
+    late: VecDeque<Waiting>,
     /// When the line has sent all it accepted.
     line_free: Instant,
     random: u64,
@@ -62,6 +66,8 @@ struct Direction {
 
 pub(crate) struct Forwarder {
     tuns: [Tun; 2],
+    layer: Layer,
+    seed: u64,
     shared: Arc<Shared>,
 }
 
@@ -70,8 +76,13 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Forwarder {
-    pub(crate) fn new(tuns: [Tun; 2], shared: Arc<Shared>) -> Self {
-        Self { tuns, shared }
+    pub(crate) fn new(tuns: [Tun; 2], layer: Layer, seed: u64, shared: Arc<Shared>) -> Self {
+        Self {
+            tuns,
+            layer,
+            seed,
+            shared,
+        }
     }
 
     pub(crate) fn run(&self) {
@@ -82,8 +93,10 @@ impl Forwarder {
         let mut directions = [0, 1].map(|index: usize| Direction {
             shape: settings.shapes[index],
             queue: VecDeque::new(),
+            late: VecDeque::new(),
             line_free: now,
-            random: 0x1234_5678 + index as u64,
+            // Never zero, from which the generator does not move.
+            random: 0x1234_5678 + index as u64 + (self.seed << 32),
         });
         self.allow_segments(&settings);
         let mut scratch = vec![0; MAX_PACKET_BYTES];
@@ -98,6 +111,7 @@ impl Forwarder {
                     direction.shape = shape;
                     if settings.cut {
                         direction.queue.clear();
+                        direction.late.clear();
                     }
                 }
             }
@@ -107,8 +121,8 @@ impl Forwarder {
             }
             let horizon = Instant::now() + COALESCE;
             for (index, direction) in directions.iter_mut().enumerate() {
-                while let Some(waiting) = direction.queue.pop_front_if(|w| w.due <= horizon) {
-                    self.tuns[1 - index].write(&waiting.packet);
+                while let Some(packet) = direction.next(horizon) {
+                    self.tuns[1 - index].write(&packet);
                 }
             }
             if !more {
@@ -117,11 +131,12 @@ impl Forwarder {
         }
     }
 
-    /// A random loss must hit packets as the wire has them, not segments of 64 KiB.
+    /// A fault must hit packets as the wire has them, not segments of 64 KiB; a program that bypasses the
+    /// kernel takes no segments either.
     fn allow_segments(&self, settings: &Settings) {
         for (tun, shape) in self.tuns.iter().zip(settings.shapes) {
             // Failure leaves packets at the MTU: slower, still right.
-            let _ = tun.set_segmentation(shape.loss_percent <= 0.0);
+            let _ = tun.set_segmentation(self.layer == Layer::Ip && !shape.has_faults());
         }
     }
 
@@ -137,16 +152,17 @@ impl Forwarder {
                 continue;
             }
             let (header, packet) = scratch[..length].split_at(HEADER_BYTES);
+            let packet = match self.layer {
+                Layer::Ip => packet,
+                Layer::Ethernet => packet.get(ETHERNET_BYTES..).unwrap_or_default(),
+            };
             let bytes = wire_length(header, packet);
             let flows = flows.get_or_insert_with(|| locked(&self.shared.flows));
             if !flows.pass(packet, bytes) {
                 continue;
             }
             match direction.accept(bytes) {
-                Fate::Due(due) => {
-                    let packet = scratch[..length].into();
-                    direction.queue.push_back(Waiting { due, packet });
-                }
+                Fate::Due(due) => direction.put(due, scratch[..length].into()),
                 Fate::Lost => {
                     counters.lost_packets.fetch_add(1, Ordering::Relaxed);
                 }
@@ -166,7 +182,8 @@ impl Forwarder {
     fn sleep(&self, directions: &[Direction; 2]) {
         let next = directions
             .iter()
-            .filter_map(|d| d.queue.front())
+            .flat_map(|d| [d.queue.front(), d.late.front()])
+            .flatten()
             .map(|w| w.due)
             .min();
         let limit = next.map(|due| due.saturating_duration_since(Instant::now()));
@@ -204,20 +221,54 @@ impl Direction {
         } else {
             self.line_free = now;
         }
+        if self.strikes(self.shape.loss_percent) {
+            return Fate::Lost;
+        }
+        Fate::Due(self.line_free + Duration::from_secs_f64(self.shape.delay_ms / 1e3))
+    }
+
+    /// Whether a fault that strikes so many packets strikes this one.
+    fn strikes(&mut self, percent: f64) -> bool {
         // xorshift64 (Marsaglia 2003): repeatable from run to run.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        if self.shape.loss_percent > 0.0
-            && (self.random >> 11) as f64 / (1_u64 << 53) as f64 * 100.0 < self.shape.loss_percent
-        {
-            return Fate::Lost;
-        }
-        let due = self.line_free + Duration::from_secs_f64(self.shape.delay_ms / 1e3);
-        // A delay that was lowered must not let a packet overtake another.
-        let last = self.queue.back().map_or(due, |waiting| waiting.due);
-        Fate::Due(due.max(last))
+        percent > 0.0 && (self.random >> 11) as f64 / (1_u64 << 53) as f64 * 100.0 < percent
     }
+
+    /// Has a packet wait until it is due, or longer; once or twice.
+    fn put(&mut self, due: Instant, packet: Box<[u8]>) {
+        if self.strikes(self.shape.twice_percent) {
+            push(&mut self.queue, due, packet.clone());
+        }
+        if self.strikes(self.shape.late_percent) {
+            push(&mut self.late, due + Duration::from_millis(LATE_MS), packet);
+        } else {
+            push(&mut self.queue, due, packet);
+        }
+    }
+
+    /// The next packet that is due by `horizon`.
+    fn next(&mut self, horizon: Instant) -> Option<Box<[u8]>> {
+        let due = |queue: &VecDeque<Waiting>| queue.front().map(|waiting| waiting.due);
+        let late_first = match (due(&self.queue), due(&self.late)) {
+            (Some(due), Some(late)) => late < due,
+            (due, _) => due.is_none(),
+        };
+        let queue = if late_first {
+            &mut self.late
+        } else {
+            &mut self.queue
+        };
+        let waiting = queue.pop_front_if(|waiting| waiting.due <= horizon)?;
+        Some(waiting.packet)
+    }
+}
+
+/// Puts a packet behind the others. A delay that was lowered must not let it overtake them.
+fn push(queue: &mut VecDeque<Waiting>, due: Instant, packet: Box<[u8]>) {
+    let due = queue.back().map_or(due, |last| due.max(last.due));
+    queue.push_back(Waiting { due, packet });
 }
 
 /// IP bytes on the wire, from the virtio-net header: flags, gso_type, hdr_len, gso_size,

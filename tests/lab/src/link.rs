@@ -1,8 +1,9 @@
 //! WAN links between two hosts.
 //!
 //! In: two hosts and a [`LinkConfig`]. Out: addresses on both hosts and a line between them with
-//! the given rate, delay, loss and queue, counted in IP bytes. Promise: settings change while
-//! traffic flows; a cut line or a cut flow is silent, as a dead router is.
+//! the given rate, delay, faults and queue, counted in IP bytes. Promise: settings change while
+//! traffic flows; a cut line or a cut flow is silent, as a dead router is; the nth packet that a direction's
+//! queue takes meets the same faults in every run with the same seed.
 
 use crate::flows::{Flow, FlowState, FlowTable};
 use crate::forwarder::{Counters, Forwarder, Settings, Shared, locked};
@@ -35,6 +36,18 @@ pub enum LinkError {
     Shape(String),
 }
 
+/// How much longer a packet takes that others overtake.
+pub const LATE_MS: u64 = 2;
+
+/// What a line carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layer {
+    /// IP packets. Faultless lines take segments longer than the MTU, which costs less.
+    Ip,
+    /// Ethernet frames, so that programs that bypass the kernel can be at its ends.
+    Ethernet,
+}
+
 /// One direction of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
@@ -44,6 +57,10 @@ pub struct Shape {
     pub delay_ms: f64,
     /// Packets lost at random, in percent.
     pub loss_percent: f64,
+    /// Packets that come [`LATE_MS`] late at random, so that others overtake them, in percent.
+    pub late_percent: f64,
+    /// Packets that come twice at random, in percent.
+    pub twice_percent: f64,
     /// How much waits in front of the line, in milliseconds of its rate; by default a round trip
     /// and 50 ms more.
     pub queue_ms: Option<f64>,
@@ -57,8 +74,25 @@ impl Shape {
             rate_mbit,
             delay_ms,
             loss_percent,
+            late_percent: 0.0,
+            twice_percent: 0.0,
             queue_ms: None,
         }
+    }
+
+    /// The same line, with so many packets late and so many twice.
+    #[must_use]
+    pub fn mangled(self, late_percent: f64, twice_percent: f64) -> Self {
+        Self {
+            late_percent,
+            twice_percent,
+            ..self
+        }
+    }
+
+    /// Whether each packet meets a fate of its own.
+    pub(crate) fn has_faults(&self) -> bool {
+        self.loss_percent > 0.0 || self.late_percent > 0.0 || self.twice_percent > 0.0
     }
 
     /// The bandwidth-delay product, both delays equal; 0 without a rate limit.
@@ -111,6 +145,10 @@ pub struct LinkConfig {
     pub mtu_bytes: u32,
     /// Tells several links of a host apart: addresses are `10.99.<number>.1` and `.2`.
     pub number: u8,
+    /// What it carries.
+    pub layer: Layer,
+    /// Decides which packets meet which fault.
+    pub seed: u64,
 }
 
 impl LinkConfig {
@@ -122,6 +160,8 @@ impl LinkConfig {
             b_to_a: shape,
             mtu_bytes: 1_500,
             number: 1,
+            layer: Layer::Ip,
+            seed: 0,
         }
     }
 }
@@ -151,13 +191,16 @@ pub struct WanLink {
 }
 
 impl WanLink {
-    /// Makes the devices `wan<number>` and starts the line.
+    /// Makes the devices `wan<number>` and starts the line. With both ends at one host, for a program that has
+    /// both, the second device is `wan<number>b`.
     pub fn start(a: &Host, b: &Host, config: LinkConfig) -> Result<Self, LinkError> {
         let [address_a, address_b] = [1, 2].map(|last| Ipv4Addr::new(10, 99, config.number, last));
         let device = format!("wan{}", config.number);
+        let far = if a.name() == b.name() { "b" } else { "" };
+        let (layer, mtu_bytes) = (config.layer, config.mtu_bytes);
         let tuns = [
-            Tun::new(a, &device, address_a, config.mtu_bytes)?,
-            Tun::new(b, &device, address_b, config.mtu_bytes)?,
+            Tun::new(a, layer, &device, address_a, mtu_bytes)?,
+            Tun::new(b, layer, &format!("{device}{far}"), address_b, mtu_bytes)?,
         ];
         let settings = Settings {
             shapes: [config.a_to_b, config.b_to_a],
@@ -173,7 +216,7 @@ impl WanLink {
             counters: [Counters::default(), Counters::default()],
             wake,
         });
-        let forwarder = Forwarder::new(tuns, Arc::clone(&shared));
+        let forwarder = Forwarder::new(tuns, config.layer, config.seed, Arc::clone(&shared));
         let (tell, told) = channel();
         let thread = std::thread::Builder::new()
             .name("dwcp-link".into())

@@ -173,6 +173,21 @@ impl Cable {
         Self::lay(a, b, &format!("lan{number}"), [10, 97, number])
     }
 
+    /// The same with both ends at one host, on devices `lan<number>` and `lan<number>b`, for a program that has
+    /// both. The kernel there reaches neither address over it.
+    pub fn folded(host: &Host, number: u8) -> Result<Self, NetnsError> {
+        let (a, b) = (
+            Ipv4Addr::new(10, 97, number, 1),
+            Ipv4Addr::new(10, 97, number, 2),
+        );
+        let device = format!("lan{number}");
+        host.ip(&format!("link add {device} type veth peer name {device}b"))?;
+        for end in [&device, &format!("{device}b")] {
+            host.ip(&format!("link set {end} up"))?;
+        }
+        Ok(Self { a, b, device })
+    }
+
     fn lay(a: &Host, b: &Host, device: &str, [x, y, z]: [u8; 3]) -> Result<Self, NetnsError> {
         let cable = Self {
             a: Ipv4Addr::new(x, y, z, 1),

@@ -1,9 +1,11 @@
-//! A TUN device on a host: IP packets as the host's kernel sends them.
+//! A TUN or TAP device on a host: packets as the host's kernel sends them, without or with their Ethernet
+//! headers.
 //!
 //! In: packets written by us. Out: packets read by us. Each is preceded by a virtio-net header of
 //! ten bytes (linux/virtio_net.h, `virtio_net_hdr`), which lets the kernel hand over a TCP segment
 //! of up to 64 KiB with its checksum still to do: an order of magnitude fewer system calls.
 
+use crate::link::Layer;
 use crate::netns::{Host, NetnsError};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::{c_int, c_short, c_ulong};
@@ -25,6 +27,7 @@ impl Tun {
     /// Makes the device on `host` and gives it its address.
     pub(crate) fn new(
         host: &Host,
+        layer: Layer,
         device: &str,
         address: Ipv4Addr,
         mtu_bytes: u32,
@@ -33,7 +36,7 @@ impl Tun {
             name: host.name().to_owned(),
             source,
         };
-        let fd = host.enter(|| open(device))?.map_err(error)?;
+        let fd = host.enter(|| open(layer, device))?.map_err(error)?;
         host.ip(&format!("addr add {address}/24 dev {device}"))?;
         host.ip(&format!(
             "link set {device} mtu {mtu_bytes} txqueuelen 2000 up"
@@ -85,7 +88,7 @@ impl AsFd for Tun {
     }
 }
 
-fn open(device: &str) -> io::Result<OwnedFd> {
+fn open(layer: Layer, device: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
     // linux/if.h, struct ifreq: 16 bytes of name, then the flags; 40 bytes in all.
@@ -95,9 +98,13 @@ fn open(device: &str) -> io::Result<OwnedFd> {
         flags: c_short,
         rest: [u8; 22],
     }
+    let kind = match layer {
+        Layer::Ip => libc::IFF_TUN,
+        Layer::Ethernet => libc::IFF_TAP,
+    };
     let mut request = Request {
         name: [0; 16],
-        flags: (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short,
+        flags: (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short,
         rest: [0; 22],
     };
     if device.len() > 15 {

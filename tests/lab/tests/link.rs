@@ -1,7 +1,7 @@
 //! The line does what it says: rate, delay, loss, cuts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use dwcp_lab::link::{LinkConfig, Shape, WanLink};
+use dwcp_lab::link::{Layer, LinkConfig, Shape, WanLink};
 use dwcp_lab::netns::Host;
 use dwcp_lab::watchdog::{Watchdog, poll_until};
 use std::io::{Read, Write};
@@ -126,6 +126,81 @@ fn loss_is_what_was_set() {
         "{lost} % lost, {:?}",
         link.traffic()
     );
+}
+
+/// The number of no datagram that counts.
+const END: u32 = u32::MAX;
+
+/// Which of `count` numbered datagrams came, in the order in which they came, over a line with faults.
+fn arrivals(layer: Layer, seed: u64, count: u32) -> Vec<u32> {
+    let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
+    let config = LinkConfig {
+        layer,
+        seed,
+        ..LinkConfig::symmetric(Shape::new(0.0, 5.0, 5.0).mangled(5.0, 5.0))
+    };
+    let link = WanLink::start(&a, &b, config).unwrap();
+    let (from, to) = (udp(&a, link.a), udp(&b, link.b));
+    let there = (link.b, 7000);
+    let sender = std::thread::spawn(move || {
+        for number in 0..count {
+            from.send_to(&number.to_le_bytes(), there).unwrap();
+            // A few at a time, so that a late one is overtaken by several.
+            if number % 8 == 7 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        // Behind the late ones, and so often that one of them comes.
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(5));
+            from.send_to(&END.to_le_bytes(), there).unwrap();
+        }
+    });
+    let (mut buffer, mut got) = ([0; 4], Vec::new());
+    loop {
+        assert_eq!(to.recv(&mut buffer).unwrap(), buffer.len());
+        match u32::from_le_bytes(buffer) {
+            END => break,
+            number => got.push(number),
+        }
+    }
+    sender.join().unwrap();
+    got
+}
+
+#[test]
+fn packets_are_lost_overtaken_and_doubled_as_the_seed_says() {
+    let _dog = Watchdog::new("faults", LIMIT);
+    let count = 2_000;
+    for layer in [Layer::Ip, Layer::Ethernet] {
+        let got = arrivals(layer, 3, count);
+        let mut sorted = got.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let percent = |n: usize| n as f64 / f64::from(count) * 100.0;
+        let lost = percent(count as usize - sorted.len());
+        let twice = percent(got.len() - sorted.len());
+        let mut newest = 0;
+        let late = got.iter().filter(|number| {
+            newest = newest.max(**number);
+            **number < newest
+        });
+        let late = percent(late.count());
+        let said = format!("{layer:?}: {lost} % lost, {twice} % twice, {late} % overtaken");
+        assert!((lost - 5.0).abs() < 2.0, "{said}");
+        assert!((twice - 5.0).abs() < 2.0, "{said}");
+        // A pause of the sender may keep a late packet from being overtaken.
+        assert!(late > 1.0 && late < 8.0, "{said}");
+    }
+    // What the kernel itself sends shifts the sequence by a few packets at most, and other seeds by all.
+    let lost = |seed| {
+        let got = arrivals(Layer::Ip, seed, 500);
+        (0..500)
+            .filter(|number| !got.contains(number))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lost(4), lost(4));
+    assert_ne!(lost(4), lost(5));
 }
 
 #[test]

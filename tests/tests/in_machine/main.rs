@@ -13,6 +13,7 @@ use dwcp_dataplane::config::{
 };
 use dwcp_lab::vm::{E1000E, IGB};
 use dwcp_tests::pair::{Pair, PairOptions};
+use dwcp_tests::recorded;
 use dwcp_tests::streams::{carry, carry_through, pages};
 
 /// What the nodes say is shown when a test fails.
@@ -40,9 +41,11 @@ fn over_rdma() -> Pair {
 }
 
 #[test]
-fn rdma_a_stream_crosses_two_devices() {
+fn rdma_streams_cross_two_devices() {
     let pair = over_rdma();
-    assert_eq!(carry(&pair, &pages(1, PAGES)), ("rdma", 0));
+    for stream in [pages(1, PAGES), recorded::stream()] {
+        assert_eq!(carry(&pair, &stream), ("rdma", 0));
+    }
     pair.stop();
 }
 
@@ -74,7 +77,7 @@ fn rdma_when_queue_pairs_are_lost_the_session_goes_on_over_tcp() {
 }
 
 #[test]
-fn vfio_a_stream_crosses_two_nics() {
+fn vfio_streams_cross_two_nics() {
     listen_to_the_nodes();
     let at = |device: &str, host: u8| DpdkConfig {
         device: DpdkDevice::Pci(device.to_owned()),
@@ -94,6 +97,8 @@ fn vfio_a_stream_crosses_two_nics() {
         a.dpdk = Some(at(E1000E, 1));
         b.dpdk = Some(at(IGB, 2));
     });
-    assert_eq!(carry(&pair, &pages(3, PAGES)), ("dpdk", 0));
+    for stream in [pages(3, PAGES), recorded::stream()] {
+        assert_eq!(carry(&pair, &stream), ("dpdk", 0));
+    }
     pair.stop();
 }

@@ -239,7 +239,7 @@ fn another_driver_and_back(desk: &mut Desk, before: &Value) {
     assert_eq!(hugepages(), "160");
     // In a process of its own: DPDK holds its devices until the process ends.
     let stream = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "vfio_a_stream_crosses_two_nics"])
+        .args(["--exact", "vfio_streams_cross_two_nics"])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&stream.stdout);

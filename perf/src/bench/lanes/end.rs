@@ -92,7 +92,7 @@ pub fn run(arguments: &EndArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn pools() -> anyhow::Result<FramePools> {
+pub(crate) fn pools() -> anyhow::Result<FramePools> {
     Ok(FramePools::new(&FramePoolsConfig {
         small: 256,
         medium: 256,
@@ -130,7 +130,7 @@ impl Stopwatch {
 }
 
 /// Sleeps until there is something to do, at most for a moment.
-fn rest<G: LaneGroup>(group: &mut G) -> anyhow::Result<()> {
+pub(crate) fn rest<G: LaneGroup>(group: &mut G) -> anyhow::Result<()> {
     if group.prepare_park()
         && let Some(fd) = group.park_fd()
     {
