@@ -6,7 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use dwcp_perf::ab;
+#[cfg(feature = "dpdk")]
+use dwcp_perf::bench::lanes::dpdk::end::DpdkEndArguments;
 use dwcp_perf::bench::lanes::end::{self, EndArguments};
+use dwcp_perf::bench::scaling::end::ScalingEndArguments;
 use dwcp_perf::bench::{self, Bench};
 use dwcp_perf::row::{self, Row};
 
@@ -54,6 +57,13 @@ enum Task {
     /// One end of a lane, for the bench of lanes itself
     #[command(hide = true)]
     LaneEnd(EndArguments),
+    /// One end of a lane over DPDK, for the bench of lanes itself
+    #[cfg(feature = "dpdk")]
+    #[command(hide = true)]
+    DpdkEnd(DpdkEndArguments),
+    /// All workers of one side, for the bench of scaling itself
+    #[command(hide = true)]
+    ScalingEnd(ScalingEndArguments),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +93,9 @@ fn main() -> ExitCode {
             ab::run(&plan, named(&bench)).and_then(|rows| show(&rows, json))
         }
         Task::LaneEnd(arguments) => end::run(&arguments),
+        #[cfg(feature = "dpdk")]
+        Task::DpdkEnd(arguments) => bench::lanes::dpdk::end::run(&arguments),
+        Task::ScalingEnd(arguments) => bench::scaling::end::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@
 //! - [`direct`]: QEMU's own migration as the reference, and the measuring of any other
 //! - [`stack`]: the product on a host: both planes, its API and its command line
 //! - [`demo`]: the main job beside QEMU's own, as a table
+//! - [`syscalls`]: what a thread asks of the kernel, counted
 //! - [`procs`], [`dir`], [`watchdog`]: nothing outlives a test, nothing hangs
 
 pub mod content;
@@ -26,6 +27,7 @@ pub mod procs;
 pub mod qemu;
 pub mod qmp;
 pub mod stack;
+pub mod syscalls;
 pub mod ticks;
 mod tun;
 pub mod vm;
