@@ -6,12 +6,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{LaneClosed, LaneEvent, LaneGroup, LaneId, Polled};
 use dwcp_drivers::port::{Port, PortConfig};
 use dwcp_drivers::tcp::{SocketTuning, TcpLanes, TcpOptions, TcpPort, tune};
 use dwcp_hugepages::arena::BackingPolicy;
+use dwcp_lab::procs::Proc;
 use dwcp_lab::watchdog::poll_until;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,23 @@ pub fn run(arguments: &EndArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The line of JSON that an end printed, whether or not it has ended.
+pub(crate) fn said(process: &mut Proc, patience: Duration) -> anyhow::Result<String> {
+    let log = process.log().to_owned();
+    poll_until(patience, || {
+        let gone = process.ended();
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let mut whole = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        match whole.find(|line| line.starts_with(['{', '['])) {
+            Some(line) => Some(Ok(line.trim().to_owned())),
+            None => gone.map(|status| Err(anyhow!("{status}: {text}"))),
+        }
+    })
+    .context("an end says nothing")?
+}
+
 /// Keeps the calling thread on this core.
 pub(crate) fn pin(id: usize) -> anyhow::Result<()> {
     let pinned = core_affinity::set_for_current(core_affinity::CoreId { id });
@@ -117,7 +135,7 @@ impl TcpEnd {
     }
 }
 
-pub(crate) fn pools() -> anyhow::Result<FramePools> {
+fn pools() -> anyhow::Result<FramePools> {
     Ok(FramePools::new(&FramePoolsConfig {
         small: 256,
         medium: 256,

@@ -11,7 +11,7 @@ use anyhow::ensure;
 use dwcp_drivers::frame::FramePools;
 use dwcp_drivers::lane::{LaneGroup, LaneId};
 #[cfg(feature = "dpdk")]
-use dwcp_drivers::reliable::Protection;
+use dwcp_drivers::{dpdk::port::PacketPort, reliable::Protection};
 
 #[cfg(feature = "dpdk")]
 use crate::bench::lanes::dpdk::end::{self as dpdk, Rest};
@@ -49,30 +49,37 @@ pub struct ScalingEndArguments {
 /// # Errors
 /// The first thing that went wrong.
 pub fn run(arguments: &ScalingEndArguments) -> anyhow::Result<()> {
-    let measured = carry(arguments)?;
-    println!("{}", serde_json::to_string(&measured)?);
-    Ok(())
-}
-
-fn carry(arguments: &ScalingEndArguments) -> anyhow::Result<Vec<Measured>> {
     #[cfg(feature = "dpdk")]
     if let Some(socket) = &arguments.memif {
-        return over_memif(arguments, socket);
+        let (_port, measured) = over_memif(arguments, socket)?;
+        print(&measured)?;
+        loop {
+            std::thread::park(); // until killed: what the other side has not read goes with the port
+        }
     }
     ensure!(
         arguments.tcp.len() == arguments.cores.len(),
         "give an address for each core"
     );
     let meetings = arguments.tcp.iter().copied();
-    each(&arguments.cores, meetings, |_, address| {
+    let measured = each(&arguments.cores, meetings, |_, address| {
         let mut end = TcpEnd::open(arguments.role, address)?;
         one(arguments, &mut end.group, end.lane, &end.pools)
-    })
+    })?;
+    print(&measured)
+}
+
+fn print(measured: &[Measured]) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(measured)?);
+    Ok(())
 }
 
 /// One port, a pair of queues for each worker.
 #[cfg(feature = "dpdk")]
-fn over_memif(arguments: &ScalingEndArguments, socket: &Path) -> anyhow::Result<Vec<Measured>> {
+fn over_memif(
+    arguments: &ScalingEndArguments,
+    socket: &Path,
+) -> anyhow::Result<(PacketPort, Vec<Measured>)> {
     let (role, queues) = (arguments.role, u16::try_from(arguments.cores.len())?);
     let rest = if arguments.shared {
         Rest::Yield
@@ -81,13 +88,16 @@ fn over_memif(arguments: &ScalingEndArguments, socket: &Path) -> anyhow::Result<
     };
     let (mut port, seats) = dpdk::open(role, socket, queues)?;
     dpdk::wait_for_link(&mut port)?;
-    each(&arguments.cores, seats.into_iter(), |worker, seat| {
+    let measured = each(&arguments.cores, seats.into_iter(), |worker, seat| {
         let mut group = dpdk::lanes(seat, role, queues, rest)?;
-        let pools = end::pools()?;
+        let pools = dpdk::pools()?;
         let endpoint = dpdk::endpoint(role, worker, Protection::Tagged);
         let lane = group.add(endpoint, &pools)?;
-        one(arguments, &mut group, lane, &pools)
-    })
+        let measured = one(arguments, &mut group, lane, &pools)?;
+        dpdk::linger(&mut group);
+        Ok(measured)
+    })?;
+    Ok((port, measured))
 }
 
 /// Runs a worker on each core, with its number and its way to its partner.

@@ -7,7 +7,6 @@
 pub mod end;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use dwcp_lab::dir::LabDir;
 use dwcp_lab::procs::Proc;
 
-use super::lanes::end::Measured;
+use super::lanes::end::{Measured, said};
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 5;
@@ -175,11 +174,8 @@ fn addresses(count: usize) -> anyhow::Result<String> {
 
 /// What the workers of a side printed.
 fn measured(side: &mut Proc) -> anyhow::Result<Vec<Measured>> {
-    let status = side.wait(PATIENCE)?;
-    let text = std::fs::read_to_string::<&Path>(side.log())?;
-    ensure!(status.success(), "{status}: {text}");
-    let start = text.find("[{").context("no JSON")?;
-    serde_json::from_str(text[start..].trim()).with_context(|| text.clone())
+    let line = said(side, PATIENCE)?;
+    serde_json::from_str(&line).with_context(|| line.clone())
 }
 
 #[cfg(test)]

@@ -14,13 +14,14 @@ use dwcp_drivers::dpdk::device::{Device, Memif, MemifRole};
 use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 use dwcp_drivers::dpdk::queue::QueueSeat;
-use dwcp_drivers::frame::{Frame, FramePools};
+use dwcp_drivers::frame::{Frame, FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{
     AddError, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, WireBytes,
 };
 use dwcp_drivers::reliable::{
     Meeting, Protection, ReliableConfig, ReliableEndpoint, ReliableLanes,
 };
+use dwcp_hugepages::arena::BackingPolicy;
 use dwcp_lab::syscalls::SyscallCounter;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,7 @@ use super::{ETHERNET_FRAME_BYTES, RING_BUFFER_BYTES, RING_LOG2};
 use crate::bench::lanes::end::{self, Measured, Role, pin};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const LINGER: Duration = Duration::from_millis(300);
 const UDP_PORT: u16 = 4790;
 const MEMORY_MIB: u32 = 192;
 /// Ethernet's header.
@@ -66,7 +68,7 @@ pub struct DpdkEndArguments {
     sealed: bool,
 }
 
-/// Runs one end and prints what it measured as JSON.
+/// Runs one end, prints what it measured as JSON, and waits to be killed.
 ///
 /// # Errors
 /// The first thing that went wrong.
@@ -80,7 +82,7 @@ pub fn run(arguments: &DpdkEndArguments) -> anyhow::Result<()> {
     } else {
         Protection::Tagged
     };
-    let (mut group, pools) = (lanes(seat, arguments.role, 1, Rest::Spin)?, end::pools()?);
+    let (mut group, pools) = (lanes(seat, arguments.role, 1, Rest::Spin)?, pools()?);
     let lane = group.add(endpoint(arguments.role, 0, protection), &pools)?;
     let mut counter = SyscallCounter::of_this_thread()?;
     let measured = match arguments.role {
@@ -96,7 +98,20 @@ pub fn run(arguments: &DpdkEndArguments) -> anyhow::Result<()> {
         datagrams: group.lanes.port().datagrams().counts().sent,
     };
     println!("{}", serde_json::to_string(&ended)?);
-    Ok(())
+    linger(&mut group);
+    loop {
+        std::thread::park(); // until killed: what the other end has not read goes with this process
+    }
+}
+
+/// Answers the other end for a while, which may not have heard that the lane was finished.
+pub(crate) fn linger(group: &mut Wakeful) {
+    let start = Instant::now();
+    let mut events = Vec::new();
+    while start.elapsed() < LINGER {
+        group.poll(&mut events);
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Waits until the other end is there.
@@ -163,6 +178,17 @@ pub(crate) fn lanes(
     };
     let lanes = ReliableLanes::new(Carrier::new(datagrams), config)?;
     Ok(Wakeful { lanes, rest })
+}
+
+/// Frames of 4 KiB for most of a ring, and no more: a sender that finds the ring full looks at its indices
+/// again and again, and takes them from the receiver each time.
+pub(crate) fn pools() -> anyhow::Result<FramePools> {
+    Ok(FramePools::new(&FramePoolsConfig {
+        small: 16,
+        medium: (1 << RING_LOG2) * 3 / 4,
+        large: 64,
+        backing: BackingPolicy::PreferHuge,
+    })?)
 }
 
 /// The end of the lane between the workers of this number.

@@ -19,6 +19,7 @@ use dwcp_lab::dir::LabDir;
 use dwcp_lab::procs::Proc;
 
 use self::end::Ended;
+use super::end::said;
 use crate::row::Row;
 
 const PAIRS: usize = 5;
@@ -163,11 +164,8 @@ fn ours(dir: &Path, cores: [usize; 2], frame_bytes: usize, sealed: bool) -> anyh
     })
 }
 
-/// What an end printed.
+/// What an end printed; it runs on.
 fn ended(process: &mut Proc) -> anyhow::Result<Ended> {
-    let status = process.wait(PATIENCE)?;
-    let text = std::fs::read_to_string(process.log())?;
-    ensure!(status.success(), "{status}: {text}");
-    let start = text.find('{').context("no JSON")?;
-    serde_json::from_str(text[start..].trim()).with_context(|| text.clone())
+    let line = said(process, PATIENCE)?;
+    serde_json::from_str(&line).with_context(|| line.clone())
 }
