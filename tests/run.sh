@@ -24,7 +24,7 @@ step "format, lints, licences"
 cargo fmt --all --check
 # Without libdpdk and libibverbs, as a newcomer builds it; then with.
 cargo clippy --workspace --all-targets -- -D warnings
-cargo clippy --package dwcp-drivers --package dwcp-dataplane --package dwcp-tests --all-features --all-targets -- -D warnings
+cargo clippy --package dwcp-drivers --package dwcp-dataplane --package dwcp-perf --package dwcp-tests --all-features --all-targets -- -D warnings
 cargo deny --all-features check bans licenses sources
 
 step "build"
