@@ -31,7 +31,9 @@ use crate::bench::lanes::end::{self, Measured, Role, pin};
 const PATIENCE: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_millis(300);
 const UDP_PORT: u16 = 4790;
-const MEMORY_MIB: u32 = 192;
+const MEMORY_MIB: u32 = 128;
+/// More for each queue.
+const QUEUE_MEMORY_MIB: u32 = 64;
 /// Ethernet's header.
 const AROUND_IP_BYTES: u16 = 14;
 /// Frames of 4 KiB that wait on a lane: several bursts.
@@ -132,7 +134,7 @@ pub(crate) fn open(
 ) -> anyhow::Result<(PacketPort, Vec<QueueSeat>)> {
     let eal = Eal::start(&EalConfig {
         memory: Memory::Ordinary {
-            mib: MEMORY_MIB * u32::from(queues),
+            mib: MEMORY_MIB + QUEUE_MEMORY_MIB * u32::from(queues),
         },
         pci: false,
     })?;
