@@ -22,8 +22,9 @@ use self::end::Ended;
 use super::end::said;
 use crate::row::Row;
 
-const PAIRS: usize = 5;
-const SECONDS: u32 = 3;
+/// Many and short: a virtual machine's cores are near each other at one time and far at another.
+const PAIRS: usize = 7;
+const SECONDS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A whole frame on the memif: a lane frame of 4 KiB, what lanes add to it, UDP, IPv4, Ethernet.
 pub(super) const ETHERNET_FRAME_BYTES: u16 = 4200;

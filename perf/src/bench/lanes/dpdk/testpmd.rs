@@ -44,9 +44,17 @@ pub(super) fn carry(dir: &Path, cores: [usize; 2], seconds: u32) -> anyhow::Resu
         !counted.is_empty() && cpu_s > 0.0,
         "its receiver reports nothing"
     );
-    let frames_per_s = counted.iter().sum::<f64>() / counted.len() as f64;
-    let frame_bytes = f64::from(ETHERNET_FRAME_BYTES - HEADERS_BYTES);
-    let gb_per_s = frames_per_s * frame_bytes / 1e9;
+    let (frames, bits) = counted.iter().fold((0.0, 0.0), |sum, rate| {
+        (sum.0 + rate.frames, sum.1 + rate.bits)
+    });
+    let frame_bytes = bits / 8.0 / frames;
+    ensure!(
+        (frame_bytes - f64::from(ETHERNET_FRAME_BYTES)).abs() < 1.0,
+        "its frames have {frame_bytes} bytes, not {ETHERNET_FRAME_BYTES}"
+    );
+    let frames_per_s = frames / counted.len() as f64;
+    let payload_bytes = f64::from(ETHERNET_FRAME_BYTES - HEADERS_BYTES);
+    let gb_per_s = frames_per_s * payload_bytes / 1e9;
     Ok(Carried {
         gb_per_s,
         gb_per_cpu_s: gb_per_s * f64::from(seconds) / cpu_s,
@@ -81,12 +89,24 @@ fn start(dir: &Path, role: &str, forward: &str, core: usize) -> anyhow::Result<P
     Ok(Proc::spawn(command, &dir.join(role))?)
 }
 
-/// Frames a second of each report that has any, as `  Rx-pps:       327105          Rx-bps:  1088605680`.
-fn rates(log: &str) -> Vec<f64> {
+/// What one report says, by the second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rate {
+    frames: f64,
+    bits: f64,
+}
+
+/// Each report with frames in it, as `  Rx-pps:       327105          Rx-bps:  1088605680`.
+fn rates(log: &str) -> Vec<Rate> {
     log.lines()
-        .filter_map(|line| line.trim().strip_prefix("Rx-pps:"))
-        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
-        .filter(|rate| *rate > 0.0)
+        .filter_map(|line| {
+            let (frames, bits) = line.trim().strip_prefix("Rx-pps:")?.split_once("Rx-bps:")?;
+            Some(Rate {
+                frames: frames.trim().parse().ok()?,
+                bits: bits.trim().parse().ok()?,
+            })
+        })
+        .filter(|rate| rate.frames > 0.0)
         .collect()
 }
 
@@ -96,8 +116,14 @@ mod tests {
 
     #[test]
     fn reports_before_the_link_is_up_do_not_count() {
-        let report = |rate| format!("  Rx-pps:  {rate}   Rx-bps:  8\n  Tx-pps:  77   Tx-bps: 9\n");
-        let log = format!("{}{}{}", report(0), report(327_105), report(5));
-        assert_eq!(rates(&log), [327_105.0, 5.0]);
+        let report = |frames| {
+            let bits = frames * 8 * 4200;
+            format!("  Rx-pps:  {frames}   Rx-bps:  {bits}\n  Tx-pps:  77   Tx-bps: 9\n")
+        };
+        let log = format!("{}{}{}", report(0), report(327_105_u64), report(5));
+        let frames: Vec<f64> = rates(&log).iter().map(|rate| rate.frames).collect();
+        assert_eq!(frames, [327_105.0, 5.0]);
+        let bits = rates(&log).pop().map(|rate| rate.bits);
+        assert_eq!(bits, Some(168_000.0));
     }
 }
