@@ -24,7 +24,7 @@ echo "hugepages of 2 MiB: $(cat "$hugepages" 2>/dev/null || echo none)"
 export CARGO_INCREMENTAL=0
 # All that is tested is built as parts of one workspace with one set of features: another choice of packages or of
 # features would build most of it again. It is the choice of `tests/src/binary.rs` too.
-everything=(--workspace --tests --features dwcp-tests/dpdk,dwcp-tests/rdma)
+everything=(--workspace --tests --features dwcp-tests/dpdk,dwcp-tests/rdma,dwcp-perf/dpdk)
 
 step "format, lints, licences"
 cargo fmt --all --check

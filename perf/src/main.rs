@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use dwcp_perf::ab;
+#[cfg(feature = "dpdk")]
+use dwcp_perf::bench::lanes::dpdk::end::DpdkEndArguments;
 use dwcp_perf::bench::lanes::end::{self, EndArguments};
 use dwcp_perf::bench::lossy::end::{self as lossy_end, LossyEndArguments};
+use dwcp_perf::bench::scaling::end::ScalingEndArguments;
 use dwcp_perf::bench::{self, Bench};
 use dwcp_perf::row::{self, Row};
 
@@ -58,6 +61,13 @@ enum Task {
     /// One end of a line with faults, for the bench of those itself
     #[command(hide = true)]
     LossyEnd(LossyEndArguments),
+    /// One end of a lane over DPDK, for the bench of lanes itself
+    #[cfg(feature = "dpdk")]
+    #[command(hide = true)]
+    DpdkEnd(DpdkEndArguments),
+    /// All workers of one side, for the bench of scaling itself
+    #[command(hide = true)]
+    ScalingEnd(ScalingEndArguments),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +98,9 @@ fn main() -> ExitCode {
         }
         Task::LaneEnd(arguments) => end::run(&arguments),
         Task::LossyEnd(arguments) => lossy_end::run(&arguments),
+        #[cfg(feature = "dpdk")]
+        Task::DpdkEnd(arguments) => bench::lanes::dpdk::end::run(&arguments),
+        Task::ScalingEnd(arguments) => bench::scaling::end::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

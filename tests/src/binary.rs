@@ -13,7 +13,7 @@ use serde_json::Value;
 const EVERY_BACK_END: [&str; 3] = [
     "--workspace",
     "--features",
-    "dwcp-tests/dpdk,dwcp-tests/rdma",
+    "dwcp-tests/dpdk,dwcp-tests/rdma,dwcp-perf/dpdk",
 ];
 
 /// Builds the test `name` of the `tests/` folder of `package` and says where it is.

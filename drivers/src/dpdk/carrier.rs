@@ -24,6 +24,12 @@ impl Carrier {
         let nowhere = vec![0; datagrams.max_payload()].into_boxed_slice();
         Self { datagrams, nowhere }
     }
+
+    /// The datagrams below, for what they counted.
+    #[must_use]
+    pub fn datagrams(&self) -> &Datagrams {
+        &self.datagrams
+    }
 }
 
 impl DatagramPort for Carrier {

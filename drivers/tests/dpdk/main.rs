@@ -11,3 +11,4 @@ mod memif;
 mod refusals;
 mod scene;
 mod steady_state;
+mod system_calls;

@@ -7,6 +7,7 @@ pub mod lossy;
 mod ring;
 mod rollback;
 mod sampling;
+pub mod scaling;
 mod stream;
 
 use crate::row::Row;
@@ -33,7 +34,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -69,6 +70,12 @@ const BENCHES: [Bench; 7] = [
         about: "two data planes sampled for flame graphs against the same left alone",
         kind: Kind::Product,
         run: sampling::run,
+    },
+    Bench {
+        name: "scaling",
+        about: "what 1 to 16 workers a side carry, over loopback TCP and memif, as far as cores go",
+        kind: Kind::Own,
+        run: scaling::run,
     },
     Bench {
         name: "stream",

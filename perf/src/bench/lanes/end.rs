@@ -6,12 +6,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{LaneClosed, LaneEvent, LaneGroup, LaneId, Polled};
 use dwcp_drivers::port::{Port, PortConfig};
-use dwcp_drivers::tcp::{SocketTuning, TcpOptions, TcpPort, tune};
+use dwcp_drivers::tcp::{SocketTuning, TcpLanes, TcpOptions, TcpPort, tune};
 use dwcp_hugepages::arena::BackingPolicy;
+use dwcp_lab::procs::Proc;
 use dwcp_lab::watchdog::poll_until;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,7 @@ pub struct EndArguments {
 
 /// Which end.
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Role {
+pub(crate) enum Role {
     Send,
     Receive,
 }
@@ -60,36 +61,78 @@ enum Role {
 /// # Errors
 /// The first thing that went wrong.
 pub fn run(arguments: &EndArguments) -> anyhow::Result<()> {
-    let core = core_affinity::CoreId { id: arguments.core };
-    anyhow::ensure!(
-        core_affinity::set_for_current(core),
-        "core {} cannot be used",
-        core.id
-    );
-    let mut port = TcpPort::new(TcpOptions::default());
-    port.open(PortConfig {
-        lanes_max: 1,
-        ..PortConfig::default()
-    })?;
-    port.start()?;
-    let mut group = port.lanes()?;
-    let pools = pools()?;
-    let socket = match arguments.role {
-        Role::Send => poll_until(PATIENCE, || TcpStream::connect(arguments.address).ok())
-            .with_context(|| format!("nobody listens on {}", arguments.address))?,
-        Role::Receive => TcpListener::bind(arguments.address)?.accept()?.0,
-    };
-    tune(&socket, &SocketTuning::default())?;
-    let lane = group.add(OwnedFd::from(socket), &pools)?;
+    pin(arguments.core)?;
+    let mut end = TcpEnd::open(arguments.role, arguments.address)?;
     let measured = match arguments.role {
         Role::Send => {
             let duration = Duration::from_secs_f64(arguments.seconds);
-            send(&mut group, lane, &pools, arguments.frame_bytes, duration)
+            let (lane, frame_bytes) = (end.lane, arguments.frame_bytes);
+            send(&mut end.group, lane, &end.pools, frame_bytes, duration)
         }
-        Role::Receive => receive(&mut group),
+        Role::Receive => receive(&mut end.group),
     }?;
     println!("{}", serde_json::to_string(&measured)?);
     Ok(())
+}
+
+/// The line of JSON that an end printed, whether or not it has ended.
+pub(crate) fn said(process: &mut Proc, patience: Duration) -> anyhow::Result<String> {
+    let log = process.log().to_owned();
+    poll_until(patience, || {
+        let gone = process.ended();
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let mut whole = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        match whole.find(|line| line.starts_with(['{', '['])) {
+            Some(line) => Some(Ok(line.trim().to_owned())),
+            None => gone.map(|status| Err(anyhow!("{status}: {text}"))),
+        }
+    })
+    .context("an end says nothing")?
+}
+
+/// Keeps the calling thread on this core.
+pub(crate) fn pin(id: usize) -> anyhow::Result<()> {
+    let pinned = core_affinity::set_for_current(core_affinity::CoreId { id });
+    anyhow::ensure!(pinned, "core {id} cannot be used");
+    Ok(())
+}
+
+/// A worker's lanes over TCP, with one lane to the worker at the other end.
+pub(crate) struct TcpEnd {
+    pub(crate) group: TcpLanes,
+    pub(crate) lane: LaneId,
+    pub(crate) pools: FramePools,
+    // Last: lanes are gone before their port.
+    _port: TcpPort,
+}
+
+impl TcpEnd {
+    /// Meets the other end at `address`, where the receiving one listens.
+    pub(crate) fn open(role: Role, address: SocketAddr) -> anyhow::Result<Self> {
+        let mut port = TcpPort::new(TcpOptions::default());
+        port.open(PortConfig {
+            lanes_max: 1,
+            ..PortConfig::default()
+        })?;
+        port.start()?;
+        let mut group = port.lanes()?;
+        let pools = pools()?;
+        let socket = match role {
+            Role::Send => poll_until(PATIENCE, || TcpStream::connect(address).ok())
+                .with_context(|| format!("nobody listens on {address}"))?,
+            Role::Receive => TcpListener::bind(address)?.accept()?.0,
+        };
+        tune(&socket, &SocketTuning::default())?;
+        let lane = group.add(OwnedFd::from(socket), &pools)?;
+        Ok(Self {
+            group,
+            lane,
+            pools,
+            _port: port,
+        })
+    }
 }
 
 pub(crate) fn pools() -> anyhow::Result<FramePools> {

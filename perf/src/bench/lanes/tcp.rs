@@ -49,7 +49,7 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
     let ground = Ground {
         hosts: [&a, &b],
         address: SocketAddr::from((cable.b, PORT)),
-        cores: cores(),
+        cores: super::cores(),
     };
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for pair in 0..runs.unwrap_or(PAIRS) {
@@ -86,17 +86,6 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
             sample.calls_per_mb[1]
         }),
     ])
-}
-
-/// A core for each side; the same one if there is only one.
-fn cores() -> [usize; 2] {
-    let all = core_affinity::get_core_ids().unwrap_or_default();
-    let at = |index: usize| {
-        all.get(index)
-            .or_else(|| all.last())
-            .map_or(0, |core| core.id)
-    };
-    [at(0), at(1)]
 }
 
 struct Ground<'h> {
