@@ -1,0 +1,171 @@
+//! How much of a line was used. In: how many bytes the line had been given at many moments. Out: what it
+//! sent over time, and the share of its rate used while there was data to send.
+//!
+//! A line takes bytes into a queue faster than it sends them, so what it was given says little; what it sent
+//! is computed from that as a line works: at its rate while anything waits, not at all while nothing does.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often the line is asked.
+const STEP: Duration = Duration::from_millis(5);
+/// Bytes by which the bulk has begun: handshakes and announcements are less.
+const BULK_BYTES: u64 = 64 << 10;
+/// Resolution of what is drawn, seconds.
+pub(super) const SLOT_S: f64 = 0.1;
+
+/// What a line had been given at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Given {
+    /// Since the command to migrate.
+    pub(super) at: Duration,
+    /// From the source's host, since then.
+    pub(super) bytes: u64,
+}
+
+/// Asks the line all the time while `work` goes on. A line that cannot be asked has no record.
+pub(super) fn watch<T>(
+    given_bytes: &(dyn Fn() -> Option<u64> + Sync),
+    began: Instant,
+    work: impl FnOnce() -> T,
+) -> (T, Vec<Given>) {
+    let record = Mutex::new(Vec::new());
+    let stop = AtomicBool::new(false);
+    let Some(before) = given_bytes() else {
+        return (work(), Vec::new());
+    };
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let bytes = given_bytes().unwrap_or(before) - before;
+                let at = began.elapsed();
+                if let Ok(mut record) = record.lock() {
+                    record.push(Given { at, bytes });
+                }
+                std::thread::sleep(STEP);
+            }
+        });
+        let outcome = work();
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    });
+    (outcome, record.into_inner().unwrap_or_default())
+}
+
+/// What a line of this rate sent between each moment and the next.
+struct Sent {
+    from_s: f64,
+    to_s: f64,
+    bytes: f64,
+}
+
+fn sent(record: &[Given], rate_bytes_per_s: f64) -> Vec<Sent> {
+    let mut waiting = record.first().map_or(0.0, |first| first.bytes as f64);
+    record
+        .windows(2)
+        .map(|pair| {
+            let (from_s, to_s) = (pair[0].at.as_secs_f64(), pair[1].at.as_secs_f64());
+            waiting += pair[1].bytes.saturating_sub(pair[0].bytes) as f64;
+            let bytes = waiting.min(rate_bytes_per_s * (to_s - from_s));
+            waiting -= bytes;
+            Sent {
+                from_s,
+                to_s,
+                bytes,
+            }
+        })
+        .collect()
+}
+
+/// The share of the line's rate that was used from the first bulk byte to the moment the guest stopped at
+/// its source: bytes sent in that time over rate times that time. Whatever keeps the line waiting in between
+/// counts against it: a window that is still small, an encoder, a hypervisor that looks for changed pages.
+/// None when no bulk was seen before the stop.
+pub(super) fn link_used(record: &[Given], rate_bytes_per_s: f64, stop: Duration) -> Option<f64> {
+    let bulk = record.iter().find(|given| given.bytes >= BULK_BYTES)?;
+    let (begin_s, end_s) = (bulk.at.as_secs_f64(), stop.as_secs_f64());
+    if begin_s >= end_s {
+        return None;
+    }
+    let bytes: f64 = sent(record, rate_bytes_per_s)
+        .iter()
+        .filter(|sent| sent.from_s >= begin_s && sent.to_s <= end_s)
+        .map(|sent| sent.bytes)
+        .sum();
+    Some(bytes / (rate_bytes_per_s * (end_s - begin_s)))
+}
+
+/// What the line sent in each slot of [`SLOT_S`] since the command, in Mbit/s.
+pub(super) fn timeline(record: &[Given], rate_bytes_per_s: f64) -> Vec<f64> {
+    let mut slots = Vec::new();
+    for sent in sent(record, rate_bytes_per_s) {
+        let slot = (sent.to_s / SLOT_S) as usize;
+        if slots.len() <= slot {
+            slots.resize(slot + 1, 0.0);
+        }
+        slots[slot] += sent.bytes * 8.0 / 1e6 / SLOT_S;
+    }
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record of one moment every 5 ms, from the bytes given in each.
+    fn record(steps: impl IntoIterator<Item = u64>) -> Vec<Given> {
+        let mut bytes = 0;
+        let mut record = vec![Given {
+            at: Duration::ZERO,
+            bytes,
+        }];
+        for (index, step) in (1_u32..).zip(steps) {
+            bytes += step;
+            let at = STEP * index;
+            record.push(Given { at, bytes });
+        }
+        record
+    }
+
+    const RATE: f64 = 20e6;
+    /// What such a line sends in 5 ms.
+    const FULL: u64 = 100_000;
+
+    #[test]
+    fn a_line_that_is_never_idle_is_used_in_full() {
+        let used = link_used(&record([FULL; 400]), RATE, Duration::from_secs(2)).unwrap();
+        assert!((used - 1.0).abs() < 0.01, "{used}");
+    }
+
+    #[test]
+    fn half_of_the_time_is_half_of_the_line() {
+        let steps = (0..400).map(|step| if (step / 50) % 2 == 0 { FULL } else { 0 });
+        let used = link_used(&record(steps), RATE, Duration::from_secs(2)).unwrap();
+        assert!((used - 0.5).abs() < 0.01, "{used}");
+    }
+
+    #[test]
+    fn what_waits_in_the_queue_is_not_sent_yet() {
+        // Two seconds' worth at once, the guest stops after one second.
+        let steps = [FULL * 400].into_iter().chain([0; 399]);
+        let record = record(steps);
+        let used = link_used(&record, RATE, Duration::from_secs(1)).unwrap();
+        assert!((used - 1.0).abs() < 0.01, "{used}");
+        let drawn = timeline(&record, RATE);
+        assert!(
+            drawn[..19].iter().all(|mbit| (mbit - 160.0).abs() < 10.0),
+            "{drawn:?}"
+        );
+    }
+
+    #[test]
+    fn time_before_the_bulk_and_after_the_stop_counts_for_nothing() {
+        let steps = (0..400).map(|step| if (200..300).contains(&step) { FULL } else { 0 });
+        let stop = Duration::from_millis(1_500);
+        let used = link_used(&record(steps), RATE, stop).unwrap();
+        assert!((used - 1.0).abs() < 0.02, "{used}");
+        assert_eq!(link_used(&record([0; 100]), RATE, stop), None);
+        assert_eq!(link_used(&record([FULL; 9]), RATE, Duration::ZERO), None);
+    }
+}
