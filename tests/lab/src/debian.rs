@@ -136,7 +136,7 @@ impl DebianGuest {
         let image = cache.join(format!("disk-{hash:016x}"));
         if !image.exists() {
             say("building the guests' disk from Debian's packages (a few minutes, once)");
-            in_one_step(&image, |folder| build(folder))?;
+            in_one_step(&image, build)?;
         }
         let config = work.config();
         let key = format!(
