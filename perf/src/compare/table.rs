@@ -135,7 +135,8 @@ pub(super) fn line(sample: &Sample) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::compare::summary::Ratio;
+    use crate::compare::configs::Config;
+    use crate::compare::summary::{Ratio, Runs};
 
     /// Two ways, one of which failed once and one of which always did.
     pub(in super::super) fn comparison() -> Comparison {
@@ -153,12 +154,12 @@ pub(super) mod tests {
             failed: vec!["no end within 300 s: a | b\nmore".to_owned()],
             timeline: vec![0.0, 190.0, 200.0, 80.0],
         };
-        let plain = ConfigFigures {
-            name: "plain",
+        let plain = Runs {
+            config: Config::Plain,
+            samples: Vec::new(),
             failed: vec!["<refused> & lost".to_owned()],
-            timeline: Vec::new(),
-            ..Runs::none().figures()
-        };
+        }
+        .figures();
         Comparison {
             guest: "redis",
             link: "wan200",
@@ -169,19 +170,6 @@ pub(super) mod tests {
                 wire: Some(0.75),
                 gap: Some(1.0),
             },
-        }
-    }
-
-    use crate::compare::configs::Config;
-    use crate::compare::summary::Runs;
-
-    impl Runs {
-        fn none() -> Self {
-            Self {
-                config: Config::Plain,
-                samples: Vec::new(),
-                failed: Vec::new(),
-            }
         }
     }
 

@@ -24,6 +24,15 @@ pub(super) struct Given {
     pub(super) bytes: u64,
 }
 
+/// Ends the asking, also when the work it goes along with panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Asks the line all the time while `work` goes on. A line that cannot be asked has no record.
 pub(super) fn watch<T>(
     given_bytes: &(dyn Fn() -> Option<u64> + Sync),
@@ -46,9 +55,8 @@ pub(super) fn watch<T>(
                 std::thread::sleep(STEP);
             }
         });
-        let outcome = work();
-        stop.store(true, Ordering::Relaxed);
-        outcome
+        let _stop = Stop(&stop);
+        work()
     });
     (outcome, record.into_inner().unwrap_or_default())
 }
