@@ -51,8 +51,8 @@ work_postgres() {
 
 # "build": a compiler at work on C. What it makes must be what it made the first time.
 compile() { gcc -O1 -w -x c "-DSTB_${1}_IMPLEMENTATION" -c -o "$3" "/usr/include/stb/$2"; }
-sources='IMAGE:stb_image.h IMAGE_WRITE:stb_image_write.h TRUETYPE:stb_truetype.h SPRINTF:stb_sprintf.h
-    RECT_PACK:stb_rect_pack.h DXT:stb_dxt.h PERLIN:stb_perlin.h'
+sources='SPRINTF:stb_sprintf.h RECT_PACK:stb_rect_pack.h DXT:stb_dxt.h PERLIN:stb_perlin.h
+    IMAGE_WRITE:stb_image_write.h'
 work_build() {
     mkdir -p /var/tmp/build
     cd /var/tmp/build
