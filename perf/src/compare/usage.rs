@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(5);
 /// Bytes by which the bulk has begun: handshakes and announcements are less.
 const BULK_BYTES: u64 = 64 << 10;
-/// Resolution of what is drawn, seconds.
-pub(super) const SLOT_S: f64 = 0.1;
+/// Resolution of what is drawn.
+const SLOT_US: u64 = 100_000;
+/// The same in seconds.
+pub(super) const SLOT_S: f64 = SLOT_US as f64 / 1e6;
 
 /// What a line had been given at a moment.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +65,13 @@ pub(super) fn watch<T>(
 
 /// What a line of this rate sent between each moment and the next.
 struct Sent {
-    from_s: f64,
-    to_s: f64,
+    from_us: u64,
+    to_us: u64,
     bytes: f64,
+}
+
+fn us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn sent(record: &[Given], rate_bytes_per_s: f64) -> Vec<Sent> {
@@ -73,13 +79,14 @@ fn sent(record: &[Given], rate_bytes_per_s: f64) -> Vec<Sent> {
     record
         .windows(2)
         .map(|pair| {
-            let (from_s, to_s) = (pair[0].at.as_secs_f64(), pair[1].at.as_secs_f64());
+            let (from_us, to_us) = (us(pair[0].at), us(pair[1].at));
             waiting += pair[1].bytes.saturating_sub(pair[0].bytes) as f64;
-            let bytes = waiting.min(rate_bytes_per_s * (to_s - from_s));
+            let most = rate_bytes_per_s * to_us.saturating_sub(from_us) as f64 / 1e6;
+            let bytes = waiting.min(most);
             waiting -= bytes;
             Sent {
-                from_s,
-                to_s,
+                from_us,
+                to_us,
                 bytes,
             }
         })
@@ -92,27 +99,36 @@ fn sent(record: &[Given], rate_bytes_per_s: f64) -> Vec<Sent> {
 /// None when no bulk was seen before the stop.
 pub(super) fn link_used(record: &[Given], rate_bytes_per_s: f64, stop: Duration) -> Option<f64> {
     let bulk = record.iter().find(|given| given.bytes >= BULK_BYTES)?;
-    let (begin_s, end_s) = (bulk.at.as_secs_f64(), stop.as_secs_f64());
-    if begin_s >= end_s {
+    let (begin_us, end_us) = (us(bulk.at), us(stop));
+    if begin_us >= end_us {
         return None;
     }
     let bytes: f64 = sent(record, rate_bytes_per_s)
         .iter()
-        .filter(|sent| sent.from_s >= begin_s && sent.to_s <= end_s)
+        .filter(|sent| sent.from_us >= begin_us && sent.to_us <= end_us)
         .map(|sent| sent.bytes)
         .sum();
-    Some(bytes / (rate_bytes_per_s * (end_s - begin_s)))
+    let most = rate_bytes_per_s * (end_us - begin_us) as f64 / 1e6;
+    Some(bytes / most)
 }
 
 /// What the line sent in each slot of [`SLOT_S`] since the command, in Mbit/s.
 pub(super) fn timeline(record: &[Given], rate_bytes_per_s: f64) -> Vec<f64> {
     let mut slots = Vec::new();
     for sent in sent(record, rate_bytes_per_s) {
-        let slot = (sent.to_s / SLOT_S) as usize;
-        if slots.len() <= slot {
-            slots.resize(slot + 1, 0.0);
+        let all_us = sent.to_us.saturating_sub(sent.from_us) as f64;
+        let mut from_us = sent.from_us;
+        while from_us < sent.to_us {
+            let slot = from_us / SLOT_US;
+            let to_us = sent.to_us.min((slot + 1) * SLOT_US);
+            let slot = usize::try_from(slot).unwrap_or(usize::MAX);
+            if slots.len() <= slot {
+                slots.resize(slot + 1, 0.0);
+            }
+            let part = (to_us - from_us) as f64 / all_us;
+            slots[slot] += sent.bytes * part * 8.0 / 1e6 / SLOT_S;
+            from_us = to_us;
         }
-        slots[slot] += sent.bytes * 8.0 / 1e6 / SLOT_S;
     }
     slots
 }
@@ -162,9 +178,24 @@ mod tests {
         assert!((used - 1.0).abs() < 0.01, "{used}");
         let drawn = timeline(&record, RATE);
         assert!(
-            drawn[..19].iter().all(|mbit| (mbit - 160.0).abs() < 10.0),
+            drawn[..19].iter().all(|mbit| (mbit - 160.0).abs() < 0.1),
             "{drawn:?}"
         );
+    }
+
+    #[test]
+    fn what_is_drawn_is_all_that_was_sent_and_never_more_than_the_rate() {
+        // Moments that fit no slot.
+        let record: Vec<Given> = (0..300_u64)
+            .map(|step| Given {
+                at: Duration::from_micros(step * 7_300),
+                bytes: step * 120_000,
+            })
+            .collect();
+        let drawn = timeline(&record, RATE);
+        assert!(drawn.iter().all(|mbit| *mbit <= 160.1), "{drawn:?}");
+        let bytes = drawn.iter().sum::<f64>() * SLOT_S * 1e6 / 8.0;
+        assert!((bytes - 299.0 * 120_000.0).abs() < 1.0, "{bytes}");
     }
 
     #[test]
