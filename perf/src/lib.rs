@@ -3,12 +3,15 @@
 //! - [`row`]: one measured figure beside its reference, medians, the table and the JSON
 //! - [`bench`]: what can be measured, by name
 //! - [`ab`]: two commits side by side
+//! - [`compare`]: guests moved by the product and by their hypervisor's own ways, side by side
 //! - `pump`: a stream without end through two data planes
 //! - `hugepages`: memory that costs the same every time
 //! - [`processes`]: processor time of running processes
 
 pub mod ab;
 pub mod bench;
+pub mod compare;
+mod cores;
 mod hugepages;
 pub mod processes;
 mod pump;

@@ -1,4 +1,5 @@
-//! `dwcp-perf bench NAME` measures, `dwcp-perf ab COMMIT NAME` compares: both print a table and write JSON.
+//! `dwcp-perf bench NAME` measures, `dwcp-perf ab COMMIT NAME` holds two commits side by side, `dwcp-perf
+//! compare` the product and its hypervisor alone: all print tables and write JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use dwcp_perf::bench::lanes::end::{self, EndArguments};
 use dwcp_perf::bench::lossy::end::{self as lossy_end, LossyEndArguments};
 use dwcp_perf::bench::scaling::end::ScalingEndArguments;
 use dwcp_perf::bench::{self, Bench};
+use dwcp_perf::compare;
 use dwcp_perf::row::{self, Row};
 
 #[derive(Parser)]
@@ -55,6 +57,8 @@ enum Task {
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         runs: Option<u32>,
     },
+    /// Move guests by the product and by QEMU's own ways over the same line, and hold the figures side by side
+    Compare(compare::Arguments),
     /// One end of a lane, for the bench of lanes itself
     #[command(hide = true)]
     LaneEnd(EndArguments),
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
             };
             ab::run(&plan, named(&bench)).and_then(|rows| show(&rows, json))
         }
+        Task::Compare(arguments) => compare::run(&arguments),
         Task::LaneEnd(arguments) => end::run(&arguments),
         Task::LossyEnd(arguments) => lossy_end::run(&arguments),
         #[cfg(feature = "dpdk")]

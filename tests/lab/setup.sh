@@ -1,7 +1,8 @@
 #!/bin/sh
-# Makes a fresh Debian 12 ready for the lab: QEMU 10.0 from backports, busybox, small tools, and
-# in the lab's cache a guest kernel, QEMU 7.2, and the kernel and modules of virtual machines. May be
-# run again; when all is there it is done in a second and needs no network.
+# Makes a fresh Debian 12 ready for the lab: QEMU 10.0 from backports, busybox, small tools, what builds
+# the disk of guests with an operating system, and in the lab's cache a guest kernel, QEMU 7.2, and the
+# kernel and modules of virtual machines. May be run again; when all is there it is done in a second and
+# needs no network.
 set -eu
 
 cache=${DWCP_LAB_CACHE:-/var/cache/dwcp/lab}
@@ -43,7 +44,7 @@ enable_backports() {
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 
 missing=
-for package in busybox-static cpio zstd iproute2 jq socat; do
+for package in busybox-static cpio zstd iproute2 jq socat mmdebstrap e2fsprogs qemu-utils; do
     installed $package || missing="$missing $package"
 done
 if [ -n "$missing" ]; then

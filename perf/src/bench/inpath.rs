@@ -18,6 +18,7 @@ use dwcp_lab::stack::{Node, NodeConfig};
 use dwcp_lab::watchdog::poll_until;
 use serde_json::json;
 
+use crate::cores::own_core;
 use crate::hugepages::Reserved;
 use crate::processes::cpu_ms;
 use crate::row::Row;
@@ -112,16 +113,11 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Both data planes run on this one machine: each gets a core of its own where there are two, as they
-/// would have on two machines.
 fn node(name: &str, cable: &Cable, management: &Cable, index: usize) -> NodeConfig {
     let addresses = [(cable.a, management.a), (cable.b, management.b)];
     let (data, control) = addresses[index.min(1)];
     let mut config = NodeConfig::new(name, data, control);
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    if let Some(core) = cores.get(index).or_else(|| cores.last()) {
-        config.dataplane_extra = format!("cores = [{}]\n", core.id);
-    }
+    config.dataplane_extra = own_core(index);
     config
 }
 

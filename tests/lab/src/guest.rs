@@ -5,6 +5,7 @@
 //! handed out; QEMU dies with its `Guest`.
 
 use crate::dir::{LabDir, cache_dir};
+use crate::disk::DiskRoot;
 use crate::image::{Image, ImageError, lock};
 use crate::netns::Host;
 use crate::procs::{Proc, ProcError};
@@ -144,15 +145,26 @@ pub struct Guest {
     ticks: TickLog,
     side: Side,
     config: GuestConfig,
+    disk: Option<DiskRoot>,
     dir: LabDir,
 }
 
 impl Guest {
     /// Boots a guest and waits until its memory is filled; about 6 s for 384 MiB under TCG.
     pub fn boot(host: Option<&Host>, config: GuestConfig) -> Result<Self, GuestError> {
-        let mut guest = Self::start(host, config, Side::Source, &TickLog::new(), &[])?;
+        let mut guest = Self::start(host, config, None, Side::Source, &TickLog::new(), &[])?;
         guest.execute("cont", Value::Null)?;
         guest.wait_line(0, "READY", MEMORY_LIMIT)?;
+        Ok(guest)
+    }
+
+    /// Boots a guest from a disk and waits until its own programs say `ready`; with a disk, the machine's
+    /// kernel is the disk's and so is what fills its memory.
+    pub fn boot_disk(config: GuestConfig, disk: DiskRoot, ready: &str) -> Result<Self, GuestError> {
+        let log = TickLog::new();
+        let mut guest = Self::start(None, config, Some(disk), Side::Source, &log, &[])?;
+        guest.execute("cont", Value::Null)?;
+        guest.wait_line(0, ready, MEMORY_LIMIT)?;
         Ok(guest)
     }
 
@@ -162,11 +174,21 @@ impl Guest {
         {
             let _lock = lock(&file.with_extension("lock"))?;
             if !file.exists() {
-                save(config, &file)?;
+                Self::boot(None, config)?.save_into(&file)?;
             }
         }
+        Self::restored(host, config, None, file)
+    }
+
+    /// A guest from a file that [`Guest::save_into`] wrote. One with a disk gets the disk as it was then.
+    pub fn restored(
+        host: Option<&Host>,
+        config: GuestConfig,
+        disk: Option<DiskRoot>,
+        file: PathBuf,
+    ) -> Result<Self, GuestError> {
         let flags = ["-incoming", "defer"];
-        let mut guest = Self::start(host, config, Side::Source, &TickLog::new(), &flags)?;
+        let mut guest = Self::start(host, config, disk, Side::Source, &TickLog::new(), &flags)?;
         let uri = format!("exec:cat {}", file.display());
         guest.execute("migrate-incoming", json!({ "uri": uri }))?;
         let arrived = crate::watchdog::poll_until(MEMORY_LIMIT, || {
@@ -200,12 +222,14 @@ impl Guest {
             Arrival::Run => &["-incoming", "defer"],
             Arrival::Pause => &["-incoming", "defer", "-S"],
         };
-        Self::start(host, config, Side::Destination, &source.ticks, flags)
+        let disk = source.disk.clone();
+        Self::start(host, config, disk, Side::Destination, &source.ticks, flags)
     }
 
     fn start(
         host: Option<&Host>,
         config: GuestConfig,
+        disk: Option<DiskRoot>,
         side: Side,
         ticks: &TickLog,
         flags: &[&str],
@@ -226,8 +250,11 @@ impl Guest {
                 &config.memory_mb.to_string(),
                 "-smp",
                 &config.vcpus.to_string(),
-            ])
-            .args(kernel_flags(&image, config.load_mb, config.seed));
+            ]);
+        match &disk {
+            None => command.args(kernel_flags(&image, config.load_mb, config.seed)),
+            Some(disk) => command.args(disk.flags(config.load_mb, config.seed)),
+        };
         if config.hugepages {
             command.args(hugepage_flags(config.memory_mb));
         }
@@ -263,7 +290,40 @@ impl Guest {
             ticks: ticks.clone(),
             side,
             config,
+            disk,
             dir,
+        })
+    }
+
+    /// Stops the guest and writes it into a file, from which it may be restored as often as wanted.
+    pub fn save_into(mut self, file: &Path) -> Result<(), GuestError> {
+        self.execute("stop", Value::Null)?;
+        self.execute(
+            "migrate-set-parameters",
+            json!({ "max-bandwidth": UNLIMITED_BANDWIDTH }),
+        )?;
+        let partial = file.with_extension("partial");
+        let uri = format!("exec:cat > {}", partial.display());
+        self.execute("migrate", json!({ "uri": uri }))?;
+        let state = match self.qmp.wait_migration(MEMORY_LIMIT) {
+            Ok(state) => state,
+            Err(source) => {
+                let log = self.said();
+                return Err(GuestError::Monitor { source, log });
+            }
+        };
+        if state["status"] != "completed" {
+            return Err(GuestError::Saved {
+                path: partial,
+                state: state.to_string(),
+            });
+        }
+        // QEMU closed its pipe; `cat` may still write, so QEMU is ended and its child waited for.
+        self.process.kill();
+        settled(&partial);
+        fs::rename(&partial, file).map_err(|source| GuestError::File {
+            path: partial,
+            source,
         })
     }
 
@@ -450,38 +510,6 @@ fn hugepage_flags(memory_mb: u32) -> [String; 4] {
         "-machine".into(),
         "memory-backend=pc.ram".into(),
     ]
-}
-
-fn save(config: GuestConfig, file: &Path) -> Result<(), GuestError> {
-    let mut guest = Guest::boot(None, config)?;
-    guest.execute("stop", Value::Null)?;
-    guest.execute(
-        "migrate-set-parameters",
-        json!({ "max-bandwidth": UNLIMITED_BANDWIDTH }),
-    )?;
-    let partial = file.with_extension("partial");
-    let uri = format!("exec:cat > {}", partial.display());
-    guest.execute("migrate", json!({ "uri": uri }))?;
-    let state = guest
-        .qmp
-        .wait_migration(MEMORY_LIMIT)
-        .map_err(|source| GuestError::Monitor {
-            source,
-            log: guest.said(),
-        })?;
-    if state["status"] != "completed" {
-        return Err(GuestError::Saved {
-            path: partial,
-            state: state.to_string(),
-        });
-    }
-    // QEMU closed its pipe; `cat` may still write, so QEMU is ended and its child waited for.
-    guest.process.kill();
-    settled(&partial);
-    fs::rename(&partial, file).map_err(|source| GuestError::File {
-        path: partial,
-        source,
-    })
 }
 
 /// Waits until a file has kept its size for a while.

@@ -14,7 +14,7 @@ use std::process::Command;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
-const LOAD_SOURCES: [&str; 2] = ["src/content.rs", "src/bin/dwcp-guest-load.rs"];
+pub(crate) const LOAD_SOURCES: [&str; 2] = ["src/content.rs", "src/bin/dwcp-guest-load.rs"];
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs none /dev
 /bin/busybox mount -t proc none /proc
@@ -86,27 +86,7 @@ impl Image {
 
     fn build(&self) -> Result<(), ImageError> {
         let program = cache_dir().join("dwcp-guest-load");
-        let mut command = Command::new("rustc");
-        command
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args([
-                "--edition",
-                "2024",
-                "-C",
-                "opt-level=3",
-                "-C",
-                "target-feature=+crt-static",
-            ])
-            .args([
-                "--target",
-                "x86_64-unknown-linux-gnu",
-                "-C",
-                "strip=symbols",
-            ])
-            .arg(LOAD_SOURCES[1])
-            .arg("-o")
-            .arg(&program);
-        run(command)?;
+        build_program(LOAD_SOURCES[1], &program)?;
         let mut archive = Archive::default();
         for directory in ["bin", "dev", "proc"] {
             archive.entry(directory, DIRECTORY, &[]);
@@ -122,6 +102,32 @@ impl Image {
                 source,
             })
     }
+}
+
+/// Builds one of the guest's programs, from its source in this crate, as a static file.
+pub(crate) fn build_program(source: &str, program: &Path) -> Result<(), ProcError> {
+    let mut command = Command::new("rustc");
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args([
+            "--edition",
+            "2024",
+            "-C",
+            "opt-level=3",
+            "-C",
+            "target-feature=+crt-static",
+        ])
+        .args([
+            "--target",
+            "x86_64-unknown-linux-gnu",
+            "-C",
+            "strip=symbols",
+        ])
+        .arg(source)
+        .arg("-o")
+        .arg(program);
+    run(command)?;
+    Ok(())
 }
 
 /// Holds others off until dropped.

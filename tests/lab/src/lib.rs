@@ -3,6 +3,7 @@
 //!
 //! - [`netns`], [`link`], [`flows`]: hosts, cables, lines with rate, delay and loss
 //! - [`guest`], [`qemu`], [`image`], [`qmp`], [`ticks`], [`content`]: guests and what they say
+//! - [`debian`], [`disk`]: guests with a disk, an operating system and work of their own
 //! - [`mitm`]: faults at exact bytes of TCP connections
 //! - [`vm`]: a machine with a kernel of its own, for RDMA and VFIO, on this machine's file system
 //! - [`direct`]: QEMU's own migration as the reference, and the measuring of any other
@@ -13,9 +14,11 @@
 
 pub mod content;
 mod cpio;
+pub mod debian;
 pub mod demo;
 pub mod dir;
 pub mod direct;
+pub mod disk;
 pub mod flows;
 mod forwarder;
 pub mod guest;

@@ -155,9 +155,14 @@ pub(crate) fn kernel_flags(image: &Image, load_mb: u32, seed: u64) -> [String; 6
         "-initrd".into(),
         image.initramfs.display().to_string(),
         "-append".into(),
-        format!(
-            "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off \
-             dwcp.load_mb={load_mb} dwcp.seed={seed}"
-        ),
+        kernel_words(load_mb, seed),
     ]
+}
+
+/// The kernel's command line, and in it what the load program is to do.
+pub(crate) fn kernel_words(load_mb: u32, seed: u64) -> String {
+    format!(
+        "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off \
+         dwcp.load_mb={load_mb} dwcp.seed={seed}"
+    )
 }

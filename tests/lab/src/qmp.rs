@@ -142,6 +142,15 @@ impl Qmp {
         }
     }
 
+    /// The latest event of this name that came with the answers so far and was not waited for.
+    #[must_use]
+    pub fn latest_event(&self, name: &str) -> Option<&Value> {
+        self.events
+            .iter()
+            .rev()
+            .find(|event| event["event"] == name)
+    }
+
     /// The run state, for instance `running`, `postmigrate`, `inmigrate`.
     pub fn query_status(&mut self) -> Result<String, QmpError> {
         let answer = self.execute("query-status", Value::Null)?;
@@ -251,6 +260,7 @@ mod tests {
         let (_dir, mut qmp) =
             monitor("{\"event\": \"STOP\"}\n{\"return\": {\"status\": \"running\"}}\n");
         assert_eq!(qmp.query_status().unwrap(), "running");
+        assert!(qmp.latest_event("STOP").is_some() && qmp.latest_event("RESUME").is_none());
         assert_eq!(
             qmp.wait_event("STOP", Duration::from_secs(5)).unwrap()["event"],
             "STOP"

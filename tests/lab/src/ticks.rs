@@ -148,6 +148,18 @@ impl TickLog {
         })
     }
 
+    /// All lines from `side` after `mark` that start with `prefix`.
+    #[must_use]
+    pub fn lines(&self, side: Side, mark: usize, prefix: &str) -> Vec<String> {
+        let log = self.log();
+        let fresh = log.lines.get(mark..).unwrap_or_default();
+        fresh
+            .iter()
+            .filter(|(from, line)| *from == side && line.starts_with(prefix))
+            .map(|(_, line)| line.clone())
+            .collect()
+    }
+
     fn wait<T>(
         &self,
         side: Side,
@@ -178,7 +190,7 @@ impl TickLog {
         self.0.1.notify_all();
     }
 
-    fn push(&self, side: Side, line: &str) {
+    pub(crate) fn push(&self, side: Side, line: &str) {
         let at = Instant::now();
         let mut log = self.log();
         match parse(line) {
