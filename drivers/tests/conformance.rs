@@ -181,8 +181,9 @@ fn a_connection_that_is_lost_before_it_is_a_lane_is_told_as_that() {
     let tcp = Tcp {
         recv: RecvMode::SingleShot,
         send: SendMode::Copy,
+        recv_buf_bytes: None,
     };
-    let (near, far) = connected();
+    let (near, far) = connected(None);
     // Without patience the end is a reset, which arrives at once.
     rustix::net::sockopt::set_socket_linger(&far, Some(Duration::ZERO)).unwrap();
     drop(far);

@@ -319,7 +319,7 @@ impl Connection {
             peer: self.peer,
             datagram,
             len,
-            finished: finished,
+            finished,
         }
     }
 
