@@ -11,7 +11,7 @@ use dwcp_lab::vm::{E1000E, IGB, Outcome, Shape, Vm, VmConfig};
 use dwcp_tests::{binary, recorded};
 
 /// Checks of the conformance suite.
-const CHECKS: usize = 17;
+const CHECKS: usize = 18;
 
 fn in_machine(job: &str) -> Outcome {
     let config = VmConfig {

@@ -9,7 +9,7 @@ use dwcp_lab::vm::{Shape, Vm, VmConfig};
 use dwcp_tests::{binary, recorded};
 
 /// Tests of the suite, of faults and refusals, and of what frames cost.
-const TESTS: usize = 24;
+const TESTS: usize = 25;
 /// It takes the device away, so it comes last of them.
 const REMOVAL: &str = "removal::a_device_that_is_taken_away_ends_its_lanes";
 
