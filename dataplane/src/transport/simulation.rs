@@ -24,7 +24,7 @@ mod truth;
 mod world;
 
 use super::*;
-use plan::{Event, MS, Plan, SECOND, SOURCE};
+use plan::{DESTINATION, Event, MS, Plan, SECOND, SOURCE};
 use trace::Trace;
 use world::{End, World};
 
@@ -101,6 +101,22 @@ fn a_link_that_is_gone_for_longer_ends_the_session() {
     let end = run(plan);
     assert!(!end.finished && end.expired, "{end:?}");
     assert!(end.ended_at.0 < 32 * SECOND, "{end:?}");
+}
+
+/// The peer is heard all the time, so the link is not silent.
+#[test]
+fn a_link_that_carries_one_way_only_is_dialled_anew() {
+    for from_side in [SOURCE, DESTINATION] {
+        let mut plan = Plan::quiet(8);
+        let stall = |lane| Event::StallLane {
+            lane,
+            from_side,
+            for_ns: u64::MAX,
+        };
+        plan.events = (0..4).map(|lane| (100 * MS, stall(lane))).collect();
+        let end = run(plan);
+        assert!(end.finished && end.redials > 0, "{from_side}: {end:?}");
+    }
 }
 
 #[test]
