@@ -357,7 +357,7 @@ impl<F: FrameHandle> Outbound<F> {
         &mut self,
         mut backlog_bytes: impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
-        self.lanes.choose(usize::MAX, &mut backlog_bytes)
+        self.lanes.choose_for_control(&mut backlog_bytes)
     }
 
     /// Takes an ACK. `received` is told of each batch that the peer now has, once: the raw bytes
