@@ -22,6 +22,7 @@ pub struct Lanes {
     lanes: Box<[Lane]>,
     active: usize,
     last_used: usize,
+    control_frames: u64,
 }
 
 impl Lanes {
@@ -33,6 +34,7 @@ impl Lanes {
             lanes,
             active: active.max(1),
             last_used: 0,
+            control_frames: 0,
         }
     }
 
@@ -101,6 +103,33 @@ impl Lanes {
         limit_bytes: usize,
         backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
+        let chosen = self.least_loaded(self.last_used + 1, limit_bytes, backlog_bytes)?;
+        self.last_used = chosen;
+        Some(LaneIx(chosen as u16))
+    }
+
+    /// The same for a control frame, whatever the backlog; equals are taken in no regular order.
+    /// In turns, PINGs and their answers could each meet the same dead lanes again and again.
+    pub fn choose_for_control(
+        &mut self,
+        backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
+    ) -> Option<LaneIx> {
+        self.control_frames = self.control_frames.wrapping_add(1);
+        // Multiplicative hashing (Knuth): the upper half of the product is well mixed.
+        let mixed = self.control_frames.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let first = (mixed >> 33) as usize;
+        let chosen = self.least_loaded(first, usize::MAX, backlog_bytes)?;
+        Some(LaneIx(chosen as u16))
+    }
+
+    /// Of the best class of lanes that has any up; among equals the nearest from `first` on.
+    fn least_loaded(
+        &self,
+        first: usize,
+        limit_bytes: usize,
+        backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
+    ) -> Option<usize> {
         let lanes = &self.lanes;
         let any = |class: &dyn Fn(usize, &Lane) -> bool| {
             lanes
@@ -120,14 +149,13 @@ impl Lanes {
             &last_resort
         };
         let count = lanes.len();
-        let chosen = (1..=count)
-            .map(|step| (self.last_used + step) % count)
+        (0..count)
+            .map(|step| (first + step) % count)
             .filter(|&index| class(index, &lanes[index]))
             .map(|index| (backlog_bytes(LaneIx(index as u16)), index))
             .filter(|&(backlog, _)| backlog < limit_bytes)
-            .min_by_key(|&(backlog, _)| backlog)?;
-        self.last_used = chosen.1;
-        Some(LaneIx(chosen.1 as u16))
+            .min_by_key(|&(backlog, _)| backlog)
+            .map(|(_, index)| index)
     }
 }
 
@@ -172,6 +200,23 @@ mod tests {
         let mut of = |lane: LaneIx| backlog[usize::from(lane.0)];
         assert_eq!(lanes.choose(100, &mut of), Some(LaneIx(2)));
         assert_eq!(lanes.choose(20, &mut of), None);
+    }
+
+    #[test]
+    fn control_frames_reach_every_lane_whatever_is_sent_between() {
+        for frames_between in 0..12 {
+            let mut lanes = Lanes::new(5, 5);
+            (0..5).for_each(|lane| assert!(lanes.up(LaneIx(lane))));
+            let mut met = [false; 5];
+            for _ in 0..200 {
+                let lane = lanes.choose_for_control(&mut |_| 0).unwrap();
+                met[usize::from(lane.0)] = true;
+                for _ in 0..frames_between {
+                    lanes.choose_for_control(&mut |_| 0).unwrap();
+                }
+            }
+            assert_eq!(met, [true; 5], "{frames_between}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod credit;
 pub mod lanes;
+pub mod silence;
 pub mod window;
 
 use super::wire::control::Ack;
@@ -16,10 +17,9 @@ use super::{
 };
 use credit::Credit;
 use lanes::{Lanes, SmoothedRtt};
+use silence::Silence;
 use window::Window;
 
-/// Silence after which the link is dialled anew, and between two such calls.
-const REDIAL_AFTER_NS: u64 = 2_000_000_000;
 /// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this.
 const PING_EVERY_NS: u64 = 250_000_000;
 /// A batch this much older than one acknowledged since marks its lane as stalled.
@@ -91,7 +91,8 @@ pub enum SendStep<F> {
 pub enum Verdict {
     /// The lane stalls while others move. Its batches go out again over others; replace it.
     Suspect(LaneIx),
-    /// Nothing was heard for two seconds: dial all lanes anew. Repeated while it lasts.
+    /// Nothing was heard for two seconds, or nothing of ours was answered for longer: dial all lanes
+    /// anew. Repeated while it lasts.
     Redial,
     /// Nothing was heard for the resume limit: the session is over. Said once.
     Expired,
@@ -134,9 +135,8 @@ pub struct Outbound<F> {
     /// When the youngest batch known to have come was sent, and the same for PINGs.
     newest_batch_sent: Option<Nanos>,
     newest_ping_sent: Option<Nanos>,
-    last_heard: Nanos,
+    silence: Silence,
     last_ping: Option<Nanos>,
-    silence_from: Nanos,
     expired: bool,
     delivered_bytes: u64,
     resent_batches: u64,
@@ -172,9 +172,8 @@ impl<F: FrameHandle> Outbound<F> {
             ping_rtt: SmoothedRtt::default(),
             newest_batch_sent: None,
             newest_ping_sent: None,
-            last_heard: now,
+            silence: Silence::new(now),
             last_ping: None,
-            silence_from: now,
             expired: false,
             delivered_bytes: 0,
             resent_batches: 0,
@@ -255,8 +254,7 @@ impl<F: FrameHandle> Outbound<F> {
         }
         let seq = self.next;
         if self.base == seq {
-            // Until now there was nothing to be answered.
-            self.silence_from = self.silence_from.max(now);
+            self.silence.begin(now);
         }
         self.window.on_push(
             u64::from(meta.raw_len),
@@ -359,7 +357,7 @@ impl<F: FrameHandle> Outbound<F> {
         &mut self,
         mut backlog_bytes: impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
-        self.lanes.choose(usize::MAX, &mut backlog_bytes)
+        self.lanes.choose_for_control(&mut backlog_bytes)
     }
 
     /// Takes an ACK. `received` is told of each batch that the peer now has, once: the raw bytes
@@ -429,6 +427,7 @@ impl<F: FrameHandle> Outbound<F> {
         }
         slot.state = State::Received;
         slot.frame = None;
+        self.silence.answered(now);
         received(seq);
     }
 
@@ -444,13 +443,13 @@ impl<F: FrameHandle> Outbound<F> {
             return;
         }
         self.newest_ping_sent = Some(sent);
+        self.silence.answered(now);
         self.ping_rtt.sample(sent, answered);
     }
 
     /// Any verified frame of the session came, in either direction's sequence.
     pub fn heard(&mut self, now: Nanos) {
-        self.last_heard = self.last_heard.max(now);
-        self.silence_from = self.silence_from.max(now);
+        self.silence.heard(now);
     }
 
     /// The timestamp to send in a PING, when one is due.
@@ -512,13 +511,13 @@ impl<F: FrameHandle> Outbound<F> {
         if self.expired {
             return None;
         }
-        if now.since(self.last_heard) > self.config.resume_limit_ns {
+        if self.silence.is_lost(self.config.resume_limit_ns, now) {
             self.expired = true;
             return Some(Verdict::Expired);
         }
         let waiting = self.base < self.next || self.last_ping > self.newest_ping_sent;
-        if waiting && now.since(self.silence_from) > REDIAL_AFTER_NS {
-            self.silence_from = now;
+        let answer_ns = self.batch_rtt.ns().unwrap_or(0);
+        if waiting && self.silence.redial_due(answer_ns, now) {
             return Some(Verdict::Redial);
         }
         self.find_stalled_lane()

@@ -1,599 +1,458 @@
-//! The simulated world: two ends, lanes, hypervisors that write and take bytes.
+//! The simulated world: two ends of a session, their hypervisors, and what lies between.
+//!
+//! In: a [`Plan`], and perhaps a planted [`Bug`]. Out: how it ended, or the first thing that did not
+//! hold and when. Promise: time passes only from one moment at which something happens to the next,
+//! and the same plan gives the same run, step by step.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::inbound::{Inbound, InboundConfig};
-use super::super::outbound::{BatchMeta, Outbound, OutboundConfig, SendStep, Verdict};
+use super::super::inbound::{Accepted, Inbound, InboundConfig, Ready};
+use super::super::outbound::{Outbound, OutboundConfig};
 use super::super::wire::FrameKind;
-use super::super::wire::batch::{
-    BATCH_HEADER_BYTES, BatchKind, ChannelKind, DataHeader, MAX_MARKER_BYTES, Marker, seal_data,
-    seal_marker,
-};
-use super::super::wire::control::{ControlFrame, ControlOpener, ControlSealer, MAX_CONTROL_BYTES};
+use super::super::wire::batch::{BatchKind, DataHeader, parse_batch_layout};
+use super::super::wire::control::{Ack, ControlFrame, ControlOpener, ControlSealer};
 use super::super::wire::keys::{Direction, FrameKeys, Psk, SessionKey};
 use super::super::*;
+use super::bug::Bug;
+use super::net::{Change, Net, SimFrame};
+use super::plan::{DESTINATION, Event, MS, Plan, SOURCE};
+use super::random::Random;
+use super::streams::Stream;
+use super::trace::Trace;
+use super::truth::Broken;
 
-const STEP_NS: u64 = 500_000;
-/// Simulated time without a byte delivered after which a run counts as a deadlock.
-const WATCHDOG_NS: u64 = 100_000_000_000;
-const BATCH_BYTES: usize = 256 * 1024;
+const SIDES: [usize; 2] = [SOURCE, DESTINATION];
+/// What may be read beyond the window for the first batch after a rollback.
+const RESERVE_BYTES: u64 = 16 << 10;
+/// No world needs nearly so many turns.
+const TURNS_MAX: u64 = 2_000_000;
 
-type Frame = Arc<[u8]>;
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Fault {
-    /// Lanes are cut with all that they carry, and come back.
-    Cuts,
-    /// Lanes stop moving without being cut.
-    Stalls,
-    /// Frames come twice, the second time later and over another lane.
-    Repeats,
-    /// All lanes are silent, then cut when dialled anew, until the end of the span.
-    Gone { at_ns: u64, for_ns: u64 },
-}
-
-#[derive(Debug, Clone)]
-pub struct WorldConfig {
-    pub seed: u64,
-    pub channels: u16,
-    pub channel_bytes: u64,
-    pub lanes: u16,
-    pub delay_ns: u64,
-    pub lane_bytes_s: u64,
-    pub window_limit_bytes: u64,
-    pub faults: Vec<Fault>,
-    pub flips: bool,
-    pub barrier: bool,
-    /// The receiver takes nothing before.
-    pub blocked_until: Option<Nanos>,
-}
-
-#[derive(Debug, Default)]
+/// How a world ended, and what it met on the way.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct End {
     pub finished: bool,
     pub expired: bool,
     pub ended_at: Nanos,
-    pub delivered_bytes: u64,
+    pub taken_bytes: u64,
     pub largest_held_bytes: u64,
-    pub limit_bytes: u64,
     pub resent: u64,
     pub transcoded: u64,
     pub duplicates: u64,
     pub suspects: u64,
     pub redials: u64,
-    pub left_v3_while_forbidden: u64,
+    pub lanes_lost: u64,
+    pub turns: u64,
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing faults, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    /// True once in `n` calls.
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
-/// The byte at `offset` of `channel`: any byte lost, doubled or swapped shows.
-fn byte_at(channel: u16, offset: u64) -> u8 {
-    let mixed = (offset ^ (u64::from(channel) << 56)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 56) as u8
-}
-
-/// One direction of one lane: a pipe with a rate and a delay, in order.
-#[derive(Default)]
-struct Pipe {
-    free_at: Nanos,
-    frames: VecDeque<(Nanos, Frame)>,
-}
-
-#[derive(Default)]
-struct SimLane {
-    up: bool,
-    stalled_until: Nanos,
-    /// When it is up again, if it is being dialled.
-    dialled_until: Option<Nanos>,
-    pipes: [Pipe; 2],
-}
-
-struct Side {
-    outbound: Outbound<Frame>,
-    inbound: Inbound<Frame>,
-    sealer: ControlSealer,
+pub struct Side {
+    pub outbound: Outbound<SimFrame>,
+    pub inbound: Inbound<SimFrame>,
+    pub expired: bool,
+    /// When a frame last came or a lane rose, as the world knows it.
+    pub heard_at: Nanos,
+    pub(super) sealer: ControlSealer,
     opener: ControlOpener,
-    keys: FrameKeys,
-}
-
-#[derive(Default, Clone)]
-struct SimChannel {
-    opened: bool,
-    closed: bool,
-    read: u64,
-    /// Handed up at the receiver and not yet taken.
-    queued: VecDeque<u64>,
-    handed_up: u64,
-    taken: u64,
-    close_seen: bool,
+    pub(super) keys: FrameKeys,
+    /// What each batch that the peer may lack was made of.
+    pub(super) retained: BTreeMap<BatchSeq, DataHeader>,
+    /// Batches that left at least once.
+    pub(super) sent: BTreeSet<BatchSeq>,
+    /// Batches that really came, by number.
+    pub(super) came: Vec<bool>,
+    pub(super) v3_allowed: bool,
+    /// A lane went down in this turn.
+    pub(super) lost_lane: bool,
+    pub(super) pong: Option<Nanos>,
+    pub(super) checked_at: Nanos,
+    backlog_limit_bytes: usize,
+    stopped_until: Nanos,
+    /// Bytes that its hypervisor may take now, and when that was reckoned.
+    may_take: (u64, Nanos),
 }
 
 pub struct World {
-    config: WorldConfig,
-    now: Nanos,
-    random: Random,
-    /// 0 sends the stream, 1 receives it.
-    sides: [Side; 2],
-    lanes: Vec<SimLane>,
-    channels: Vec<SimChannel>,
-    /// Raw place of each batch that may have to be encoded again.
-    retained: BTreeMap<BatchSeq, DataHeader>,
-    v3_allowed: bool,
-    last_progress: Nanos,
-    repeats: Vec<(Nanos, Frame)>,
-    end: End,
+    pub plan: Plan,
+    pub now: Nanos,
+    pub sides: [Side; 2],
+    /// By the side that sends, then by channel.
+    pub streams: [Vec<Stream>; 2],
+    pub last_progress: Nanos,
+    pub end: End,
+    pub trace: Trace,
+    pub(super) bug: Option<Bug>,
+    pub(super) random: Random,
+    pub(super) net: Net,
+    events_done: usize,
+    pub(super) wanted_lanes: u16,
+    /// Frames that come again: when, at which side.
+    repeats: Vec<(Nanos, usize, SimFrame)>,
+    came_now: Vec<SimFrame>,
+    changes: Vec<Change>,
 }
 
 impl World {
-    pub fn new(config: WorldConfig) -> Self {
+    pub fn new(plan: Plan, bug: Option<Bug>, trace: Trace) -> Self {
         let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
         let epoch = SessionEpoch(0);
-        let psk = Psk([7; 32]);
-        let key = SessionKey::derive(&psk, SessionId([5; 16]), a, b, epoch);
+        let key = SessionKey::derive(&Psk([7; 32]), SessionId([5; 16]), a, b, epoch);
         let side = |sends: Direction, receives: Direction| {
-            let lanes = usize::from(config.lanes);
-            let limits = OutboundConfig::new(config.window_limit_bytes, lanes, lanes);
+            let (lanes, active) = (usize::from(plan.lanes), usize::from(plan.lanes_active));
+            let mut limits = OutboundConfig::new(plan.window_limit_bytes, lanes, active);
+            limits.lane_backlog_limit_bytes = plan.lane_backlog_bytes;
+            limits.window_floor_bytes = plan.window_floor_bytes;
+            limits.resume_limit_ns = plan.resume_limit_ns;
             let inbound = InboundConfig {
                 keys: key.frame_keys(receives),
-                highest: Version::V3,
-                window_limit_bytes: config.window_limit_bytes,
+                highest: plan.agreed,
+                window_limit_bytes: plan.window_limit_bytes,
             };
             Side {
                 outbound: Outbound::new(limits, Nanos(0)),
                 inbound: Inbound::new(inbound),
+                expired: false,
+                heard_at: Nanos(0),
                 sealer: ControlSealer::new(key.frame_keys(sends), epoch),
                 opener: ControlOpener::new(key.frame_keys(receives), epoch),
                 keys: key.frame_keys(sends),
+                retained: BTreeMap::new(),
+                sent: BTreeSet::new(),
+                came: Vec::new(),
+                v3_allowed: true,
+                lost_lane: false,
+                pong: None,
+                checked_at: Nanos(0),
+                backlog_limit_bytes: plan.lane_backlog_bytes,
+                stopped_until: Nanos(0),
+                may_take: (0, Nanos(0)),
             }
         };
-        let mut sides = [
-            side(Direction::ToAcceptor, Direction::ToInitiator),
-            side(Direction::ToInitiator, Direction::ToAcceptor),
-        ];
-        let mut lanes = Vec::new();
-        for lane in 0..config.lanes {
-            lanes.push(SimLane {
-                up: true,
-                ..SimLane::default()
-            });
-            for side in &mut sides {
-                side.outbound.lane_up(LaneIx(lane)).unwrap();
-            }
-        }
-        let limit_bytes =
-            config.window_limit_bytes + u64::from(config.channels) * CHANNEL_GUARANTEE_BYTES;
+        let streams = |from: usize| {
+            let stream = Stream::new(plan.stream_bytes[from]);
+            vec![stream; usize::from(plan.channels)]
+        };
         Self {
             now: Nanos(0),
-            random: Random(config.seed),
-            sides,
-            lanes,
-            channels: vec![SimChannel::default(); usize::from(config.channels)],
-            retained: BTreeMap::new(),
-            v3_allowed: true,
+            sides: [
+                side(Direction::ToAcceptor, Direction::ToInitiator),
+                side(Direction::ToInitiator, Direction::ToAcceptor),
+            ],
+            streams: [streams(SOURCE), streams(DESTINATION)],
             last_progress: Nanos(0),
+            end: End::default(),
+            trace,
+            bug,
+            random: Random(plan.seed ^ 0x5EED),
+            net: Net::new(&plan),
+            events_done: 0,
+            wanted_lanes: plan.lanes_active,
             repeats: Vec::new(),
-            end: End {
-                limit_bytes,
-                ..End::default()
-            },
-            config,
+            came_now: Vec::new(),
+            changes: Vec::new(),
+            plan,
         }
     }
 
-    pub fn run(mut self) -> End {
-        while !self.end.expired && !self.end.finished {
-            self.now = self.now.plus(STEP_NS);
-            self.inject_faults();
-            self.read_hypervisor();
-            self.receive();
-            self.take();
-            for side in 0..2 {
-                self.send(side);
-                self.check_health(side);
+    /// Until both sides know that all is done, or both have given up.
+    pub fn run(&mut self) -> Result<End, Broken> {
+        while !self.is_over() {
+            self.end.turns += 1;
+            Broken::unless(self.end.turns < TURNS_MAX, || "it never ends".into())?;
+            self.now = self.next_moment();
+            self.play_events();
+            self.move_lanes()?;
+            for side in SIDES {
+                self.receive(side)?;
+                self.hand_up(side)?;
+                self.take(side)?;
             }
-            self.check_invariants();
+            for side in SIDES {
+                if !self.sides[side].expired {
+                    self.read_hypervisor(side)?;
+                    self.send(side)?;
+                    self.check_health(side);
+                }
+            }
+            self.check()?;
         }
+        self.end.expired = SIDES.iter().any(|&side| self.sides[side].expired);
+        self.end.finished = !self.end.expired;
         self.end.ended_at = self.now;
-        self.end.resent = self.sides[0].outbound.resent_batches();
-        self.end.duplicates = self.sides[1].inbound.duplicates();
-        self.end
+        for side in SIDES {
+            self.end.resent += self.sides[side].outbound.resent_batches();
+            self.end.duplicates += self.sides[side].inbound.duplicates();
+            let taken = self.streams[side].iter().map(|stream| stream.taken);
+            self.end.taken_bytes += taken.sum::<u64>();
+        }
+        Ok(self.end.clone())
     }
 
-    fn has(&self, fault: Fault) -> bool {
-        self.config.faults.contains(&fault)
+    fn is_over(&self) -> bool {
+        if self.sides.iter().all(|side| side.expired) {
+            return true;
+        }
+        let all = |streams: &[Stream]| streams.iter().all(Stream::is_finished);
+        let idle = |side: &Side| side.outbound.in_flight() == 0 && side.outbound.held_bytes() == 0;
+        self.streams.iter().all(|streams| all(streams)) && self.sides.iter().all(idle)
     }
 
-    fn is_gone(&self) -> bool {
-        self.config.faults.iter().any(|fault| match *fault {
-            Fault::Gone { at_ns, for_ns } => (at_ns..at_ns + for_ns).contains(&self.now.0),
-            _ => false,
+    /// The next moment at which anything may happen, a turn from now at the earliest.
+    fn next_moment(&mut self) -> Nanos {
+        let mut at = Nanos(u64::MAX);
+        let mut sooner = |moment: Option<Nanos>| at = at.min(moment.unwrap_or(at));
+        let event = self.plan.events.get(self.events_done);
+        sooner(event.map(|(at_ns, _)| Nanos(*at_ns)));
+        sooner(self.net.next_at());
+        sooner(self.repeats.iter().map(|(at, ..)| *at).min());
+        for side in SIDES {
+            let state = &mut self.sides[side];
+            sooner(Some(state.checked_at.plus(self.plan.check_every_ns)));
+            if state.outbound.has_queued() {
+                let limit_bytes = state.backlog_limit_bytes;
+                sooner(self.net.room_at(side, limit_bytes, self.now));
+            }
+            sooner(Some(state.stopped_until).filter(|until| *until > self.now));
+            for (index, stream) in self.streams[side].iter().enumerate() {
+                let channel = ChannelId(index as u16);
+                if stream.read < stream.total && state.outbound.may_read(channel) > 0 {
+                    let enough = (stream.read + stream.wanted).min(stream.total);
+                    let offered_at = stream.offered_at(&self.plan, enough);
+                    sooner(Some(offered_at).filter(|at| *at > self.now));
+                }
+            }
+            // A slow hypervisor takes a little every millisecond.
+            let waits = self.streams[1 - side].iter().any(|stream| {
+                stream.is_waiting() && stream.untaken_until <= self.now && state.may_take.0 == 0
+            });
+            sooner(waits.then(|| self.now.plus(MS)));
+        }
+        at.max(self.now.plus(self.plan.turn_ns))
+    }
+
+    fn play_events(&mut self) {
+        while let Some((at_ns, event)) = self.plan.events.get(self.events_done) {
+            if *at_ns > self.now.0 {
+                return;
+            }
+            self.events_done += 1;
+            let (now, event) = (self.now, event.clone());
+            self.trace.note(now, || format!("event: {event:?}"));
+            match event {
+                Event::CutLane {
+                    lane,
+                    noticed_after_ns,
+                    dead_for_ns,
+                } => {
+                    let lane = LaneIx(lane);
+                    self.net.cut_lane(lane, noticed_after_ns, dead_for_ns, now);
+                }
+                Event::StallLane {
+                    lane,
+                    from_side,
+                    for_ns,
+                } => self.net.stall_lane(LaneIx(lane), from_side, for_ns, now),
+                Event::CutLink { for_ns, resets } => self.net.cut_link(for_ns, resets, now),
+                Event::FallBack {
+                    delay_ns,
+                    lane_bytes_s,
+                } => self.net.fall_back(delay_ns, lane_bytes_s, now),
+                Event::AllowV3 { side, allowed } => {
+                    let state = &mut self.sides[side];
+                    if state.v3_allowed && !allowed {
+                        state.outbound.open_reserve(RESERVE_BYTES);
+                    }
+                    state.v3_allowed = allowed;
+                }
+                Event::ActiveLanes { side, lanes } => {
+                    let outbound = &mut self.sides[side].outbound;
+                    outbound.set_active_lanes(usize::from(lanes));
+                    if side == SOURCE {
+                        self.wanted_lanes = lanes;
+                    }
+                }
+                Event::LaneBacklog { side, bytes } => {
+                    self.sides[side].backlog_limit_bytes = bytes;
+                    self.sides[side].outbound.set_lane_backlog_limit(bytes);
+                }
+                Event::StopTaking { channel, for_ns } => {
+                    let stream = &mut self.streams[SOURCE][usize::from(channel)];
+                    stream.untaken_until = now.plus(for_ns);
+                }
+                Event::StopDecoding { side, for_ns } => {
+                    self.sides[side].stopped_until = now.plus(for_ns);
+                }
+            }
+        }
+    }
+
+    fn move_lanes(&mut self) -> Result<(), Broken> {
+        let mut changes = std::mem::take(&mut self.changes);
+        self.net.advance(self.now, &mut self.random, &mut changes);
+        for change in changes.drain(..) {
+            self.trace.note(self.now, || format!("{change:?}"));
+            match change {
+                Change::Up(side, _) | Change::Down(side, _) if self.sides[side].expired => {}
+                Change::Up(side, lane) => {
+                    let state = &mut self.sides[side];
+                    state.outbound.lane_up(lane)?;
+                    state.outbound.heard(self.now);
+                    state.heard_at = self.now;
+                    if self.bug != Some(Bug::AckNotRepeated) {
+                        state.inbound.want_ack();
+                    }
+                }
+                Change::Down(side, lane) => self.lane_down(side, lane),
+            }
+        }
+        self.changes = changes;
+        Ok(())
+    }
+
+    pub(super) fn lane_down(&mut self, side: usize, lane: LaneIx) {
+        self.end.lanes_lost += 1;
+        self.sides[side].lost_lane = true;
+        if self.bug != Some(Bug::LaneLossUntold) {
+            self.sides[side].outbound.lane_down(lane);
+        }
+    }
+
+    fn receive(&mut self, to: usize) -> Result<(), Broken> {
+        let mut came = std::mem::take(&mut self.came_now);
+        self.net.arrived(to, self.now, &mut self.random, &mut came);
+        let again = self.plan.repeats_one_in;
+        for frame in &came {
+            if self.random.one_in(again) {
+                let later = self.now.plus(self.random.below(1000 * MS));
+                self.repeats.push((later, to, frame.clone()));
+            }
+        }
+        if !self.net.is_gone(self.now) {
+            let now = self.now;
+            let due = |(at, side, _): &mut (Nanos, usize, SimFrame)| *at <= now && *side == to;
+            came.extend(self.repeats.extract_if(.., due).map(|(.., frame)| frame));
+        }
+        for frame in came.drain(..) {
+            if !self.sides[to].expired {
+                self.on_frame(to, frame)?;
+            }
+        }
+        self.came_now = came;
+        Ok(())
+    }
+
+    fn on_frame(&mut self, to: usize, frame: SimFrame) -> Result<(), Broken> {
+        let now = self.now;
+        let side = &mut self.sides[to];
+        if FrameKind::peek(&frame.bytes)? == FrameKind::Control {
+            let Some(control) = side.opener.open(&frame.bytes)? else {
+                return Ok(());
+            };
+            side.heard_at = now;
+            match control {
+                ControlFrame::Ack(ack) => self.on_ack(to, &ack)?,
+                ControlFrame::Ping(sent) => {
+                    side.outbound.heard(now);
+                    if self.bug != Some(Bug::AckNotRepeated) {
+                        side.inbound.note_ping(sent, now);
+                    }
+                    side.pong = Some(sent);
+                }
+                ControlFrame::Pong(sent) => side.outbound.on_pong(sent, now),
+                ControlFrame::Bye(_) => return Err(Broken::new("nobody says BYE here")),
+            }
+            return Ok(());
+        }
+        let accepted = side.inbound.on_batch(frame.clone())?;
+        side.outbound.heard(now);
+        side.heard_at = now;
+        match accepted {
+            Accepted::Stored(seq) => side.came[seq.0 as usize] = true,
+            Accepted::Duplicate(_) if self.bug == Some(Bug::DuplicateReleased) => {
+                let header = parse_batch_layout(&frame.bytes)?.header;
+                self.release(to, &Ready { header, frame })?;
+            }
+            Accepted::Duplicate(_) => {}
+        }
+        Ok(())
+    }
+
+    fn on_ack(&mut self, to: usize, ack: &Ack) -> Result<(), Broken> {
+        let [a, b] = &mut self.sides;
+        let (side, peer) = if to == SOURCE { (a, b) } else { (b, a) };
+        let retained = &mut side.retained;
+        let before = side.outbound.in_flight();
+        let mut early = None;
+        side.outbound.on_ack(ack, self.now, |seq| {
+            retained.remove(&seq);
+            if !peer.came[seq.0 as usize] {
+                early = early.or(Some(seq));
+            }
+        })?;
+        if side.outbound.in_flight() < before {
+            self.last_progress = self.now;
+        }
+        Broken::unless(early.is_none(), || {
+            format!("{early:?} never came and is forgotten")
         })
     }
 
-    fn inject_faults(&mut self) {
-        if self.config.flips && self.random.one_in(100) {
-            self.v3_allowed = !self.v3_allowed;
-        }
-        if self.config.flips && self.random.one_in(500) {
-            let active = 1 + self.random.below(u64::from(self.config.lanes)) as usize;
-            self.sides[0].outbound.set_active_lanes(active);
-        }
-        for lane in 0..self.lanes.len() {
-            if self.has(Fault::Cuts) && self.lanes[lane].up && self.random.one_in(600) {
-                let comes_back_ns = self.random.below(2_000_000_000);
-                self.cut(lane, comes_back_ns);
-            }
-            if self.has(Fault::Stalls) && self.random.one_in(400) {
-                let stalls_ns = self.random.below(6_000_000_000);
-                self.lanes[lane].stalled_until = self.now.plus(stalls_ns);
-            }
-            let back = self.lanes[lane]
-                .dialled_until
-                .is_some_and(|until| until <= self.now);
-            if back && !self.is_gone() {
-                self.lanes[lane] = SimLane {
-                    up: true,
-                    ..SimLane::default()
-                };
-                for side in &mut self.sides {
-                    side.outbound.lane_up(LaneIx(lane as u16)).unwrap();
-                    side.inbound.want_ack();
-                }
-            }
-        }
-    }
-
-    /// Both ends see the lane go, and what it carried is lost.
-    fn cut(&mut self, lane: usize, comes_back_ns: u64) {
-        let until = self.now.plus(comes_back_ns);
-        self.lanes[lane] = SimLane {
-            dialled_until: Some(until),
-            ..SimLane::default()
-        };
-        for side in &mut self.sides {
-            side.outbound.lane_down(LaneIx(lane as u16));
-        }
-    }
-
-    fn read_hypervisor(&mut self) {
-        for index in 0..self.channels.len() {
-            let channel = ChannelId(index as u16);
-            let side = &mut self.sides[0];
-            if !self.channels[index].opened && side.outbound.can_push() {
-                side.outbound.open_channel(channel).unwrap();
-                side.inbound.open_channel(channel).unwrap();
-                self.push_marker(channel, &Marker::Open(ChannelKind::Multifd));
-                self.channels[index].opened = true;
-            }
-            while self.channels[index].opened && self.read_batch(index) {}
-            let state = &self.channels[index];
-            let all_read = state.read == self.config.channel_bytes;
-            if all_read && !state.closed && self.sides[0].outbound.can_push() {
-                let total_bytes = state.read;
-                self.push_marker(
-                    channel,
-                    &Marker::HalfClose {
-                        total_bytes,
-                        digest: [0; 16],
-                    },
-                );
-                self.channels[index].closed = true;
-            }
-        }
-    }
-
-    fn read_batch(&mut self, index: usize) -> bool {
-        let channel = ChannelId(index as u16);
-        let offset = self.channels[index].read;
-        let outbound = &mut self.sides[0].outbound;
-        let left = self.config.channel_bytes - offset;
-        let most = outbound
-            .may_read(channel)
-            .min(BATCH_BYTES)
-            .min(left as usize);
-        if most == 0 || !outbound.can_push() {
-            return false;
-        }
-        let raw_len = if self.random.one_in(4) {
-            1 + self.random.below(most as u64)
-        } else {
-            most as u64
-        };
-        outbound.on_read(channel, raw_len as usize).unwrap();
-        let version = if self.v3_allowed {
-            Version::V3
-        } else {
-            Version::V1
-        };
-        let header = DataHeader {
-            version,
-            method: 0,
-            flags: 0,
-            channel,
-            seq: outbound.next_seq(),
-            offset,
-            raw_len: raw_len as u32,
-            digest: [0; 16],
-        };
-        let frame = encode(&self.sides[0].keys, &header);
-        let meta = BatchMeta {
-            channel,
-            raw_len: header.raw_len,
-            version,
-            read_at: self.now,
-        };
-        let outbound = &mut self.sides[0].outbound;
-        let seq = outbound.push(meta, frame, self.now).unwrap();
-        self.retained.insert(seq, header);
-        self.channels[index].read += raw_len;
-        true
-    }
-
-    fn push_marker(&mut self, channel: ChannelId, marker: &Marker<'_>) {
-        let side = &mut self.sides[0];
-        let mut out = [0; MAX_MARKER_BYTES];
-        let seq = side.outbound.next_seq();
-        let n = seal_marker(&side.keys, seq, channel, marker, &mut out).unwrap();
-        let (raw_len, version, read_at) = (0, Version::V1, self.now);
-        let meta = BatchMeta {
-            channel,
-            raw_len,
-            version,
-            read_at,
-        };
-        side.outbound
-            .push(meta, Arc::from(&out[..n]), self.now)
-            .unwrap();
-    }
-
-    fn send(&mut self, from: usize) {
-        loop {
-            let lanes = &self.lanes;
-            let (now, rate) = (self.now, self.config.lane_bytes_s);
-            // What the pipe has not taken yet; a stalled one is full.
-            let backlog = |lane: LaneIx| {
-                let lane = &lanes[usize::from(lane.0)];
-                let busy_ns = lane.pipes[from].free_at.since(now);
-                (u128::from(busy_ns) * u128::from(rate) / 1_000_000_000) as usize
-            };
-            match self.sides[from]
-                .outbound
-                .poll_send(self.now, self.v3_allowed, backlog)
-            {
-                SendStep::Send(lane, frame) => {
-                    let is_data = frame[0] == BatchKind::Data as u8;
-                    let is_v3 = is_data && frame[1] == Version::V3 as u8;
-                    self.end.left_v3_while_forbidden += u64::from(is_v3 && !self.v3_allowed);
-                    self.put(from, lane, frame);
-                }
-                SendStep::NeedsTranscode(seq) => {
-                    let header = self.retained.get_mut(&seq).unwrap();
-                    header.version = Version::V1;
-                    let frame = encode(&self.sides[from].keys, header);
-                    self.sides[from]
-                        .outbound
-                        .replace(seq, Version::V1, frame)
-                        .unwrap();
-                    self.end.transcoded += 1;
-                }
-                SendStep::Idle => break,
-            }
-        }
-        let now = self.now;
-        let ping = self.sides[from]
-            .outbound
-            .ping_due(now)
-            .map(ControlFrame::Ping);
-        let ack = self.sides[from].inbound.ack_due(now).map(ControlFrame::Ack);
-        for frame in [ping, ack].into_iter().flatten() {
-            self.put_control(from, &frame);
-        }
-    }
-
-    fn put_control(&mut self, from: usize, frame: &ControlFrame) {
-        let side = &mut self.sides[from];
-        let mut out = [0; MAX_CONTROL_BYTES];
-        let n = side.sealer.seal(frame, &mut out);
-        let lanes = &self.lanes;
-        let backlog = |lane: LaneIx| lanes[usize::from(lane.0)].pipes[from].free_at.0 as usize;
-        if let Some(lane) = side.outbound.control_lane(backlog) {
-            self.put(from, lane, Arc::from(&out[..n]));
-        }
-    }
-
-    fn put(&mut self, from: usize, lane: LaneIx, frame: Frame) {
-        let lane = &mut self.lanes[usize::from(lane.0)];
-        assert!(lane.up, "sent over a lane that is down");
-        let pipe = &mut lane.pipes[from];
-        let write_ns = frame.len() as u64 * 1_000_000_000 / self.config.lane_bytes_s;
-        pipe.free_at = pipe.free_at.max(self.now).plus(write_ns);
-        let jitter_ns = self.random.below(1 + self.config.delay_ns / 4);
-        let arrives = pipe.free_at.plus(self.config.delay_ns + jitter_ns);
-        let after = pipe.frames.back().map_or(Nanos(0), |(at, _)| *at);
-        pipe.frames.push_back((arrives.max(after), frame));
-    }
-
-    fn receive(&mut self) {
-        if self.is_gone() {
-            return;
-        }
-        for to in 0..2 {
-            let mut came = Vec::new();
-            for lane in &mut self.lanes {
-                if lane.stalled_until > self.now {
-                    continue;
-                }
-                let pipe = &mut lane.pipes[1 - to];
-                while let Some((_, frame)) = pipe.frames.pop_front_if(|(at, _)| *at <= self.now) {
-                    came.push(frame);
-                }
-            }
-            if to == 1 {
-                let due = |(at, _): &mut (Nanos, Frame)| *at <= self.now;
-                came.extend(self.repeats.extract_if(.., due).map(|(_, frame)| frame));
-            }
-            for frame in came {
-                if to == 1 && self.has(Fault::Repeats) && self.random.one_in(20) {
-                    let later = self.now.plus(self.random.below(1_000_000_000));
-                    self.repeats.push((later, frame.clone()));
-                }
-                self.on_frame(to, frame);
-            }
-        }
-    }
-
-    fn on_frame(&mut self, to: usize, frame: Frame) {
-        let now = self.now;
+    fn hand_up(&mut self, to: usize) -> Result<(), Broken> {
         let side = &mut self.sides[to];
-        if FrameKind::peek(&frame).unwrap() == FrameKind::Control {
-            match side.opener.open(&frame).unwrap() {
-                Some(ControlFrame::Ack(ack)) => {
-                    let retained = &mut self.retained;
-                    let forget = |seq| {
-                        if to == 0 {
-                            retained.remove(&seq);
-                        }
-                    };
-                    side.outbound.on_ack(&ack, now, forget).unwrap();
-                }
-                Some(ControlFrame::Ping(sent)) => {
-                    side.outbound.heard(now);
-                    side.inbound.note_ping(sent, now);
-                    self.put_control(to, &ControlFrame::Pong(sent));
-                }
-                Some(ControlFrame::Pong(sent)) => side.outbound.on_pong(sent, now),
-                Some(ControlFrame::Bye(_)) | None => {}
-            }
-            return;
+        if side.expired || side.stopped_until > self.now {
+            return Ok(());
         }
-        side.outbound.heard(now);
-        side.inbound.on_batch(frame).unwrap();
-        while let Some(ready) = self.sides[to].inbound.pop_ready().unwrap() {
-            let channel = ready.header.channel.0;
-            let state = &mut self.channels[usize::from(channel)];
-            match ready.header.kind {
-                BatchKind::Open => {}
-                BatchKind::Data => {
-                    let payload = &ready.frame[BATCH_HEADER_BYTES..];
-                    assert_eq!(ready.header.offset, state.handed_up);
-                    // Every 61st byte: all of them would make the runs slow.
-                    for (at, &byte) in payload.iter().enumerate().step_by(61) {
-                        assert_eq!(byte, byte_at(channel, state.handed_up + at as u64));
-                    }
-                    state.handed_up += payload.len() as u64;
-                    state.queued.push_back(payload.len() as u64);
-                }
-                BatchKind::HalfClose => state.close_seen = true,
-                BatchKind::Abort => panic!("nobody aborts here"),
-            }
+        let mut ready = Vec::new();
+        while let Some(batch) = side.inbound.pop_ready()? {
+            ready.push(batch);
         }
+        if self.bug == Some(Bug::BatchesSwapped) && ready.len() > 1 {
+            ready.swap(0, 1);
+        }
+        for batch in ready {
+            self.release(to, &batch)?;
+        }
+        Ok(())
     }
 
-    /// The far hypervisor takes what it likes.
-    fn take(&mut self) {
-        if self
-            .config
-            .blocked_until
-            .is_some_and(|until| self.now < until)
-        {
-            self.last_progress = self.now;
-            return;
+    fn release(&mut self, to: usize, ready: &Ready<SimFrame>) -> Result<(), Broken> {
+        let channel = ready.header.channel;
+        let index = usize::from(channel.0);
+        if ready.header.kind == BatchKind::Open {
+            // An OPEN opens the way back too.
+            self.sides[to].outbound.open_channel(channel)?;
+            self.streams[to][index].open = true;
         }
-        let all = self.config.channel_bytes;
-        for index in 0..self.channels.len() {
-            let waits = self.config.barrier
-                && index == 0
-                && self.channels[1..].iter().any(|state| state.taken < all);
-            let slow = index == 1 && !self.random.one_in(3);
-            if waits || slow {
+        self.last_progress = self.now;
+        self.streams[1 - to][index].on_batch(&ready.header, &ready.frame.bytes)
+    }
+
+    /// The hypervisor of `side` takes what it likes.
+    fn take(&mut self, side: usize) -> Result<(), Broken> {
+        let streams = &mut self.streams[1 - side];
+        let state = &mut self.sides[side];
+        let passed_ns = self.now.since(state.may_take.1).min(10 * MS);
+        let more = u128::from(self.plan.take_bytes_s) * u128::from(passed_ns) / 1_000_000_000;
+        let mut most = more as u64;
+        let others_taken = streams
+            .iter()
+            .skip(1)
+            .all(|stream| stream.taken == stream.total);
+        for (index, stream) in streams.iter_mut().enumerate() {
+            let waits = self.plan.barrier && side == DESTINATION && index == 0 && !others_taken;
+            if waits || stream.untaken_until > self.now {
                 continue;
             }
-            let state = &mut self.channels[index];
-            while let Some(bytes) = state.queued.pop_front() {
-                state.taken += bytes;
-                self.end.delivered_bytes += bytes;
+            let bytes = stream.take(most);
+            most -= bytes;
+            if bytes > 0 {
                 self.last_progress = self.now;
-                let channel = ChannelId(index as u16);
-                self.sides[1]
-                    .inbound
-                    .note_delivered(channel, bytes)
-                    .unwrap();
+                let lost = self.bug == Some(Bug::CreditLost) && self.random.one_in(20);
+                if !lost {
+                    let channel = ChannelId(index as u16);
+                    state.inbound.note_delivered(channel, bytes)?;
+                }
             }
         }
-        let all_taken = |state: &SimChannel| state.taken == all && state.close_seen;
-        self.end.finished = self.channels.iter().all(all_taken);
+        state.may_take = (most, self.now);
+        Ok(())
     }
-
-    fn check_health(&mut self, side: usize) {
-        while let Some(verdict) = self.sides[side].outbound.poll_health(self.now) {
-            match verdict {
-                Verdict::Suspect(lane) => {
-                    self.end.suspects += 1;
-                    let comes_back_ns = 3 * self.config.delay_ns;
-                    self.cut(usize::from(lane.0), comes_back_ns);
-                }
-                Verdict::Redial => {
-                    self.end.redials += 1;
-                    for lane in 0..self.lanes.len() {
-                        if self.lanes[lane].up {
-                            self.cut(lane, 3 * self.config.delay_ns);
-                        }
-                    }
-                }
-                Verdict::Expired => self.end.expired = true,
-            }
-        }
-    }
-
-    fn check_invariants(&mut self) {
-        let held = self.sides[0].outbound.held_bytes();
-        assert!(held <= self.end.limit_bytes, "{held} held");
-        let there = self.sides[1].inbound.held_bytes();
-        assert!(there <= held, "{there} held there, {held} known here");
-        self.end.largest_held_bytes = self.end.largest_held_bytes.max(held);
-        assert!(self.sides[0].outbound.in_flight() <= MAX_IN_FLIGHT);
-        let still_ns = self.now.since(self.last_progress);
-        assert!(
-            still_ns < WATCHDOG_NS,
-            "deadlock at {:?}: held {held}, window {}, gap {:?}, lanes up {}",
-            self.now,
-            self.sides[0].outbound.window_bytes(),
-            self.sides[1].inbound.gap(),
-            self.sides[0].outbound.lanes_up(),
-        );
-    }
-}
-
-fn encode(keys: &FrameKeys, header: &DataHeader) -> Frame {
-    let mut frame = vec![0; BATCH_HEADER_BYTES + header.raw_len as usize];
-    for (at, byte) in frame[BATCH_HEADER_BYTES..]
-        .iter_mut()
-        .enumerate()
-        .step_by(61)
-    {
-        *byte = byte_at(header.channel.0, header.offset + at as u64);
-    }
-    seal_data(keys, header, &mut frame).unwrap();
-    frame.into()
 }
