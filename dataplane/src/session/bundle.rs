@@ -436,6 +436,8 @@ impl Session {
             && let Some(stats) = hands.lanes.stats(id)
         {
             link.wire_rate.set_rtt_min(stats.rtt_min_us);
+            let delay_ns = u64::from(stats.rtt_min_us) * 1_000;
+            link.outbound.expect_delay(delay_ns);
         }
         self.count_retransmits(hands);
         while let Some(verdict) = self

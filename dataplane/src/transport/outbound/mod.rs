@@ -9,6 +9,7 @@
 pub mod credit;
 pub mod lanes;
 pub mod silence;
+mod step;
 pub mod window;
 
 use super::wire::control::Ack;
@@ -18,6 +19,7 @@ use super::{
 use credit::Credit;
 use lanes::{Lanes, SmoothedRtt};
 use silence::Silence;
+pub use step::{SendStep, Verdict};
 use window::Window;
 
 /// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this.
@@ -72,30 +74,6 @@ pub struct BatchMeta {
     pub version: Version,
     /// When its first byte was read from the hypervisor: the window must cover encoding too.
     pub read_at: Nanos,
-}
-
-/// What to do next.
-#[derive(Debug, PartialEq, Eq)]
-pub enum SendStep<F> {
-    /// Write the frame to the lane.
-    Send(LaneIx, F),
-    /// v3 is not allowed now and this batch, which is next, is v3: encode its raw bytes as v1,
-    /// call [`Outbound::replace`], and ask again.
-    NeedsTranscode(BatchSeq),
-    /// Nothing to send, or no lane has room.
-    Idle,
-}
-
-/// What the engine must see to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The lane stalls while others move. Its batches go out again over others; replace it.
-    Suspect(LaneIx),
-    /// Nothing was heard for two seconds, or nothing of ours was answered for longer: dial all lanes
-    /// anew. Repeated while it lasts.
-    Redial,
-    /// Nothing was heard for the resume limit: the session is over. Said once.
-    Expired,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +176,11 @@ impl<F: FrameHandle> Outbound<F> {
             .may_read(channel, self.config.window_limit_bytes)
             .min(self.reserve_bytes);
         usize::try_from(bytes.max(beyond)).unwrap_or(usize::MAX)
+    }
+
+    /// The path's round trip, as the network below knows it: see [`Window::expect_delay`].
+    pub fn expect_delay(&mut self, delay_ns: u64) {
+        self.window.expect_delay(delay_ns);
     }
 
     /// So many bytes may be read beyond what the window allows now, once, within the negotiated limit:

@@ -25,6 +25,12 @@ const GROWTH_PERCENT: u64 = 125;
 /// delays, and a window of a few batches would stand still with them.
 const SLACK_NS: u64 = 20_000_000;
 const ROUNDS_WITHOUT_GROWTH: u32 = 3;
+/// Hypervisor bytes a second that a far path is taken to carry before anything was delivered over it: 200 Mbit/s
+/// of pages that compress to a third. What a near path carries is known after a few milliseconds.
+const FIRST_GUESS_BYTES_PER_S: u64 = 75_000_000;
+/// The guess holds for this long after the first byte, on a path of at least this delay.
+const FIRST_GUESS_NS: u64 = 1_000_000_000;
+const FAR_NS: u64 = 5_000_000;
 const DELAY_AGES_NS: u64 = 10_000_000_000;
 const PROBE_MIN_NS: u64 = 200_000_000;
 const RATE_HALF_WINDOW_NS: u64 = 1_000_000_000;
@@ -74,6 +80,9 @@ enum Phase {
 pub struct Window {
     floor_bytes: u64,
     limit_bytes: u64,
+    /// What a far path is given before its rate is known; see [`Self::expect_delay`].
+    first_guess_bytes: u64,
+    guess_ends: Option<Nanos>,
     phase: Phase,
     samples: VecDeque<Sample>,
     rate: MaxRate,
@@ -92,6 +101,8 @@ impl Window {
         Self {
             floor_bytes: floor_bytes.min(limit_bytes),
             limit_bytes,
+            first_guess_bytes: 0,
+            guess_ends: None,
             phase: Phase::Startup {
                 best_rate: 0,
                 stale_rounds: 0,
@@ -110,6 +121,16 @@ impl Window {
         }
     }
 
+    /// The path's round trip, as the network below knows it before anything was delivered. A far path then
+    /// starts with a guess at its product: from the floor it would take many of its long rounds to get there.
+    pub fn expect_delay(&mut self, delay_ns: u64) {
+        if delay_ns >= FAR_NS && self.delivered_total == 0 {
+            let product =
+                u128::from(FIRST_GUESS_BYTES_PER_S) * u128::from(delay_ns) / 1_000_000_000;
+            self.first_guess_bytes = u64::try_from(product).unwrap_or(u64::MAX);
+        }
+    }
+
     /// A batch of `raw_len` bytes, the first of them read at `read_at`, was pushed while
     /// `held_bytes` were held in all.
     pub fn on_push(&mut self, raw_len: u64, held_bytes: u64, read_at: Nanos) {
@@ -118,6 +139,7 @@ impl Window {
             self.delivered_at = self.delivered_at.max(read_at);
         }
         self.pushed_total += raw_len;
+        self.guess_ends.get_or_insert(read_at.plus(FIRST_GUESS_NS));
         if raw_len > 0 && self.samples.len() < MAX_SAMPLES {
             self.samples.push_back(Sample {
                 pushed_total: self.pushed_total,
@@ -214,6 +236,9 @@ impl Window {
     }
 
     fn on_time(&mut self, now: Nanos) {
+        if self.guess_ends.is_some_and(|ends| now >= ends) {
+            self.first_guess_bytes = 0;
+        }
         let under_way = self.pushed_total - self.delivered_total;
         match self.phase {
             Phase::Startup { .. } | Phase::Cruise => {
@@ -253,8 +278,11 @@ impl Window {
     /// The shared window now, in raw bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
+        let least = self
+            .first_guess_bytes
+            .clamp(self.floor_bytes, self.limit_bytes);
         let Some(delay_ns) = self.delay_ns else {
-            return self.floor_bytes;
+            return least;
         };
         let gain_percent = match self.phase {
             Phase::Startup { .. } => STARTUP_GAIN_PERCENT,
@@ -272,7 +300,7 @@ impl Window {
         };
         u64::try_from(product.max(slack))
             .unwrap_or(u64::MAX)
-            .clamp(self.floor_bytes, self.limit_bytes)
+            .clamp(least, self.limit_bytes)
     }
 
     /// Raw bytes a second that the far hypervisor takes at best.
@@ -360,6 +388,29 @@ mod tests {
         let (delivered, held) = run(&mut window, later.plus(41_000 * MS), 30_000, rate, delay_ns);
         assert!(delivered > rate * 30 * 80 / 100, "{delivered}");
         assert!(held < 8 << 20, "{held}");
+    }
+
+    #[test]
+    fn a_far_path_starts_with_a_guess_that_is_soon_forgotten() {
+        let mut near = Window::new(FLOOR, LIMIT, Nanos(0));
+        near.expect_delay(200_000);
+        assert_eq!(near.bytes(), FLOOR);
+        // 80 ms and 92 MB a second: the first second moves most of what the path carries.
+        let (rate, delay_ns) = (92_000_000, 80 * MS);
+        let mut far = Window::new(FLOOR, LIMIT, Nanos(0));
+        far.expect_delay(delay_ns);
+        assert_eq!(far.bytes(), 6_000_000);
+        let (delivered, _) = run(&mut far, Nanos(0), 1_000, rate, delay_ns);
+        let mut floor = Window::new(FLOOR, LIMIT, Nanos(0));
+        let (from_floor, _) = run(&mut floor, Nanos(0), 1_000, rate, delay_ns);
+        assert!(delivered > from_floor * 5 / 4, "{delivered} {from_floor}");
+        // A slow one is found out: the guess does not stay.
+        let mut slow = Window::new(FLOOR, LIMIT, Nanos(0));
+        slow.expect_delay(delay_ns);
+        run(&mut slow, Nanos(0), 3_000, 2_000_000, delay_ns);
+        assert!(slow.bytes() < 2_000_000, "{}", slow.bytes());
+        slow.expect_delay(delay_ns);
+        assert!(slow.bytes() < 2_000_000, "known by now");
     }
 
     #[test]
