@@ -6,7 +6,8 @@ use dwcp_drivers::dpdk::device::Device;
 use dwcp_drivers::dpdk::port::PortPlan;
 use dwcp_lab::netns::{Cable, Host};
 
-use crate::scene::{Other, Side, host, role};
+use crate::other::Other;
+use crate::scene::{Side, host, role};
 
 const CABLE: u8 = 1;
 
@@ -34,7 +35,7 @@ fn two_hosts_exchange_datagrams_over_a_cable() {
     let _cable = Cable::lan(&near, &far, CABLE).unwrap();
     let test = "af_xdp::two_hosts_exchange_datagrams_over_a_cable";
     let program = std::env::current_exe().unwrap();
-    let run = |at: &Host, role| Other::run(at.command(&program), test, role, "/unused".as_ref());
+    let run = |at: &Host, role| Other::run(at.command(&program), test, role);
     let mut echo = run(&far, "echo");
     let mut asking = run(&near, "ask");
     assert!(asking.wait().success());

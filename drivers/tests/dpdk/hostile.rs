@@ -10,7 +10,7 @@ use dwcp_drivers::dpdk::packet::parse::Dropped;
 use dwcp_drivers::dpdk::port::PacketPort;
 use dwcp_drivers::dpdk::queue::{Built, PacketQueue};
 
-use crate::scene::{HELD_MAX, Other, PATIENCE, Side, eal, given_socket, host, memif, plan, role};
+use crate::scene::{HELD_MAX, PATIENCE, Side, eal, given_socket, host, memif, plan, role, start};
 
 const ROUNDS: u64 = 50;
 /// Frames of each round.
@@ -106,7 +106,7 @@ fn garbage_is_counted_and_dropped() {
     let mut near = Side::open(&memif(&socket, MemifRole::Server), &plan(), 1);
     let free = near.datagrams.free_packets();
     let test = "hostile::garbage_is_counted_and_dropped";
-    let mut other = Other::start(test, "attack", &socket);
+    let mut other = start(test, "attack", &socket);
     let (start, mut good) = (Instant::now(), Vec::new());
     while good.len() < ROUNDS as usize {
         assert!(start.elapsed() < PATIENCE, "{:?}", near.datagrams.counts());

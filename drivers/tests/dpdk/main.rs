@@ -8,6 +8,8 @@ mod af_xdp;
 mod counting;
 mod hostile;
 mod memif;
+#[path = "../other/mod.rs"]
+mod other;
 mod refusals;
 mod scene;
 mod steady_state;

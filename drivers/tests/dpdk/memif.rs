@@ -7,7 +7,7 @@ use dwcp_drivers::dpdk::gate::waited_before_unmapping;
 use dwcp_drivers::dpdk::packet::parse::DropCounts;
 use dwcp_drivers::dpdk::port::PacketPort;
 
-use crate::scene::{HELD_MAX, Other, PATIENCE, Side, eal, given_socket, host, memif, plan, role};
+use crate::scene::{HELD_MAX, PATIENCE, Side, eal, given_socket, host, memif, plan, role, start};
 
 #[test]
 fn two_processes_exchange_datagrams() {
@@ -20,7 +20,7 @@ fn two_processes_exchange_datagrams() {
     let mut near = Side::open(&memif(&socket, MemifRole::Server), &plan(), 1);
     assert!(!near.port.link_up(), "nobody is there yet");
     let free = near.datagrams.free_packets();
-    let mut other = Other::start("memif::two_processes_exchange_datagrams", "echo", &socket);
+    let mut other = start("memif::two_processes_exchange_datagrams", "echo", &socket);
     near.converse(2);
     assert!(near.port.link_up());
     let (device, counts) = (near.port.counts(), *near.datagrams.counts());
@@ -66,12 +66,12 @@ fn killed_under_load(test: &str, ours: MemifRole, theirs: MemifRole) {
     let (mut near, mut other);
     if ours == MemifRole::Server {
         near = Side::open(&memif(&socket, ours), &plan(), 1);
-        other = Other::start(test, "echo", &socket);
+        other = start(test, "echo", &socket);
     } else {
         // The client comes before its server, and finds it.
         near = Side::open(&memif(&socket, ours), &plan(), 1);
         assert!(!near.port.link_up());
-        other = Other::start(test, "echo", &socket);
+        other = start(test, "echo", &socket);
     }
     for round in 0..3u8 {
         let there = near.ask(host(2, false), &[round; 9], PATIENCE);
@@ -88,7 +88,7 @@ fn killed_under_load(test: &str, ours: MemifRole, theirs: MemifRole) {
         while waited_before_unmapping() == waited {
             assert!(gone.elapsed() < PATIENCE, "nobody waited for the worker");
         }
-        other = Other::start(test, "echo", &socket);
+        other = start(test, "echo", &socket);
     }
     let back = near.ask(host(2, true), b"again", PATIENCE);
     assert!(back, "it does not come back");

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dwcp_drivers::dpdk::datagrams::{Address, Datagrams, NetConfig, Sent};
@@ -10,65 +10,24 @@ use dwcp_drivers::dpdk::device::{Device, Memif, MemifRole};
 use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 
+use crate::other::Other;
+pub use crate::other::{PATIENCE, role};
+
 pub const PORT_BASE: u16 = 4800;
 /// Packets that an idle side holds: a burst to be filled, and one that the device did not take.
 pub const HELD_MAX: u32 = 64;
-const ROLE: &str = "DWCP_TEST_ROLE";
 const SOCKET: &str = "DWCP_TEST_SOCKET";
-
-/// A watchdog's patience: longer than anything here takes on a machine that is busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-pub fn role() -> Option<String> {
-    std::env::var(ROLE).ok()
-}
 
 /// The memif socket that the test which started this process chose.
 pub fn given_socket() -> PathBuf {
     std::env::var(SOCKET).unwrap().into()
 }
 
-/// A second process; it ends with its owner.
-pub struct Other(Child);
-
-impl Other {
-    /// This test again, in another role.
-    pub fn start(test: &str, role: &str, socket: &Path) -> Self {
-        let program = std::env::current_exe().unwrap();
-        Self::run(Command::new(program), test, role, socket)
-    }
-
-    /// The same, with a command that says where it runs.
-    pub fn run(mut command: Command, test: &str, role: &str, socket: &Path) -> Self {
-        command
-            .args(["--exact", test, "--nocapture"])
-            .env(ROLE, role)
-            .env(SOCKET, socket);
-        Self(command.spawn().unwrap())
-    }
-
-    pub fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    pub fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "the other process does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// This test again, in another role, with the socket that the two meet at.
+pub fn start(test: &str, role: &str, socket: &Path) -> Other {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(SOCKET, socket);
+    Other::run(command, test, role)
 }
 
 pub fn eal() -> Eal {

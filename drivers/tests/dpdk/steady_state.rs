@@ -6,7 +6,7 @@ use std::time::Duration;
 use dwcp_drivers::dpdk::device::MemifRole;
 
 use crate::counting::ALLOCATIONS;
-use crate::scene::{Other, PATIENCE, Side, given_socket, host, memif, plan, role};
+use crate::scene::{PATIENCE, Side, given_socket, host, memif, plan, role, start};
 
 #[test]
 fn datagrams_cost_no_allocation() {
@@ -18,7 +18,7 @@ fn datagrams_cost_no_allocation() {
     let socket = folder.path().join("memif.sock");
     let mut near = Side::open(&memif(&socket, MemifRole::Server), &plan(), 1);
     let test = "steady_state::datagrams_cost_no_allocation";
-    let mut other = Other::start(test, "echo", &socket);
+    let mut other = start(test, "echo", &socket);
     let payload = [7; 4000];
     let mut exchange = |times: u16| {
         for _ in 0..times {

@@ -12,7 +12,7 @@ use dwcp_drivers::reliable::{
 use dwcp_hugepages::arena::BackingPolicy;
 use dwcp_lab::syscalls::SyscallCounter;
 
-use crate::scene::{Other, PATIENCE, Side, given_socket, host, memif, plan, role};
+use crate::scene::{PATIENCE, Side, given_socket, host, memif, plan, role, start};
 
 const FRAME_BYTES: usize = 4096;
 /// Frames before the first look at the count, and between the two.
@@ -152,7 +152,7 @@ fn frames_cost_no_system_call() {
     let socket = folder.path().join("memif.sock");
     let side = Side::open(&memif(&socket, MemifRole::Server), &plan(), 1);
     let test = "system_calls::frames_cost_no_system_call";
-    let mut other = Other::start(test, "receive", &socket);
+    let mut other = start(test, "receive", &socket);
     let mut near = Worker::new(side, Meeting::Connect(host(2, false)));
     near.send(0..WARM_UP);
     let mut counter = SyscallCounter::of_this_thread().unwrap();

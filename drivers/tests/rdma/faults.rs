@@ -6,7 +6,7 @@ use std::time::Duration;
 use dwcp_drivers::conformance::check;
 use dwcp_drivers::port::{Port, PortState};
 
-use crate::scene::{Other, PATIENCE, TOKEN, Worker, far, near, port, role};
+use crate::scene::{PATIENCE, TOKEN, Worker, far, near, port, role, start};
 
 /// What goes in a message, and what the peer's device writes.
 const LENGTHS: [usize; 2] = [300, 70_000];
@@ -48,7 +48,7 @@ fn a_killed_peer_ends_the_lane_and_nothing_is_lost() {
         let listener = connector.listen(near()).unwrap();
         let mut held = None;
         for round in 0..3 {
-            let mut other = Other::start(TEST, &listener.local_addr().to_string());
+            let mut other = start(TEST, &listener.local_addr().to_string());
             let request = listener.next(PATIENCE).unwrap().unwrap();
             let mut worker = Worker::new(&port, request.accept(PATIENCE).unwrap());
             while worker.got < FRAMES {

@@ -6,6 +6,8 @@
 #[path = "../counting/mod.rs"]
 mod counting;
 mod faults;
+#[path = "../other/mod.rs"]
+mod other;
 mod refusals;
 mod removal;
 mod scene;

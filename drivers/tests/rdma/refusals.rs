@@ -3,7 +3,7 @@
 use dwcp_drivers::conformance::check;
 use dwcp_drivers::port::{OpenError, Port, PortConfig};
 
-use crate::scene::{Other, PATIENCE, TOKEN, closed_port, far, near, port, role};
+use crate::scene::{PATIENCE, TOKEN, closed_port, far, near, port, prepared, role};
 
 /// As somebody who has no rights of his own.
 const NOBODY: &str = "exec setpriv --reuid 65534 --regid 65534 --clear-groups";
@@ -30,7 +30,7 @@ fn a_host_without_devices_says_what_is_missing() {
     }
     check(|| {
         let hidden = "mount -t tmpfs none /dev/infiniband; exec \"$@\"";
-        assert!(Other::prepared(hidden, TEST, "hidden").succeeds());
+        assert!(prepared(hidden, TEST, "hidden").wait().success());
     });
 }
 
@@ -49,7 +49,7 @@ fn a_user_without_rights_is_told_which() {
              cp -a /tmp/locked/. /dev/infiniband; chmod 755 /dev/infiniband\n\
              chmod 600 /dev/infiniband/*; {NOBODY} \"$@\""
         );
-        assert!(Other::prepared(&locked, TEST, "locked").succeeds());
+        assert!(prepared(&locked, TEST, "locked").wait().success());
     });
 }
 
@@ -73,6 +73,10 @@ fn memory_that_may_not_be_locked_is_told() {
              cp -a /tmp/open/. /dev/infiniband; chmod 755 /dev/infiniband\n\
              chmod 666 /dev/infiniband/*; ulimit -l 64; {NOBODY} \"$@\""
         );
-        assert!(Other::prepared(&poor, TEST, &listener.local_addr().to_string()).succeeds());
+        assert!(
+            prepared(&poor, TEST, &listener.local_addr().to_string())
+                .wait()
+                .success()
+        );
     });
 }

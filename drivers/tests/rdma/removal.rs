@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_drivers::conformance::check;
 use dwcp_drivers::port::{Port, PortConfig};
 
-use crate::scene::{Other, PATIENCE, Worker, closed_port, far, joined, port, role};
+use crate::scene::{PATIENCE, Worker, closed_port, far, joined, port, role, start};
 
 /// The near end's.
 const DEVICE: &str = "rxe0";
@@ -49,7 +49,7 @@ fn a_device_that_is_taken_away_ends_its_lanes() {
     }
     check(|| {
         let test = "removal::a_device_that_is_taken_away_ends_its_lanes";
-        assert!(Other::start(test, "loses").succeeds());
+        assert!(start(test, "loses").wait().success());
         let start = Instant::now();
         while Path::new("/sys/class/infiniband").join(DEVICE).exists() {
             assert!(start.elapsed() < PATIENCE, "something holds the device");

@@ -1,9 +1,9 @@
 //! Two ends of a lane: both in this process, or one in another.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dwcp_drivers::frame::{Available, FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{LaneClosed, LaneEvent, LaneGroup, LaneId};
@@ -13,11 +13,10 @@ use dwcp_drivers::rdma::{
 };
 use dwcp_hugepages::arena::BackingPolicy;
 
-/// A watchdog's patience: longer than anything here takes under an emulated processor.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-pub const TOKEN: [u8; TOKEN_BYTES] = *b"a token of just thirty-two bytes";
-const ROLE: &str = "DWCP_TEST_ROLE";
+use crate::other::Other;
+pub use crate::other::{PATIENCE, role};
 
+pub const TOKEN: [u8; TOKEN_BYTES] = *b"a token of just thirty-two bytes";
 fn address(variable: &str, default: &str) -> SocketAddr {
     let ip: IpAddr = std::env::var(variable)
         .unwrap_or(default.to_owned())
@@ -79,59 +78,18 @@ pub fn joined(connector: &Connector, listener: &mut Listener) -> (Endpoint, Endp
     })
 }
 
-/// What the test that started this process wants of it; none in the first process.
-pub fn role() -> Option<String> {
-    std::env::var(ROLE).ok()
+/// This test again, in a role.
+pub fn start(test: &str, role: &str) -> Other {
+    let program = std::env::current_exe().unwrap();
+    Other::run(Command::new(program), test, role)
 }
 
-/// A second process; it ends with its owner.
-pub struct Other(Child);
-
-impl Other {
-    /// This test again, in a role.
-    pub fn start(test: &str, role: &str) -> Self {
-        let program = std::env::current_exe().unwrap();
-        Self::run(Command::new(program), test, role)
-    }
-
-    /// The same, by a shell that prepares something and then runs `"$@"`.
-    pub fn prepared(script: &str, test: &str, role: &str) -> Self {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-ec", script, "sh"]);
-        command.arg(std::env::current_exe().unwrap());
-        Self::run(command, test, role)
-    }
-
-    fn run(mut command: Command, test: &str, role: &str) -> Self {
-        command
-            .args(["--exact", test, "--nocapture"])
-            .env(ROLE, role);
-        Self(command.spawn().unwrap())
-    }
-
-    pub fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    /// Whether it ended well.
-    pub fn succeeds(&mut self) -> bool {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.success();
-            }
-            assert!(start.elapsed() < PATIENCE, "the other process does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// The same, by a shell that prepares something and then runs `"$@"`.
+pub fn prepared(script: &str, test: &str, role: &str) -> Other {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", script, "sh"]);
+    command.arg(std::env::current_exe().unwrap());
+    Other::run(command, test, role)
 }
 
 fn pools() -> FramePools {

@@ -115,7 +115,7 @@ impl Lanes {
         backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
         self.control_frames = self.control_frames.wrapping_add(1);
-        // Multiplicative hashing (Knuth): the upper half of the product is well mixed.
+        // A counter through the mixing of SplitMix64 (Steele et al., OOPSLA 2014): its upper bits are even.
         let mixed = self.control_frames.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let first = (mixed >> 33) as usize;

@@ -83,6 +83,7 @@ pub struct Window {
     /// What a far path is given before its rate is known; see [`Self::expect_delay`].
     first_guess_bytes: u64,
     guess_ends: Option<Nanos>,
+    guess_over: bool,
     phase: Phase,
     samples: VecDeque<Sample>,
     rate: MaxRate,
@@ -103,6 +104,7 @@ impl Window {
             limit_bytes,
             first_guess_bytes: 0,
             guess_ends: None,
+            guess_over: false,
             phase: Phase::Startup {
                 best_rate: 0,
                 stale_rounds: 0,
@@ -124,7 +126,7 @@ impl Window {
     /// The path's round trip, as the network below knows it before anything was delivered. A far path then
     /// starts with a guess at its product: from the floor it would take many of its long rounds to get there.
     pub fn expect_delay(&mut self, delay_ns: u64) {
-        if delay_ns >= FAR_NS && self.delivered_total == 0 {
+        if delay_ns >= FAR_NS && !self.guess_over {
             let product =
                 u128::from(FIRST_GUESS_BYTES_PER_S) * u128::from(delay_ns) / 1_000_000_000;
             self.first_guess_bytes = u64::try_from(product).unwrap_or(u64::MAX);
@@ -238,6 +240,7 @@ impl Window {
     fn on_time(&mut self, now: Nanos) {
         if self.guess_ends.is_some_and(|ends| now >= ends) {
             self.first_guess_bytes = 0;
+            self.guess_over = true;
         }
         let under_way = self.pushed_total - self.delivered_total;
         match self.phase {
@@ -404,6 +407,15 @@ mod tests {
         let mut floor = Window::new(FLOOR, LIMIT, Nanos(0));
         let (from_floor, _) = run(&mut floor, Nanos(0), 1_000, rate, delay_ns);
         assert!(delivered > from_floor * 11 / 10, "{delivered} {from_floor}");
+        // Nothing has come back for longer than the guess holds: asking again does not renew it.
+        let mut silent = Window::new(FLOOR, LIMIT, Nanos(0));
+        silent.expect_delay(delay_ns);
+        silent.on_push(64 * 1024, 64 * 1024, Nanos(0));
+        silent.on_delivered(0, Nanos(999 * MS));
+        assert_eq!(silent.bytes(), 6_000_000);
+        silent.on_delivered(0, Nanos(1_000 * MS));
+        silent.expect_delay(delay_ns);
+        assert_eq!(silent.bytes(), FLOOR);
         // A slow one is found out: the guess does not stay.
         let mut slow = Window::new(FLOOR, LIMIT, Nanos(0));
         slow.expect_delay(delay_ns);

@@ -67,9 +67,16 @@ pub fn run(arguments: &EndArguments) -> anyhow::Result<()> {
         Role::Send => {
             let duration = Duration::from_secs_f64(arguments.seconds);
             let (lane, frame_bytes) = (end.lane, arguments.frame_bytes);
-            send(&mut end.group, lane, &end.pools, frame_bytes, duration)
+            send(
+                &mut end.group,
+                lane,
+                &end.pools,
+                frame_bytes,
+                duration,
+                rest,
+            )
         }
-        Role::Receive => receive(&mut end.group),
+        Role::Receive => receive(&mut end.group, rest),
     }?;
     println!("{}", serde_json::to_string(&measured)?);
     Ok(())
@@ -189,13 +196,15 @@ pub(crate) fn rest<G: LaneGroup>(group: &mut G) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends one frame again and again: it is the lane that is measured, not the filling of frames.
+/// Sends one frame again and again: it is the lane that is measured, not the filling of frames. `rest` is what
+/// the worker does when its lanes have nothing to do.
 pub(crate) fn send<G: LaneGroup>(
     group: &mut G,
     lane: LaneId,
     pools: &FramePools,
     frame_bytes: usize,
     duration: Duration,
+    mut rest: impl FnMut(&mut G) -> anyhow::Result<()>,
 ) -> anyhow::Result<Measured> {
     let frame = pools
         .copy(&vec![0x5a; frame_bytes])
@@ -230,7 +239,10 @@ pub(crate) fn send<G: LaneGroup>(
 }
 
 /// Receives until the other end has finished.
-pub(crate) fn receive<G: LaneGroup>(group: &mut G) -> anyhow::Result<Measured> {
+pub(crate) fn receive<G: LaneGroup>(
+    group: &mut G,
+    mut rest: impl FnMut(&mut G) -> anyhow::Result<()>,
+) -> anyhow::Result<Measured> {
     let mut events = Vec::with_capacity(EVENTS_MAX);
     let mut bytes = 0;
     let mut watch = Stopwatch::start();

@@ -64,7 +64,7 @@ pub fn run(arguments: &ScalingEndArguments) -> anyhow::Result<()> {
     let meetings = arguments.tcp.iter().copied();
     let measured = each(&arguments.cores, meetings, |_, address| {
         let mut end = TcpEnd::open(arguments.role, address)?;
-        one(arguments, &mut end.group, end.lane, &end.pools)
+        one(arguments, &mut end.group, end.lane, &end.pools, end::rest)
     })?;
     print(&measured)
 }
@@ -89,11 +89,11 @@ fn over_memif(
     let (mut port, seats) = dpdk::open(role, socket, queues)?;
     dpdk::wait_for_link(&mut port)?;
     let measured = each(&arguments.cores, seats.into_iter(), |worker, seat| {
-        let mut group = dpdk::lanes(seat, role, queues, rest)?;
+        let mut group = dpdk::lanes(seat, role, queues)?;
         let pools = dpdk::pools()?;
         let endpoint = dpdk::endpoint(role, worker, Protection::Tagged);
         let lane = group.add(endpoint, &pools)?;
-        let measured = one(arguments, &mut group, lane, &pools)?;
+        let measured = one(arguments, &mut group, lane, &pools, |_| rest.take())?;
         dpdk::linger(&mut group);
         Ok(measured)
     })?;
@@ -131,12 +131,13 @@ fn one<G: LaneGroup>(
     group: &mut G,
     lane: LaneId,
     pools: &FramePools,
+    rest: impl FnMut(&mut G) -> anyhow::Result<()>,
 ) -> anyhow::Result<Measured> {
     match arguments.role {
         Role::Send => {
             let duration = Duration::from_secs_f64(arguments.seconds);
-            end::send(group, lane, pools, arguments.frame_bytes, duration)
+            end::send(group, lane, pools, arguments.frame_bytes, duration, rest)
         }
-        Role::Receive => end::receive(group),
+        Role::Receive => end::receive(group, rest),
     }
 }

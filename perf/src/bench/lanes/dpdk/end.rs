@@ -3,7 +3,6 @@
 //! makes while it carries is one of the lane's.
 
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,10 +13,8 @@ use dwcp_drivers::dpdk::device::{Device, Memif, MemifRole};
 use dwcp_drivers::dpdk::eal::{Eal, EalConfig, Memory};
 use dwcp_drivers::dpdk::port::{PacketPort, PortPlan};
 use dwcp_drivers::dpdk::queue::QueueSeat;
-use dwcp_drivers::frame::{Frame, FramePools, FramePoolsConfig};
-use dwcp_drivers::lane::{
-    AddError, LaneEvent, LaneGroup, LaneId, LaneStats, Polled, Refused, WireBytes,
-};
+use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
+use dwcp_drivers::lane::LaneGroup;
 use dwcp_drivers::reliable::{
     Meeting, Protection, ReliableConfig, ReliableEndpoint, ReliableLanes,
 };
@@ -84,20 +81,21 @@ pub fn run(arguments: &DpdkEndArguments) -> anyhow::Result<()> {
     } else {
         Protection::Tagged
     };
-    let (mut group, pools) = (lanes(seat, arguments.role, 1, Rest::Spin)?, pools()?);
+    let (mut group, pools) = (lanes(seat, arguments.role, 1)?, pools()?);
     let lane = group.add(endpoint(arguments.role, 0, protection), &pools)?;
     let mut counter = SyscallCounter::of_this_thread()?;
     let measured = match arguments.role {
         Role::Send => {
             let duration = Duration::from_secs_f64(arguments.seconds);
-            end::send(&mut group, lane, &pools, arguments.frame_bytes, duration)
+            let (frame_bytes, spin) = (arguments.frame_bytes, |_: &mut _| Rest::Spin.take());
+            end::send(&mut group, lane, &pools, frame_bytes, duration, spin)
         }
-        Role::Receive => end::receive(&mut group),
+        Role::Receive => end::receive(&mut group, |_| Rest::Spin.take()),
     }?;
     let ended = Ended {
         measured,
         system_calls: counter.since_last_look()?,
-        datagrams: group.lanes.port().datagrams().counts().sent,
+        datagrams: group.port().datagrams().counts().sent,
     };
     println!("{}", serde_json::to_string(&ended)?);
     linger(&mut group);
@@ -107,7 +105,7 @@ pub fn run(arguments: &DpdkEndArguments) -> anyhow::Result<()> {
 }
 
 /// Answers the other end for a while, which may not have heard that the lane was finished.
-pub(crate) fn linger(group: &mut Wakeful) {
+pub(crate) fn linger(group: &mut ReliableLanes<Carrier>) {
     let start = Instant::now();
     let mut events = Vec::new();
     while start.elapsed() < LINGER {
@@ -160,8 +158,7 @@ pub(crate) fn lanes(
     seat: QueueSeat,
     role: Role,
     queues: u16,
-    rest: Rest,
-) -> anyhow::Result<Wakeful> {
+) -> anyhow::Result<ReliableLanes<Carrier>> {
     let net = NetConfig {
         v4: Some(Address {
             ip: address(role, 0).ip(),
@@ -178,8 +175,7 @@ pub(crate) fn lanes(
         queue_frames_max: QUEUE_FRAMES,
         ..ReliableConfig::default()
     };
-    let lanes = ReliableLanes::new(Carrier::new(datagrams), config)?;
-    Ok(Wakeful { lanes, rest })
+    Ok(ReliableLanes::new(Carrier::new(datagrams), config)?)
 }
 
 /// Frames of 4 KiB for most of a ring, and no more: a sender that finds the ring full looks at its indices
@@ -223,55 +219,13 @@ pub(crate) enum Rest {
     Yield,
 }
 
-/// Lanes of a worker that never parks.
-pub(crate) struct Wakeful {
-    lanes: ReliableLanes<Carrier>,
-    rest: Rest,
-}
-
-impl LaneGroup for Wakeful {
-    type Endpoint = ReliableEndpoint;
-
-    fn add(&mut self, endpoint: ReliableEndpoint, pools: &FramePools) -> Result<LaneId, AddError> {
-        self.lanes.add(endpoint, pools)
-    }
-
-    fn submit(&mut self, lane: LaneId, frame: Frame) -> Result<(), Refused> {
-        self.lanes.submit(lane, frame)
-    }
-
-    fn poll(&mut self, out: &mut Vec<LaneEvent>) -> Polled {
-        self.lanes.poll(out)
-    }
-
-    fn backlog_bytes(&self, lane: LaneId) -> usize {
-        self.lanes.backlog_bytes(lane)
-    }
-
-    fn wire_bytes(&self, lane: LaneId) -> WireBytes {
-        self.lanes.wire_bytes(lane)
-    }
-
-    fn stats(&self, lane: LaneId) -> Option<LaneStats> {
-        self.lanes.stats(lane)
-    }
-
-    fn close(&mut self, lane: LaneId) {
-        self.lanes.close(lane);
-    }
-
-    fn finish(&mut self, lane: LaneId) {
-        self.lanes.finish(lane);
-    }
-
-    fn park_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn prepare_park(&mut self) -> bool {
-        if self.rest == Rest::Yield {
+impl Rest {
+    /// Does it; a worker with a port that can only be polled never parks.
+    #[allow(clippy::unnecessary_wraps, reason = "other ends may fail at it")]
+    pub(crate) fn take(self) -> anyhow::Result<()> {
+        if self == Self::Yield {
             std::thread::yield_now();
         }
-        false
+        Ok(())
     }
 }
