@@ -137,7 +137,7 @@ impl Default for Config {
             max_version: 3,
             lanes_v1: 32,
             lanes_v3: 8,
-            window_limit_bytes: 16 << 20,
+            window_limit_bytes: 48 << 20,
             store_bytes: 256 << 20,
             driver: Driver::Tcp,
             dpdk: None,

@@ -435,9 +435,10 @@ impl Session {
         if let (Some(link), Some(id)) = (self.link.as_mut(), self.bundle.up().next())
             && let Some(stats) = hands.lanes.stats(id)
         {
-            link.wire_rate.set_rtt_min(stats.rtt_min_us);
             let delay_ns = u64::from(stats.rtt_min_us) * 1_000;
             link.outbound.expect_delay(delay_ns);
+            let carried = link.outbound.carried_bytes_per_s();
+            link.wire_rate.set_path(stats.rtt_min_us, carried);
         }
         self.count_retransmits(hands);
         while let Some(verdict) = self

@@ -33,6 +33,10 @@ const SMALL_BATCH_BYTES: usize = 32 << 10;
 const SMALL_UNTAKEN_MAX: usize = 192;
 /// A batch is cut when so many buffers are free: one for what follows it, one to encode into.
 const BUFFERS_MIN: usize = 2;
+/// On a far path frames need not be smaller than this to be through their lanes soon.
+const FAR_FRAME_BYTES_MIN: u64 = 96 << 10;
+/// Weight of the newest batch in what is known of how far batches compress.
+const NEWEST_SHARE: f32 = 0.25;
 /// Encoded batches of at most this many bytes move to a smaller buffer.
 const COMPACT_BYTES: usize = 60 << 10;
 
@@ -164,6 +168,18 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         self.link.outbound.has_queued()
     }
 
+    /// Raw bytes of a batch at most: on a far path what becomes a frame that a lane carries soon, if its pages
+    /// compress as pages do.
+    fn batch_limit_bytes(&self) -> usize {
+        let Some(frame) = self.link.outbound.far_frame_bytes() else {
+            return MAX_BATCH_RAW_BYTES;
+        };
+        let frame = frame.max(FAR_FRAME_BYTES_MIN) as f64;
+        // The latest batches tell how far the next will compress.
+        let raw = frame / f64::from(self.link.encoded_share.max(0.01));
+        (raw as usize).clamp(SMALL_BATCH_BYTES, MAX_BATCH_RAW_BYTES)
+    }
+
     fn cut_while_due(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
         channel.look_again = false;
         let waiting = channel.intake.waiting_bytes();
@@ -188,7 +204,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         let limit = if crowded || short {
             SMALL_BATCH_BYTES
         } else {
-            MAX_BATCH_RAW_BYTES
+            self.batch_limit_bytes()
         };
         let ended = channel.intake.has_ended();
         let silent = !channel.readable;
@@ -278,6 +294,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             read_at,
         };
         let encoded_bytes = sent.bytes().len() as u64;
+        let share = encoded_bytes as f32 / raw_bytes.max(1) as f32;
+        link.encoded_share += (share - link.encoded_share) * NEWEST_SHARE;
         link.outbound.push(meta, sent, Nanos(monotonic_ns()))?;
         let picture = &mut *self.counters;
         picture.pages += stats.pages;

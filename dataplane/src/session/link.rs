@@ -116,6 +116,8 @@ pub struct Link {
     pub scratch_out: Option<FrameMut>,
     /// A large buffer to decode into.
     pub scratch_in: Option<FrameMut>,
+    /// Encoded bytes for each raw one, of the latest batches.
+    pub encoded_share: f32,
     /// What the wire carries while it is the bottleneck.
     pub wire_rate: WireRate,
     /// The switch for which the reserve was opened last.
@@ -160,9 +162,10 @@ impl Link {
     /// Fits what lies in the lanes to what the line carries.
     pub fn fit_lane_backlog(&mut self) {
         let fast = LANE_BACKLOG_BYTES as u64;
-        let fitting = self
-            .wire_rate
-            .bytes_per_s()
+        let rate = self.wire_rate.bytes_per_s();
+        // On a far path what is on the way over all lanes is limited, what lies in them with it.
+        let fitting = rate
+            .filter(|_| self.outbound.carried_bytes_per_s().is_none())
             .map_or(fast, |rate| rate / LANE_BACKLOG_PER_S);
         let bytes = usize::try_from(fitting).unwrap_or(LANE_BACKLOG_BYTES);
         self.outbound
@@ -247,6 +250,7 @@ impl Link {
             window_limit_bytes: window,
             scratch_out: None,
             scratch_in: None,
+            encoded_share: 1.0,
             wire_rate: WireRate::default(),
             reserve_opened_ns: 0,
             keys_out,

@@ -148,6 +148,30 @@ pub(super) fn readable_at(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     set_raw(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes)
 }
 
+/// A path of at least this round trip is a far one.
+const FAR_RTT_US: u32 = 5_000;
+/// What the kernel takes ahead on such a path: a round trip's worth while the connection begins, in which its
+/// window doubles with each. With less the kernel runs dry between two looks of a busy worker and takes the
+/// path for a slower one.
+const FAR_UNSENT_BYTES: u32 = 1 << 20;
+
+/// What it makes room for at the receiving end of such a path. By itself it would begin with the room for one
+/// short frame and find out slowly that more is to come, and the sender would wait for it.
+const FAR_RECV_BYTES: usize = 1 << 20;
+
+/// Lets the kernel take more ahead where the path is a far one, in both directions. What lies there is bounded
+/// by whoever counts the bytes on the way.
+pub(super) fn deepen_if_far(fd: BorrowedFd<'_>) -> io::Result<()> {
+    if stats(fd)?.rtt_min_us < FAR_RTT_US {
+        return Ok(());
+    }
+    let tcp = libc::IPPROTO_TCP;
+    set_raw(fd, tcp, libc::TCP_NOTSENT_LOWAT, &FAR_UNSENT_BYTES)?;
+    // The room stays when less is waited for again, unlike a fixed buffer, which would not grow either.
+    readable_at(fd, FAR_RECV_BYTES)?;
+    readable_at(fd, 1)
+}
+
 /// What the kernel knows about the path of a connected TCP socket.
 ///
 /// # Errors

@@ -14,6 +14,8 @@ struct Lane {
     up: bool,
     suspect: bool,
     suspicions: u32,
+    /// Of first and repeated sends that the peer is not known to have.
+    on_the_way_bytes: u64,
 }
 
 /// See the module.
@@ -74,6 +76,28 @@ impl Lanes {
         news
     }
 
+    /// A frame was handed to `lane`.
+    pub fn add_on_the_way(&mut self, lane: LaneIx, bytes: u64) {
+        if let Some(state) = self.lanes.get_mut(usize::from(lane.0)) {
+            state.on_the_way_bytes += bytes;
+        }
+    }
+
+    /// A frame that `lane` had is no longer waited for.
+    pub fn take_off_the_way(&mut self, lane: LaneIx, bytes: u64) {
+        if let Some(state) = self.lanes.get_mut(usize::from(lane.0)) {
+            state.on_the_way_bytes = state.on_the_way_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Bytes handed to `lane` that the peer is not known to have.
+    #[must_use]
+    pub fn on_the_way_bytes(&self, lane: LaneIx) -> u64 {
+        self.lanes
+            .get(usize::from(lane.0))
+            .map_or(0, |state| state.on_the_way_bytes)
+    }
+
     /// How many times longer than usual to wait before suspecting `lane`.
     #[must_use]
     pub fn patience(&self, lane: LaneIx) -> u64 {
@@ -90,6 +114,12 @@ impl Lanes {
             .is_some_and(|state| state.up && !state.suspect)
     }
 
+    /// Is any lane up and above suspicion?
+    #[must_use]
+    pub fn has_trusted(&self) -> bool {
+        self.lanes.iter().any(|state| state.up && !state.suspect)
+    }
+
     /// Lanes that are up.
     #[must_use]
     pub fn count_up(&self) -> usize {
@@ -103,7 +133,22 @@ impl Lanes {
         limit_bytes: usize,
         backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
-        let chosen = self.least_loaded(self.last_used + 1, limit_bytes, backlog_bytes)?;
+        let chosen = self.least_loaded(self.last_used + 1, &mut |lane| {
+            Some(backlog_bytes(lane)).filter(|&backlog| backlog < limit_bytes)
+        })?;
+        self.last_used = chosen;
+        Some(LaneIx(chosen as u16))
+    }
+
+    /// Of the lanes with a backlog under `limit_bytes` the one with the least on the way.
+    pub fn choose_emptiest(
+        &mut self,
+        limit_bytes: usize,
+        backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
+    ) -> Option<LaneIx> {
+        let chosen = self.least_loaded(self.last_used + 1, &mut |lane| {
+            (backlog_bytes(lane) < limit_bytes).then(|| self.on_the_way_bytes(lane))
+        })?;
         self.last_used = chosen;
         Some(LaneIx(chosen as u16))
     }
@@ -119,16 +164,16 @@ impl Lanes {
         let mixed = self.control_frames.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let first = (mixed >> 33) as usize;
-        let chosen = self.least_loaded(first, usize::MAX, backlog_bytes)?;
+        let chosen = self.least_loaded(first, &mut |lane| Some(backlog_bytes(lane)))?;
         Some(LaneIx(chosen as u16))
     }
 
-    /// Of the best class of lanes that has any up; among equals the nearest from `first` on.
-    fn least_loaded(
+    /// Of the best class of lanes that has any up, and those with a load; among equals the nearest from
+    /// `first` on.
+    fn least_loaded<L: Ord + Copy>(
         &self,
         first: usize,
-        limit_bytes: usize,
-        backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
+        load: &mut impl FnMut(LaneIx) -> Option<L>,
     ) -> Option<usize> {
         let lanes = &self.lanes;
         let any = |class: &dyn Fn(usize, &Lane) -> bool| {
@@ -152,9 +197,8 @@ impl Lanes {
         (0..count)
             .map(|step| (first + step) % count)
             .filter(|&index| class(index, &lanes[index]))
-            .map(|index| (backlog_bytes(LaneIx(index as u16)), index))
-            .filter(|&(backlog, _)| backlog < limit_bytes)
-            .min_by_key(|&(backlog, _)| backlog)
+            .filter_map(|index| Some((load(LaneIx(index as u16))?, index)))
+            .min_by_key(|&(load, _)| load)
             .map(|(_, index)| index)
     }
 }

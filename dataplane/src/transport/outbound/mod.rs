@@ -7,6 +7,8 @@
 //! is handed out, not even again; at most 256 batches are in flight.
 
 pub mod credit;
+pub mod far;
+mod figures;
 pub mod lanes;
 pub mod silence;
 mod step;
@@ -17,6 +19,7 @@ use super::{
     BatchSeq, ChannelId, FrameHandle, LaneIx, MAX_IN_FLIGHT, Nanos, TransportError, Version,
 };
 use credit::Credit;
+use far::FarPath;
 use lanes::{Lanes, SmoothedRtt};
 use silence::Silence;
 pub use step::{SendStep, Verdict};
@@ -91,6 +94,9 @@ struct Slot<F> {
     meta: BatchMeta,
     sent_at: Nanos,
     times_sent: u32,
+    /// Of the frame as it was last sent, and as it first was.
+    wire_bytes: u64,
+    first_wire_bytes: u64,
 }
 
 /// See the module.
@@ -106,6 +112,7 @@ pub struct Outbound<F> {
     lanes: Lanes,
     credit: Credit,
     window: Window,
+    far: FarPath,
     /// See [`Self::open_reserve`].
     reserve_bytes: u64,
     batch_rtt: SmoothedRtt,
@@ -136,6 +143,8 @@ impl<F: FrameHandle> Outbound<F> {
             meta,
             sent_at: now,
             times_sent: 0,
+            wire_bytes: 0,
+            first_wire_bytes: 0,
         };
         Self {
             slots: (0..MAX_IN_FLIGHT).map(|_| slot()).collect(),
@@ -145,6 +154,7 @@ impl<F: FrameHandle> Outbound<F> {
             lanes: Lanes::new(config.lanes_max, config.lanes_active),
             credit: Credit::new(),
             window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
+            far: FarPath::new(config.window_floor_bytes, config.window_limit_bytes, now),
             reserve_bytes: 0,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
@@ -170,7 +180,7 @@ impl<F: FrameHandle> Outbound<F> {
     /// Bytes that may be read from the hypervisor's `channel` now.
     #[must_use]
     pub fn may_read(&self, channel: ChannelId) -> usize {
-        let bytes = self.credit.may_read(channel, self.window.bytes());
+        let bytes = self.credit.may_read(channel, self.window_bytes());
         let beyond = self
             .credit
             .may_read(channel, self.config.window_limit_bytes)
@@ -178,9 +188,9 @@ impl<F: FrameHandle> Outbound<F> {
         usize::try_from(bytes.max(beyond)).unwrap_or(usize::MAX)
     }
 
-    /// The path's round trip, as the network below knows it: see [`Window::expect_delay`].
-    pub fn expect_delay(&mut self, delay_ns: u64) {
-        self.window.expect_delay(delay_ns);
+    /// The path's round trip, as the network below knows it: see [`FarPath`].
+    pub const fn expect_delay(&mut self, delay_ns: u64) {
+        self.far.expect_delay(delay_ns);
     }
 
     /// So many bytes may be read beyond what the window allows now, once, within the negotiated limit:
@@ -195,7 +205,7 @@ impl<F: FrameHandle> Outbound<F> {
     /// [`TransportError::CreditExceeded`] when [`Self::may_read`] allowed less.
     pub fn on_read(&mut self, channel: ChannelId, bytes: usize) -> Result<(), TransportError> {
         let bytes = bytes as u64;
-        let mut window = self.window.bytes();
+        let mut window = self.window_bytes();
         let allowed = self.credit.may_read(channel, window);
         if bytes > allowed && self.reserve_bytes >= bytes {
             window = self.config.window_limit_bytes;
@@ -244,13 +254,14 @@ impl<F: FrameHandle> Outbound<F> {
             self.credit.held_bytes(),
             meta.read_at,
         );
-        let state = State::Queued;
         self.slots[slot_of(seq)] = Slot {
-            state,
+            state: State::Queued,
             frame: Some(frame),
             meta,
             sent_at: now,
             times_sent: 0,
+            wire_bytes: 0,
+            first_wire_bytes: 0,
         };
         self.next = seq.next();
         Ok(seq)
@@ -274,16 +285,30 @@ impl<F: FrameHandle> Outbound<F> {
         if !allow_v3 && slot.meta.version == Version::V3 {
             return SendStep::NeedsTranscode(seq);
         }
+        if slot.times_sent == 0 && !self.far.may_send() {
+            return SendStep::Idle;
+        }
         let limit_bytes = self.config.lane_backlog_limit_bytes;
-        let (Some(frame), Some(lane)) = (
-            slot.frame.clone(),
-            self.lanes.choose(limit_bytes, &mut backlog_bytes),
-        ) else {
+        let chosen = if self.far.is_far() {
+            // The network below takes far more than a lane's backlog shows: what the peer has not got yet
+            // tells a slow lane from a fast one.
+            self.lanes.choose_emptiest(limit_bytes, &mut backlog_bytes)
+        } else {
+            self.lanes.choose(limit_bytes, &mut backlog_bytes)
+        };
+        let (Some(frame), Some(lane)) = (slot.frame.clone(), chosen) else {
             return SendStep::Idle;
         };
         slot.state = State::InFlight(lane);
         slot.sent_at = now;
-        self.resent_batches += u64::from(slot.times_sent > 0);
+        slot.wire_bytes = frame.bytes().len() as u64;
+        self.lanes.add_on_the_way(lane, slot.wire_bytes);
+        if slot.times_sent == 0 {
+            slot.first_wire_bytes = slot.wire_bytes;
+            self.far.on_sent(slot.wire_bytes, now);
+        } else {
+            self.resent_batches += 1;
+        }
         slot.times_sent = slot.times_sent.saturating_add(1);
         SendStep::Send(lane, frame)
     }
@@ -292,9 +317,15 @@ impl<F: FrameHandle> Outbound<F> {
     /// again.
     pub fn take_back(&mut self, seq: BatchSeq) {
         let slot = &mut self.slots[slot_of(seq)];
-        if seq >= self.base && seq < self.next && matches!(slot.state, State::InFlight(_)) {
+        if let State::InFlight(lane) = slot.state
+            && (self.base..self.next).contains(&seq)
+        {
             slot.state = State::Queued;
+            self.lanes.take_off_the_way(lane, slot.wire_bytes);
             slot.times_sent = slot.times_sent.saturating_sub(1);
+            if slot.times_sent == 0 {
+                self.far.on_taken_back(slot.first_wire_bytes);
+            }
             self.first_queued = self.first_queued.min(seq);
         }
     }
@@ -359,7 +390,9 @@ impl<F: FrameHandle> Outbound<F> {
         let old_base = self.base;
         for seq in old_base.0..ack.next_seq.0 {
             self.on_received(BatchSeq(seq), now, &mut received);
-            self.slots[slot_of(BatchSeq(seq))].state = State::Empty;
+            let slot = &mut self.slots[slot_of(BatchSeq(seq))];
+            slot.state = State::Empty;
+            self.far.on_confirmed(u64::from(slot.meta.raw_len));
         }
         self.base = ack.next_seq;
         for ahead in 0..self.in_flight() {
@@ -372,6 +405,7 @@ impl<F: FrameHandle> Outbound<F> {
         }
         self.delivered_bytes = ack.total_delivered_bytes;
         self.window.on_delivered(ack.total_delivered_bytes, now);
+        self.far.on_ack(ack.total_delivered_bytes, now);
         if let Some(sent) = ack.echo {
             let answered = Nanos(now.0.saturating_sub(ack.echo_held_ns));
             self.on_echo(sent, answered, now);
@@ -408,8 +442,14 @@ impl<F: FrameHandle> Outbound<F> {
             self.batch_rtt.sample(slot.sent_at, now);
             self.newest_batch_sent = self.newest_batch_sent.max(Some(slot.sent_at));
         }
+        if let State::InFlight(lane) = slot.state {
+            self.lanes.take_off_the_way(lane, slot.wire_bytes);
+        }
         slot.state = State::Received;
         slot.frame = None;
+        if slot.times_sent > 0 {
+            self.far.on_received(slot.first_wire_bytes);
+        }
         self.silence.answered(now);
         received(seq);
     }
@@ -473,6 +513,7 @@ impl<F: FrameHandle> Outbound<F> {
             let slot = &mut self.slots[slot_of(seq)];
             if slot.state == State::InFlight(lane) {
                 slot.state = State::Queued;
+                self.lanes.take_off_the_way(lane, slot.wire_bytes);
                 self.first_queued = self.first_queued.min(seq);
             }
         }
@@ -512,7 +553,7 @@ impl<F: FrameHandle> Outbound<F> {
             let State::InFlight(lane) = slot.state else {
                 continue;
             };
-            if !self.lanes.is_trusted(lane) || self.lanes.count_up() < 2 {
+            if self.lanes.count_up() < 2 {
                 continue;
             }
             let patience = self.lanes.patience(lane);
@@ -522,54 +563,20 @@ impl<F: FrameHandle> Outbound<F> {
             };
             let answered = self.newest_batch_sent.max(self.newest_ping_sent);
             let late_ns = answered.map_or(0, |at| at.since(slot.sent_at));
-            if late_ns > least_ns.saturating_mul(patience) && self.lanes.suspect(lane) {
+            if late_ns <= least_ns.saturating_mul(patience) {
+                continue;
+            }
+            if self.lanes.suspect(lane) {
                 self.requeue(lane);
                 return Some(Verdict::Suspect(lane));
             }
+            if self.lanes.has_trusted() {
+                // It was under suspicion already, and the last resort when this was sent.
+                self.requeue(lane);
+                return None;
+            }
         }
         None
-    }
-
-    /// Batches pushed and not confirmed in sequence.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        (self.next.0 - self.base.0) as usize
-    }
-
-    /// Raw bytes read from the hypervisor and not known to be taken at the far end.
-    #[must_use]
-    pub fn held_bytes(&self) -> u64 {
-        self.credit.held_bytes()
-    }
-
-    /// The shared window now.
-    #[must_use]
-    pub fn window_bytes(&self) -> u64 {
-        self.window.bytes()
-    }
-
-    /// The link's round trip by PINGs, once one was answered.
-    #[must_use]
-    pub fn rtt_us(&self) -> Option<u64> {
-        self.ping_rtt.ns().map(|ns| ns / 1000)
-    }
-
-    /// Raw bytes a second that the far hypervisor takes at best.
-    #[must_use]
-    pub fn delivery_rate_bytes_s(&self) -> u64 {
-        self.window.delivery_rate_bytes_s()
-    }
-
-    /// Batches that went out again.
-    #[must_use]
-    pub fn resent_batches(&self) -> u64 {
-        self.resent_batches
-    }
-
-    /// Lanes that are up.
-    #[must_use]
-    pub fn lanes_up(&self) -> usize {
-        self.lanes.count_up()
     }
 }
 

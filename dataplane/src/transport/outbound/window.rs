@@ -1,11 +1,12 @@
-//! How large the shared window is: about one bandwidth-delay product, found while running.
+//! How large a window is: about one bandwidth-delay product, found while running.
 //!
-//! In: the moment each batch was read, and the bytes that the far hypervisor had taken at each
-//! ACK. Out: the window in raw bytes, between a floor and the negotiated limit. Promise: what is
-//! held beyond the path's own delay is small, for at switchover all of it becomes downtime; on a
-//! path without delay it covers 20 ms at the measured rate.
+//! In: the moment at which each batch entered the path, and the bytes that have left it at each ACK. Out: the
+//! window in bytes, between a floor and a limit. Promise: what is held beyond the path's own delay is small,
+//! for at switchover all of it becomes downtime; on a path without delay it covers 20 ms at the measured rate.
 //!
-//! The model is BBR's (Cardwell et al., ACM Queue 14/5, 2016), over bytes delivered to the
+//! On a near path the path begins where a batch is read and ends where the far hypervisor takes it, and bytes
+//! are the hypervisor's. On a far path it is the network alone, and bytes are those on the wire: see
+//! [`super::far`]. The model is BBR's (Cardwell et al., ACM Queue 14/5, 2016), over bytes delivered to the
 //! hypervisor instead of bytes acknowledged by a host: the window is gain × maximum of delivery
 //! rate × minimum of time from read to
 //! delivery. Gain 2 until the rate stops growing, then 1.3. The
@@ -25,12 +26,6 @@ const GROWTH_PERCENT: u64 = 125;
 /// delays, and a window of a few batches would stand still with them.
 const SLACK_NS: u64 = 20_000_000;
 const ROUNDS_WITHOUT_GROWTH: u32 = 3;
-/// Hypervisor bytes a second that a far path is taken to carry before anything was delivered over it: 200 Mbit/s
-/// of pages that compress to a third. What a near path carries is known after a few milliseconds.
-const FIRST_GUESS_BYTES_PER_S: u64 = 75_000_000;
-/// The guess holds for this long after the first byte, on a path of at least this delay.
-const FIRST_GUESS_NS: u64 = 1_000_000_000;
-const FAR_NS: u64 = 5_000_000;
 const DELAY_AGES_NS: u64 = 10_000_000_000;
 const PROBE_MIN_NS: u64 = 200_000_000;
 const RATE_HALF_WINDOW_NS: u64 = 1_000_000_000;
@@ -44,6 +39,8 @@ struct Sample {
     at: Nanos,
     delivered_then: u64,
     delivered_at: Nanos,
+    /// When the newest batch that had left the path by then had entered it.
+    since: Nanos,
     /// The hypervisor had nothing more to give: the rate says nothing about the path.
     source_limited: bool,
 }
@@ -80,10 +77,6 @@ enum Phase {
 pub struct Window {
     floor_bytes: u64,
     limit_bytes: u64,
-    /// What a far path is given before its rate is known; see [`Self::expect_delay`].
-    first_guess_bytes: u64,
-    guess_ends: Option<Nanos>,
-    guess_over: bool,
     phase: Phase,
     samples: VecDeque<Sample>,
     rate: MaxRate,
@@ -92,6 +85,8 @@ pub struct Window {
     pushed_total: u64,
     delivered_total: u64,
     delivered_at: Nanos,
+    /// When the newest batch that has left the path had entered it.
+    newest_at: Nanos,
     round_ends_at: u64,
 }
 
@@ -102,9 +97,6 @@ impl Window {
         Self {
             floor_bytes: floor_bytes.min(limit_bytes),
             limit_bytes,
-            first_guess_bytes: 0,
-            guess_ends: None,
-            guess_over: false,
             phase: Phase::Startup {
                 best_rate: 0,
                 stale_rounds: 0,
@@ -119,41 +111,38 @@ impl Window {
             pushed_total: 0,
             delivered_total: 0,
             delivered_at: now,
+            newest_at: now,
             round_ends_at: 0,
         }
     }
 
-    /// The path's round trip, as the network below knows it before anything was delivered. A far path then
-    /// starts with a guess at its product: from the floor it would take many of its long rounds to get there.
-    pub fn expect_delay(&mut self, delay_ns: u64) {
-        if delay_ns >= FAR_NS && !self.guess_over {
-            let product =
-                u128::from(FIRST_GUESS_BYTES_PER_S) * u128::from(delay_ns) / 1_000_000_000;
-            self.first_guess_bytes = u64::try_from(product).unwrap_or(u64::MAX);
-        }
-    }
-
-    /// A batch of `raw_len` bytes, the first of them read at `read_at`, was pushed while
-    /// `held_bytes` were held in all.
-    pub fn on_push(&mut self, raw_len: u64, held_bytes: u64, read_at: Nanos) {
+    /// A batch of `bytes`, the first of them at `at`, entered the path while `held_bytes` were held in all.
+    pub fn on_push(&mut self, bytes: u64, held_bytes: u64, at: Nanos) {
         if self.pushed_total == self.delivered_total {
             // Nothing was under way: the pause before is not part of the path's rate.
-            self.delivered_at = self.delivered_at.max(read_at);
+            self.delivered_at = self.delivered_at.max(at);
+            self.newest_at = self.newest_at.max(at);
         }
-        self.pushed_total += raw_len;
-        self.guess_ends.get_or_insert(read_at.plus(FIRST_GUESS_NS));
-        if raw_len > 0 && self.samples.len() < MAX_SAMPLES {
+        self.pushed_total += bytes;
+        if bytes > 0 && self.samples.len() < MAX_SAMPLES {
             self.samples.push_back(Sample {
                 pushed_total: self.pushed_total,
-                at: read_at,
+                at,
                 delivered_then: self.delivered_total,
                 delivered_at: self.delivered_at,
+                since: self.newest_at,
                 source_limited: held_bytes < self.bytes() / 2,
             });
         }
     }
 
-    /// The far hypervisor has taken `total_bytes` since the session began.
+    /// The path's delay is known from elsewhere: it is not looked for here for a while.
+    pub const fn set_delay(&mut self, delay_ns: u64, now: Nanos) {
+        self.delay_ns = Some(delay_ns);
+        self.delay_at = now;
+    }
+
+    /// `total_bytes` have left the path since the session began.
     pub fn on_delivered(&mut self, total_bytes: u64, now: Nanos) {
         if total_bytes > self.delivered_total {
             self.delivered_total = total_bytes;
@@ -167,6 +156,7 @@ impl Window {
                 newest = Some(sample);
             }
             if let Some(sample) = newest {
+                self.newest_at = self.newest_at.max(sample.at);
                 self.on_rate(sample, now);
             }
             self.on_round();
@@ -188,9 +178,11 @@ impl Window {
     }
 
     fn on_rate(&mut self, sample: Sample, now: Nanos) {
-        // Deliveries come in bursts; over less than one delay a burst would pass for the rate.
+        // Deliveries come in bursts; over less than one delay a burst would pass for the rate, and so would
+        // what a far end that paused tells at once, unless it also entered the path in so short a time.
         let span_ns = now
             .since(sample.delivered_at)
+            .max(sample.at.since(sample.since))
             .max(self.delay_ns.unwrap_or(1))
             .max(1);
         let bytes = u128::from(self.delivered_total - sample.delivered_then);
@@ -238,10 +230,6 @@ impl Window {
     }
 
     fn on_time(&mut self, now: Nanos) {
-        if self.guess_ends.is_some_and(|ends| now >= ends) {
-            self.first_guess_bytes = 0;
-            self.guess_over = true;
-        }
         let under_way = self.pushed_total - self.delivered_total;
         match self.phase {
             Phase::Startup { .. } | Phase::Cruise => {
@@ -278,14 +266,11 @@ impl Window {
         }
     }
 
-    /// The shared window now, in raw bytes.
+    /// The window now.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let least = self
-            .first_guess_bytes
-            .clamp(self.floor_bytes, self.limit_bytes);
         let Some(delay_ns) = self.delay_ns else {
-            return least;
+            return self.floor_bytes;
         };
         let gain_percent = match self.phase {
             Phase::Startup { .. } => STARTUP_GAIN_PERCENT,
@@ -303,13 +288,29 @@ impl Window {
         };
         u64::try_from(product.max(slack))
             .unwrap_or(u64::MAX)
-            .clamp(least, self.limit_bytes)
+            .clamp(self.floor_bytes, self.limit_bytes)
     }
 
-    /// Raw bytes a second that the far hypervisor takes at best.
+    /// Bytes a second that leave the path at best.
     #[must_use]
     pub fn delivery_rate_bytes_s(&self) -> u64 {
         self.rate.max()
+    }
+
+    /// Does the rate still grow, so that the path may carry more than was seen?
+    #[must_use]
+    pub const fn is_starting(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Startup { .. }
+                | Phase::Drain {
+                    resume_startup: true
+                }
+                | Phase::Probe {
+                    resume_startup: true,
+                    ..
+                }
+        )
     }
 }
 
@@ -391,38 +392,6 @@ mod tests {
         let (delivered, held) = run(&mut window, later.plus(41_000 * MS), 30_000, rate, delay_ns);
         assert!(delivered > rate * 30 * 80 / 100, "{delivered}");
         assert!(held < 8 << 20, "{held}");
-    }
-
-    #[test]
-    fn a_far_path_starts_with_a_guess_that_is_soon_forgotten() {
-        let mut near = Window::new(FLOOR, LIMIT, Nanos(0));
-        near.expect_delay(200_000);
-        assert_eq!(near.bytes(), FLOOR);
-        // 80 ms and 92 MB a second: the first second moves most of what the path carries.
-        let (rate, delay_ns) = (92_000_000, 80 * MS);
-        let mut far = Window::new(FLOOR, LIMIT, Nanos(0));
-        far.expect_delay(delay_ns);
-        assert_eq!(far.bytes(), 6_000_000);
-        let (delivered, _) = run(&mut far, Nanos(0), 1_000, rate, delay_ns);
-        let mut floor = Window::new(FLOOR, LIMIT, Nanos(0));
-        let (from_floor, _) = run(&mut floor, Nanos(0), 1_000, rate, delay_ns);
-        assert!(delivered > from_floor * 11 / 10, "{delivered} {from_floor}");
-        // Nothing has come back for longer than the guess holds: asking again does not renew it.
-        let mut silent = Window::new(FLOOR, LIMIT, Nanos(0));
-        silent.expect_delay(delay_ns);
-        silent.on_push(64 * 1024, 64 * 1024, Nanos(0));
-        silent.on_delivered(0, Nanos(999 * MS));
-        assert_eq!(silent.bytes(), 6_000_000);
-        silent.on_delivered(0, Nanos(1_000 * MS));
-        silent.expect_delay(delay_ns);
-        assert_eq!(silent.bytes(), FLOOR);
-        // A slow one is found out: the guess does not stay.
-        let mut slow = Window::new(FLOOR, LIMIT, Nanos(0));
-        slow.expect_delay(delay_ns);
-        run(&mut slow, Nanos(0), 3_000, 2_000_000, delay_ns);
-        assert!(slow.bytes() < 2_000_000, "{}", slow.bytes());
-        slow.expect_delay(delay_ns);
-        assert!(slow.bytes() < 2_000_000, "known by now");
     }
 
     #[test]

@@ -106,8 +106,10 @@ impl World {
                 highest: plan.agreed,
                 window_limit_bytes: plan.window_limit_bytes,
             };
+            let mut outbound = Outbound::new(limits, Nanos(0));
+            outbound.expect_delay(2 * plan.delay_ns);
             Side {
-                outbound: Outbound::new(limits, Nanos(0)),
+                outbound,
                 inbound: Inbound::new(inbound),
                 expired: false,
                 heard_at: Nanos(0),

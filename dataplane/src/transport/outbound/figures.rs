@@ -1,0 +1,72 @@
+//! What [`super::Outbound`] says of itself.
+//!
+//! In: its state. Out: figures for the session, the encoder and the operator. Promise: asking changes nothing.
+
+use super::Outbound;
+use crate::transport::FrameHandle;
+
+impl<F: FrameHandle> Outbound<F> {
+    /// Batches pushed and not confirmed in sequence.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        (self.next.0 - self.base.0) as usize
+    }
+
+    /// Raw bytes read from the hypervisor and not known to be taken at the far end.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.credit.held_bytes()
+    }
+
+    /// The shared window now, raw bytes.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        if self.far.is_far() {
+            let rate = self.window.delivery_rate_bytes_s();
+            self.far
+                .held_limit_bytes(rate, self.config.window_limit_bytes)
+        } else {
+            self.window.bytes()
+        }
+    }
+
+    /// Wire bytes that a frame should have at most on a far path, so that none holds the sequence up for
+    /// long; `None` on a near path.
+    #[must_use]
+    pub fn far_frame_bytes(&self) -> Option<u64> {
+        self.far
+            .is_far()
+            .then(|| self.far.frame_bytes(self.lanes.count_up()))
+    }
+
+    /// What a far path carried at best, wire bytes a second, and whether it may carry more than was seen;
+    /// `None` on a near path.
+    #[must_use]
+    pub fn carried_bytes_per_s(&self) -> Option<(u64, bool)> {
+        self.far.is_far().then(|| self.far.carried_bytes_per_s())
+    }
+
+    /// The link's round trip by PINGs, once one was answered.
+    #[must_use]
+    pub fn rtt_us(&self) -> Option<u64> {
+        self.ping_rtt.ns().map(|ns| ns / 1000)
+    }
+
+    /// Raw bytes a second that the far hypervisor takes at best.
+    #[must_use]
+    pub fn delivery_rate_bytes_s(&self) -> u64 {
+        self.window.delivery_rate_bytes_s()
+    }
+
+    /// Batches that went out again.
+    #[must_use]
+    pub fn resent_batches(&self) -> u64 {
+        self.resent_batches
+    }
+
+    /// Lanes that are up.
+    #[must_use]
+    pub fn lanes_up(&self) -> usize {
+        self.lanes.count_up()
+    }
+}
