@@ -192,3 +192,12 @@ dwcp_drivers::conformance_suite!(
         super::FAULTY
     )
 );
+dwcp_drivers::conformance_suite!(
+    faulty_headers,
+    super::Reliable::new(
+        4160,
+        super::Protection::Headers,
+        super::Congestion::Cubic,
+        super::FAULTY
+    )
+);

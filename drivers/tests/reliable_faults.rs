@@ -268,7 +268,11 @@ fn each_fault(ppm: u32, congestion: Congestion) {
     for (payload, frame) in [(1472, 300_000), (4160, 4096), (8900, 60_000)] {
         let mut plan = Plan::new(link(payload, 2, share(ppm, true)), 11);
         plan.congestion = congestion;
-        plan.protection = Protection::Sealed;
+        plan.protection = if frame == 4096 {
+            Protection::Headers
+        } else {
+            Protection::Sealed
+        };
         plan.frames = 20_000_000 / frame as u64;
         let outcome = plan.run(|_| frame);
         println!(
@@ -447,13 +451,17 @@ proptest! {
         payload in prop::sample::select(vec![1200usize, 1472, 4160, 8900]),
         lens in prop::collection::vec(1usize..60_000, 1..12),
         bbr in any::<bool>(),
-        sealed in any::<bool>(),
+        protection in prop::sample::select(vec![
+            Protection::Tagged,
+            Protection::Sealed,
+            Protection::Headers,
+        ]),
         buffers in 1usize..8,
     ) {
         let faults = FaultRates { drop_ppm, repeat_ppm, swap_ppm, delay_ppm, corrupt_ppm, cut_ppm: 0 };
         let mut plan = Plan::new(link(payload, rtt_ms, faults), seed.into());
         plan.congestion = if bbr { Congestion::Bbr } else { Congestion::Cubic };
-        plan.protection = if sealed { Protection::Sealed } else { Protection::Tagged };
+        plan.protection = protection;
         plan.lands = pools(buffers, buffers, buffers);
         plan.silence_max = Duration::from_secs(60);
         plan.frames = 3 * lens.len() as u64;

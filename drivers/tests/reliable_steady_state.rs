@@ -92,5 +92,6 @@ fn frames_cost_no_allocation() {
     for faults in [FaultRates::default(), faulty] {
         run(Congestion::Cubic, Protection::Tagged, faults);
         run(Congestion::Bbr, Protection::Sealed, faults);
+        run(Congestion::Cubic, Protection::Headers, faults);
     }
 }

@@ -6,13 +6,14 @@
 use std::path::Path;
 
 use dwcp_dataplane::config::{Config, CongestionControl, DpdkConfig, DpdkDevice, Driver};
+use dwcp_dataplane::transport::handshake::Guard;
 use dwcp_lab::link::{Layer, LinkConfig, Shape, WanLink};
 use dwcp_lab::netns::{Cable, Host};
 use dwcp_tests::pair::{Pair, PairOptions};
 use dwcp_tests::recorded;
 use dwcp_tests::streams::{carry, pages};
 
-fn dpdk(device: DpdkDevice, address: &str, encrypt: bool) -> DpdkConfig {
+fn dpdk(device: DpdkDevice, address: &str, guard: Guard) -> DpdkConfig {
     DpdkConfig {
         device,
         address: address.to_owned().try_into().unwrap(),
@@ -20,22 +21,26 @@ fn dpdk(device: DpdkDevice, address: &str, encrypt: bool) -> DpdkConfig {
         port: 4790,
         mtu_bytes: 4160,
         memory_mib: 128,
-        encrypt,
+        guard,
         congestion: CongestionControl::Cubic,
     }
 }
 
-/// Both nodes on one memif socket; the sending one prefers it.
-fn over_memif(folder: &Path, encrypt: bool) -> impl FnOnce(&mut Config, &mut Config) {
+/// Both nodes on one memif socket; the sending one prefers it, and asks for this guard.
+fn over_memif(folder: &Path, guard: Guard) -> impl FnOnce(&mut Config, &mut Config) {
     let socket = folder.join("memif.sock");
     move |a, b| {
         a.driver = Driver::Dpdk;
         a.dpdk = Some(dpdk(
             DpdkDevice::MemifClient(socket.clone()),
             "10.77.0.1/24",
-            encrypt,
+            guard,
         ));
-        b.dpdk = Some(dpdk(DpdkDevice::MemifServer(socket), "10.77.0.2/24", false));
+        b.dpdk = Some(dpdk(
+            DpdkDevice::MemifServer(socket),
+            "10.77.0.2/24",
+            Guard::Headers,
+        ));
     }
 }
 
@@ -48,7 +53,7 @@ fn over_af_xdp(
     let at = move |interface, address| DpdkConfig {
         mtu_bytes: 1500,
         congestion,
-        ..dpdk(DpdkDevice::AfXdp(interface), address, false)
+        ..dpdk(DpdkDevice::AfXdp(interface), address, Guard::Headers)
     };
     move |a, b| {
         a.driver = Driver::Dpdk;
@@ -59,9 +64,13 @@ fn over_af_xdp(
 
 #[test]
 fn streams_cross_a_dpdk_port() {
-    for (encrypt, stream) in [(false, pages(1, 20_000)), (true, recorded::stream())] {
+    for (guard, stream) in [
+        (Guard::Datagrams, pages(1, 20_000)),
+        (Guard::Encrypted, recorded::stream()),
+        (Guard::Headers, pages(2, 20_000)),
+    ] {
         let folder = tempfile::tempdir().unwrap();
-        let pair = Pair::start_with(PairOptions::default(), over_memif(folder.path(), encrypt));
+        let pair = Pair::start_with(PairOptions::default(), over_memif(folder.path(), guard));
         assert_eq!(carry(&pair, &stream), ("dpdk", 0));
         pair.stop();
     }
@@ -128,7 +137,7 @@ fn a_recorded_stream_crosses_a_line_with_five_percent_of_each_fault() {
 fn a_peer_without_the_driver_gets_tcp() {
     let folder = tempfile::tempdir().unwrap();
     let pair = Pair::start_with(PairOptions::default(), |a, b| {
-        over_memif(folder.path(), false)(a, b);
+        over_memif(folder.path(), Guard::Datagrams)(a, b);
         b.dpdk = None;
     });
     assert_eq!(carry(&pair, &pages(2, 2_000)), ("tcp", 0));
@@ -139,7 +148,7 @@ fn a_peer_without_the_driver_gets_tcp() {
 fn a_driver_that_does_not_carry_gives_way_to_tcp() {
     let folder = tempfile::tempdir().unwrap();
     let pair = Pair::start_with(PairOptions::default(), |a, b| {
-        over_memif(folder.path(), false)(a, b);
+        over_memif(folder.path(), Guard::Datagrams)(a, b);
         // Nobody is at the other end of the sending node's wire.
         a.dpdk.as_mut().unwrap().device =
             DpdkDevice::MemifServer(folder.path().join("lonely.sock"));

@@ -229,7 +229,8 @@ impl<'a> Input<'a> {
 fuzz_target!(|input: &[u8]| {
     let mut input = Input(input);
     let protection = match input.byte() {
-        Some(odd) if odd % 2 == 1 => Protection::Sealed,
+        Some(byte) if byte % 3 == 1 => Protection::Sealed,
+        Some(byte) if byte % 3 == 2 => Protection::Headers,
         _ => Protection::Tagged,
     };
     let mut scene = Scene::new(protection);

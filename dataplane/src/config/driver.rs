@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
+use crate::transport::handshake::Guard;
+
 /// The driver that a node prefers for the lanes that it opens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,9 +80,10 @@ pub struct DpdkConfig {
     /// Packet memory, MiB.
     #[serde(default = "DpdkConfig::default_memory_mib")]
     pub memory_mib: u32,
-    /// Lanes that this node opens are encrypted; without it datagrams are authenticated and readable.
+    /// What guards the datagrams of lanes: `datagrams`, `encrypted`, or `headers` where only trusted hosts can write to
+    /// the wire. The node that opens a lane decides; `headers` takes both.
     #[serde(default)]
-    pub encrypt: bool,
+    pub guard: Guard,
     /// Congestion control of what this node sends.
     #[serde(default)]
     pub congestion: CongestionControl,

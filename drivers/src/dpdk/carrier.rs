@@ -37,6 +37,10 @@ impl DatagramPort for Carrier {
         self.datagrams.max_payload()
     }
 
+    fn finds_damage(&self) -> bool {
+        self.datagrams.in_memory()
+    }
+
     fn now_ns(&self) -> u64 {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         // Both parts are positive on this clock.

@@ -12,6 +12,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 use super::packet::Mac;
@@ -183,6 +184,32 @@ pub struct DatagramCounts {
     pub answers: u64,
 }
 
+/// The time as of the kernel's last tick, milliseconds ago at most: fine enough for neighbours, and a quarter of the cost of
+/// a look at the clock, which a burst of few datagrams would feel.
+struct CoarseClock {
+    begun: Instant,
+    begun_coarse: Duration,
+}
+
+impl CoarseClock {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            begun_coarse: Self::look(),
+        }
+    }
+
+    fn look() -> Duration {
+        let now = clock_gettime(ClockId::MonotonicCoarse);
+        Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+    }
+
+    #[inline]
+    fn now(&self) -> Instant {
+        self.begun + Self::look().saturating_sub(self.begun_coarse)
+    }
+}
+
 struct Path {
     to: SocketAddr,
     headers: Headers,
@@ -199,6 +226,7 @@ pub struct Datagrams {
     neighbours: Neighbours,
     paths: Vec<Path>,
     next_path: usize,
+    clock: CoarseClock,
     now: Instant,
     link_changes: u32,
     counts: DatagramCounts,
@@ -249,6 +277,7 @@ impl Datagrams {
             neighbours: Neighbours::new(),
             paths: Vec::with_capacity(PATHS_MAX),
             next_path: 0,
+            clock: CoarseClock::new(),
             now: Instant::now(),
             counts: DatagramCounts::default(),
         })
@@ -265,6 +294,12 @@ impl Datagrams {
     pub fn max_payload(&self) -> usize {
         let ip_bytes = if self.local.v6.is_some() { 40 } else { 20 };
         usize::from(self.config.mtu_bytes) - ip_bytes - 8
+    }
+
+    /// Datagrams go through memory that both ends share, and over no wire.
+    #[must_use]
+    pub fn in_memory(&self) -> bool {
+        self.queue.in_memory()
     }
 
     /// What was counted so far.
@@ -285,7 +320,7 @@ impl Datagrams {
     /// kind: 0 when idle.
     #[inline]
     pub fn recv(&mut self, sink: &mut impl FnMut(SocketAddr, &mut [u8])) -> usize {
-        self.now = Instant::now();
+        self.now = self.clock.now();
         let changes = self.queue.link_changes();
         if changes != self.link_changes {
             self.link_changes = changes;

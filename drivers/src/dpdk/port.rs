@@ -201,6 +201,7 @@ impl PacketPort {
                 queue,
                 frame_bytes_max,
                 mac,
+                in_memory: matches!(device, Device::Memif(_)),
             })
             .collect();
         Ok((port, seats))

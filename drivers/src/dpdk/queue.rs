@@ -26,6 +26,7 @@ pub struct QueueSeat {
     pub(super) queue: u16,
     pub(super) frame_bytes_max: u16,
     pub(super) mac: Mac,
+    pub(super) in_memory: bool,
 }
 
 impl QueueSeat {
@@ -114,6 +115,12 @@ impl PacketQueue {
     #[must_use]
     pub fn mac(&self) -> Mac {
         self.seat.mac
+    }
+
+    /// Frames go through memory that both ends share, and over no wire.
+    #[must_use]
+    pub fn in_memory(&self) -> bool {
+        self.seat.in_memory
     }
 
     /// The queue's number on its port.

@@ -82,7 +82,8 @@ impl HostilePeer {
         datagram[1] = kind;
         datagram[2..4].copy_from_slice(&flags.to_le_bytes());
         let keys = self.keys.as_ref().unwrap_or(self.set_up.keys());
-        keys.seal(number, &mut datagram);
+        let head = datagram.len() - TAG_BYTES;
+        keys.seal(number, head, &mut datagram);
         datagram
     }
 }

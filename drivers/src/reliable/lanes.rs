@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 
 use thiserror::Error;
 
-use super::connection::{Connection, Refusal};
+use super::connection::{Connection, Path, Refusal};
 use super::endpoint::{Meeting, ReliableConfig, ReliableEndpoint};
 use super::packet::{BadHeader, Header};
 use super::parking::Parking;
@@ -118,7 +118,7 @@ pub struct ReliableLanes<P: DatagramPort> {
     /// The list that is being served.
     serving: Vec<u16>,
     config: ReliableConfig,
-    max_payload: u16,
+    path: Path,
     parking: Parking,
     _stays_on_its_thread: PhantomData<*const ()>,
 }
@@ -141,6 +141,10 @@ impl<P: DatagramPort> ReliableLanes<P> {
             })?;
         let lanes = usize::from(config.lanes_max);
         let parking = Parking::new(port.wake_fd())?;
+        let path = Path {
+            max_payload,
+            finds_damage: port.finds_damage(),
+        };
         Ok(Self {
             port,
             lanes: Lanes {
@@ -158,7 +162,7 @@ impl<P: DatagramPort> ReliableLanes<P> {
             },
             serving: Vec::with_capacity(lanes),
             config,
-            max_payload,
+            path,
             parking,
             _stays_on_its_thread: PhantomData,
         })
@@ -175,8 +179,9 @@ impl<P: DatagramPort> ReliableLanes<P> {
         &self.port
     }
 
-    /// Receives, at most [`BURSTS_MAX`] bursts. Returns how many datagrams.
-    fn receive(&mut self, now_ns: u64) -> u32 {
+    /// Receives, at most [`BURSTS_MAX`] bursts, and hardly more datagrams than the caller takes frames: frames
+    /// that wait for the caller keep buffers that the peer waits for. Returns how many datagrams.
+    fn receive(&mut self, now_ns: u64, room: usize) -> u32 {
         let mut count = 0;
         for _ in 0..BURSTS_MAX {
             let lanes = &mut self.lanes;
@@ -184,7 +189,7 @@ impl<P: DatagramPort> ReliableLanes<P> {
                 .port
                 .recv(&mut |from, datagram| lanes.hear(now_ns, from, datagram));
             count += burst as u32;
-            if burst == 0 {
+            if burst == 0 || count as usize >= room {
                 break;
             }
         }
@@ -432,7 +437,7 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
             id,
             &endpoint,
             &self.config,
-            self.max_payload,
+            self.path,
             nonce,
             pools,
             self.port.now_ns(),
@@ -464,7 +469,7 @@ impl<P: DatagramPort> LaneGroup for ReliableLanes<P> {
         self.parking.disarm();
         let now_ns = self.port.now_ns();
         let mut room = out.capacity() - out.len();
-        let mut work = self.receive(now_ns);
+        let mut work = self.receive(now_ns, room);
         self.lanes.relieve();
         self.lanes.tick(now_ns);
         work += self.serve(now_ns, &mut room, out);

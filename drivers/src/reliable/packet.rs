@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! every datagram     version u8 = 1 | kind u8 | flags u16 | connection u64 | number u64 | … | tag [16]
+//!   once keys are    behind the number, if the protection is of heads alone: head u16 | sum u32, see `seal`
 //! HELLO, WELCOME     max_payload u16 | window u32 | nonce [16] | zeros up to max_payload
 //! PACKET             floor_back u32 | acknowledgement, if flag ACK | data, if flag DATA
 //!   acknowledgement  largest u64 | delay_us u32 | contiguous u64 | window u32 | restarts u16
@@ -43,8 +44,10 @@ pub(super) const ACK_RANGE_BYTES: usize = 8;
 const NUMBERS_END: u64 = 1 << 62;
 /// Ranges of one acknowledgement, at most.
 pub(super) const ACK_RANGES_MAX: usize = 64;
+/// Bytes behind the header that say what the tag covers, where that is not all.
+pub(super) const COVER_BYTES: usize = 6;
 /// Bytes of a whole CLOSE datagram, the longest of those that end a lane.
-pub(super) const CLOSE_DATAGRAM_BYTES: usize = HEADER_BYTES + 2 + TAG_BYTES;
+pub(super) const CLOSE_DATAGRAM_BYTES: usize = HEADER_BYTES + COVER_BYTES + 2 + TAG_BYTES;
 
 /// What a datagram is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

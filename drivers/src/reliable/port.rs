@@ -13,6 +13,12 @@ pub trait DatagramPort {
     /// The longest payload that it carries, in bytes, the same for as long as the port lives.
     fn max_payload(&self) -> usize;
 
+    /// Whether the path loses what it damages: memory that two processes share, a device that sums and checks each
+    /// datagram. Both ends are asked; a sender whose port says so puts no sum over the content of frames.
+    fn finds_damage(&self) -> bool {
+        false
+    }
+
     /// The port's clock, in nanoseconds from any origin. It never goes back.
     fn now_ns(&self) -> u64;
 

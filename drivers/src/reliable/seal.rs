@@ -5,14 +5,25 @@
 //! before its tag is checked; no key meets the same packet number twice with other content, because
 //! the keys of a connection come from a random number of each side.
 //!
-//! The function is AEGIS-128X2 (draft-irtf-cfrg-aegis-aead). Either way the whole datagram is
-//! authenticated: [`Protection::Tagged`] leaves it readable, [`Protection::Sealed`] encrypts all that
-//! is behind the header. A checksum without a key would save little: the function runs at the speed
-//! of memory, and it also keeps forged acknowledgements out.
+//! The functions are of the AEGIS family (draft-irtf-cfrg-aegis-aead): 128X2 for whole datagrams, 128L, which
+//! starts faster, for heads alone. [`Protection::Tagged`] authenticates the whole datagram and leaves it
+//! readable, [`Protection::Sealed`] encrypts all that is behind the header.
+//!
+//! [`Protection::Headers`] authenticates everything but the pieces of frames: numbers, acknowledgements, and
+//! where each piece belongs. Such a datagram has `head u16 | sum u32` behind its header: how much of it
+//! the tag covers, these two included, and the CRC-32 of the rest. The highest bit of `head` says that there is a
+//! sum; a port that finds damage by itself needs none. Who can write to the network cannot forge, replay or
+//! move a datagram, nor end or stall a lane otherwise than by dropping; but the content of a frame he can read
+//! and change, and so end what the frames are for, which has to check them. Damage without intent is dropped
+//! and sent again in all three.
 
+use aegis::aegis128l::Aegis128L;
 use aegis::aegis128x2::Aegis128X2;
 
-use super::packet::{HEADER_BYTES, TAG_BYTES};
+use super::packet::{COVER_BYTES, HEADER_BYTES, TAG_BYTES};
+
+/// There is a sum.
+const SUMMED: u16 = 0x8000;
 
 /// What an eavesdropper may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +32,9 @@ pub enum Protection {
     Tagged,
     /// Only headers, sizes and times.
     Sealed,
+    /// The frames, and change them: for networks that nobody else can write to. What the lane itself goes by stays
+    /// authenticated.
+    Headers,
 }
 
 /// Which side of the set-up this is.
@@ -43,6 +57,8 @@ pub(super) struct Keys {
     to_send: Key,
     to_receive: Key,
     protection: Protection,
+    /// The content of frames has a sum, where the tag does not cover it.
+    sums: bool,
 }
 
 /// Domain separation, as BLAKE3's key derivation asks: application, date, purpose.
@@ -68,6 +84,21 @@ impl Keys {
             to_send,
             to_receive,
             protection,
+            sums: true,
+        }
+    }
+
+    /// The same for a path that finds damaged content by itself.
+    pub(super) fn without_sums(mut self) -> Self {
+        self.sums = false;
+        self
+    }
+
+    /// Bytes behind the header of each datagram that are ours.
+    pub(super) fn cover_bytes(&self) -> usize {
+        match self.protection {
+            Protection::Tagged | Protection::Sealed => 0,
+            Protection::Headers => COVER_BYTES,
         }
     }
 
@@ -96,9 +127,14 @@ impl Keys {
         Self::derive(secret, &info, role, protection)
     }
 
-    /// Finishes a datagram: all of it is written but the [`TAG_BYTES`] at its end.
-    pub(super) fn seal(&self, number: u64, datagram: &mut [u8]) {
+    /// Finishes a datagram: all of it is written but the [`Keys::cover_bytes`] behind its header and the
+    /// [`TAG_BYTES`] at its end. Its first `head` bytes are no content of frames.
+    pub(super) fn seal(&self, number: u64, head: usize, datagram: &mut [u8]) {
         let (content, tag) = datagram.split_at_mut(datagram.len() - TAG_BYTES);
+        if self.protection == Protection::Headers {
+            tag.copy_from_slice(&self.cover(number, head, content));
+            return;
+        }
         let (open, hidden) = content.split_at_mut(self.open_bytes(content.len()));
         let cipher = Aegis128X2::<TAG_BYTES>::new(&self.to_send, &nonce(number));
         tag.copy_from_slice(&cipher.encrypt_in_place(hidden, open));
@@ -114,6 +150,9 @@ impl Keys {
             .split_last_chunk_mut::<TAG_BYTES>()
             .filter(|(content, _)| content.len() >= HEADER_BYTES)
             .ok_or(Forged)?;
+        if self.protection == Protection::Headers {
+            return self.uncover(number, content, tag);
+        }
         let (open, hidden) = content.split_at_mut(self.open_bytes(content.len()));
         Aegis128X2::<TAG_BYTES>::new(&self.to_receive, &nonce(number))
             .decrypt_in_place(hidden, tag, open)
@@ -121,10 +160,51 @@ impl Keys {
         Ok(&mut content[HEADER_BYTES..])
     }
 
+    /// Writes what is covered and the sum of the rest; returns the tag.
+    fn cover(&self, number: u64, head: usize, content: &mut [u8]) -> [u8; TAG_BYTES] {
+        let (covered, rest) = content.split_at_mut(head);
+        // Every head is shorter than the shortest path's datagrams.
+        let mut said = head as u16;
+        let mut sum = 0;
+        if self.sums && !rest.is_empty() {
+            said |= SUMMED;
+            sum = crc32fast::hash(rest);
+        }
+        if let Some(space) = covered[HEADER_BYTES..].first_chunk_mut::<COVER_BYTES>() {
+            space[..2].copy_from_slice(&said.to_le_bytes());
+            space[2..].copy_from_slice(&sum.to_le_bytes());
+        }
+        Aegis128L::<TAG_BYTES>::new(&self.to_send, &nonce(number))
+            .encrypt_in_place(&mut [], covered)
+    }
+
+    /// Checks what [`Keys::cover`] made.
+    fn uncover<'a>(
+        &self,
+        number: u64,
+        content: &'a mut [u8],
+        tag: &[u8; TAG_BYTES],
+    ) -> Result<&'a mut [u8], Forged> {
+        let cover: &[u8; COVER_BYTES] = content[HEADER_BYTES..].first_chunk().ok_or(Forged)?;
+        let said = u16::from_le_bytes([cover[0], cover[1]]);
+        let sum = u32::from_le_bytes([cover[2], cover[3], cover[4], cover[5]]);
+        let (covered, rest) = content
+            .split_at_checked(usize::from(said & !SUMMED))
+            .filter(|(covered, _)| covered.len() >= HEADER_BYTES + COVER_BYTES)
+            .ok_or(Forged)?;
+        Aegis128L::<TAG_BYTES>::new(&self.to_receive, &nonce(number))
+            .decrypt_in_place(&mut [], tag, covered)
+            .map_err(|_| Forged)?;
+        if said & SUMMED != 0 && crc32fast::hash(rest) != sum {
+            return Err(Forged);
+        }
+        Ok(&mut content[HEADER_BYTES + COVER_BYTES..])
+    }
+
     /// How much of `content_bytes` stays readable.
     fn open_bytes(&self, content_bytes: usize) -> usize {
         match self.protection {
-            Protection::Tagged => content_bytes,
+            Protection::Tagged | Protection::Headers => content_bytes,
             Protection::Sealed => HEADER_BYTES,
         }
     }
@@ -144,25 +224,29 @@ mod tests {
         Keys::of_connection(&[1; 32], 5, role, protection, (&[2; 16], &[fresh; 16]))
     }
 
-    fn datagram() -> Vec<u8> {
-        let mut datagram = vec![0xaa; HEADER_BYTES];
+    const ALL: [Protection; 3] = [Protection::Tagged, Protection::Sealed, Protection::Headers];
+
+    /// With its first words as its head, and the head's length.
+    fn datagram(keys: &Keys) -> (Vec<u8>, usize) {
+        let mut datagram = vec![0xaa; HEADER_BYTES + keys.cover_bytes()];
+        let head = datagram.len() + b"nobody else".len();
         datagram.extend_from_slice(b"nobody else may change this");
         datagram.extend_from_slice(&[0; TAG_BYTES]);
-        datagram
+        (datagram, head)
     }
 
     #[test]
     fn both_directions_open_and_only_sealed_hides() {
-        for protection in [Protection::Tagged, Protection::Sealed] {
+        for protection in ALL {
             let (a, b) = (
                 keys(Role::Initiator, protection, 3),
                 keys(Role::Acceptor, protection, 3),
             );
             for (from, to) in [(&a, &b), (&b, &a)] {
-                let mut sent = datagram();
-                from.seal(9, &mut sent);
+                let (mut sent, head) = datagram(from);
+                from.seal(9, head, &mut sent);
                 let readable = sent.windows(6).any(|six| six == b"nobody");
-                assert_eq!(readable, protection == Protection::Tagged);
+                assert_eq!(readable, protection != Protection::Sealed);
                 assert_eq!(
                     to.open(9, &mut sent).unwrap(),
                     b"nobody else may change this"
@@ -173,9 +257,10 @@ mod tests {
 
     #[test]
     fn every_lie_is_seen() {
-        for protection in [Protection::Tagged, Protection::Sealed] {
-            let mut sent = datagram();
-            keys(Role::Initiator, protection, 3).seal(9, &mut sent);
+        for protection in ALL {
+            let near = keys(Role::Initiator, protection, 3);
+            let (mut sent, head) = datagram(&near);
+            near.seal(9, head, &mut sent);
             let acceptor = keys(Role::Acceptor, protection, 3);
             for at in 0..sent.len() {
                 let mut bent = sent.clone();
@@ -205,16 +290,31 @@ mod tests {
     #[test]
     fn sides_that_disagree_about_the_protection_do_not_meet() {
         let setup = |role, protection| Keys::of_setup(&[1; 32], 5, role, protection);
-        let mut sent = datagram();
-        setup(Role::Initiator, Protection::Tagged).seal(0, &mut sent);
-        assert_eq!(
-            setup(Role::Acceptor, Protection::Sealed).open(0, &mut sent.clone()),
-            Err(Forged)
-        );
+        let near = setup(Role::Initiator, Protection::Tagged);
+        let (mut sent, head) = datagram(&near);
+        near.seal(0, head, &mut sent);
+        for other in [Protection::Sealed, Protection::Headers] {
+            let far = setup(Role::Acceptor, other);
+            assert_eq!(far.open(0, &mut sent.clone()), Err(Forged));
+        }
         assert!(
             setup(Role::Acceptor, Protection::Tagged)
                 .open(0, &mut sent)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn without_sums_the_head_is_guarded_and_the_content_is_the_paths_affair() {
+        let near = keys(Role::Initiator, Protection::Headers, 3).without_sums();
+        let far = keys(Role::Acceptor, Protection::Headers, 3);
+        let (mut sent, head) = datagram(&near);
+        near.seal(9, head, &mut sent);
+        for at in 0..sent.len() {
+            let mut bent = sent.clone();
+            bent[at] ^= 0x10;
+            let content = (head..sent.len() - TAG_BYTES).contains(&at);
+            assert_eq!(far.open(9, &mut bent).is_ok(), content, "byte {at}");
+        }
     }
 }

@@ -144,7 +144,7 @@ impl SetUp {
         header.write(&mut writer);
         self.own.write(&mut writer, len);
         debug_assert_eq!(writer.written() + TAG_BYTES, len);
-        self.keys.seal(0, datagram);
+        self.keys.seal(0, len - TAG_BYTES, datagram);
         self.due_ns = match self.role {
             // The acceptor only answers.
             Role::Acceptor => None,
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!((at_a.asked_once_ns, at_a.peer_has_keys), (Some(5), true));
         assert_eq!((a.due_ns(), b.due_ns()), (None, None));
         let mut datagram = vec![0; 60];
-        at_a.keys.seal(4, &mut datagram);
+        at_a.keys.seal(4, 20, &mut datagram);
         assert!(at_b.keys.open(4, &mut datagram).is_ok());
     }
 

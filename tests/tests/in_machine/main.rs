@@ -11,6 +11,7 @@ use std::process::Command;
 use dwcp_dataplane::config::{
     CongestionControl, DpdkConfig, DpdkDevice, Driver, Hugepages, RdmaConfig,
 };
+use dwcp_dataplane::transport::handshake::Guard;
 use dwcp_lab::vm::{E1000E, IGB};
 use dwcp_tests::pair::{Pair, PairOptions};
 use dwcp_tests::recorded;
@@ -86,7 +87,7 @@ fn vfio_streams_cross_two_nics() {
         port: 4790,
         mtu_bytes: 1500,
         memory_mib: 128,
-        encrypt: false,
+        guard: Guard::Headers,
         congestion: CongestionControl::Cubic,
     };
     let pair = Pair::start_with(PairOptions::default(), |a, b| {

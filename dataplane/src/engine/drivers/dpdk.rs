@@ -17,7 +17,7 @@ use dwcp_drivers::reliable::{
 };
 
 use crate::config::{CongestionControl, DpdkConfig, DpdkDevice, Hugepages};
-use crate::transport::handshake::{LaneSecret, Way};
+use crate::transport::handshake::{Guard, LaneSecret, Way};
 
 /// One worker's lanes.
 pub type Group = ReliableLanes<Carrier>;
@@ -35,7 +35,7 @@ pub struct Opened {
     seats: Vec<QueueSeat>,
     net: NetConfig,
     address: SocketAddr,
-    encrypt: bool,
+    guard: Guard,
     lanes: ReliableConfig,
 }
 
@@ -79,7 +79,7 @@ impl Opened {
             seats,
             net,
             address: SocketAddr::new(config.address.ip, config.port),
-            encrypt: config.encrypt,
+            guard: config.guard,
             lanes: ReliableConfig {
                 lanes_max: super::LANES_MAX,
                 congestion: match config.congestion {
@@ -97,8 +97,8 @@ impl Opened {
         let number = u16::try_from(worker).ok()?;
         let port = self.address.port().checked_add(number)?;
         let address = SocketAddr::new(self.address.ip(), port);
-        let encrypted = self.encrypt;
-        (number < self.net.queues).then_some(Way::Dpdk { address, encrypted })
+        let guard = self.guard;
+        (number < self.net.queues).then_some(Way::Dpdk { address, guard })
     }
 
     /// The queues, first to last.
@@ -179,7 +179,7 @@ fn device(config: &DpdkConfig) -> Device {
 pub fn endpoint(
     peer: Option<SocketAddr>,
     secret: &LaneSecret,
-    encrypted: bool,
+    guard: Guard,
 ) -> Result<ReliableEndpoint> {
     let name = blake3::derive_key("dwcp lane over datagrams: connection", &secret.0);
     let mut connection = [0; 8];
@@ -188,10 +188,10 @@ pub fn endpoint(
         meeting: peer.map_or(Meeting::Accept, Meeting::Connect),
         connection: u64::from_le_bytes(connection),
         secret: blake3::derive_key("dwcp lane over datagrams: secret", &secret.0),
-        protection: if encrypted {
-            Protection::Sealed
-        } else {
-            Protection::Tagged
+        protection: match guard {
+            Guard::Datagrams => Protection::Tagged,
+            Guard::Encrypted => Protection::Sealed,
+            Guard::Headers => Protection::Headers,
         },
     })
 }

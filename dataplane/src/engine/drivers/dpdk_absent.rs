@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use dwcp_drivers::beside::Absent;
 
 use crate::config::{DpdkConfig, Hugepages};
-use crate::transport::handshake::{LaneSecret, Way};
+use crate::transport::handshake::{Guard, LaneSecret, Way};
 
 /// There are none.
 pub type Group = Absent;
@@ -44,6 +44,6 @@ impl Seat {
 }
 
 /// Refuses.
-pub fn endpoint(_: Option<SocketAddr>, _: &LaneSecret, _: bool) -> Result<Infallible> {
+pub fn endpoint(_: Option<SocketAddr>, _: &LaneSecret, _: Guard) -> Result<Infallible> {
     bail!("this build has no DPDK, and a lane over it was agreed");
 }

@@ -22,7 +22,7 @@ use dwcp_hugepages::arena::BackingPolicy;
 use super::mailbox::Sender;
 use super::messages::{LaneUp, ToWorker, Ways};
 use crate::config::{Config, Driver};
-use crate::transport::handshake::{Agreed, Way};
+use crate::transport::handshake::{Agreed, Guard, Way};
 
 /// Lanes of one worker and one back end, over all its sessions.
 const LANES_MAX: u16 = 1024;
@@ -180,9 +180,9 @@ pub fn endpoint(end: LaneEnd, agreed: &Agreed, dialled: bool) -> Result<LaneEndp
     let way = &agreed.way;
     match (end, way.initiator, way.acceptor) {
         (LaneEnd::Socket(socket), Way::Tcp, Way::Tcp) => Ok(Either::First(socket)),
-        (LaneEnd::Agreed, Way::Dpdk { encrypted, .. }, Way::Dpdk { address, .. }) => {
+        (LaneEnd::Agreed, Way::Dpdk { guard: asked, .. }, Way::Dpdk { address, guard }) => {
             let peer = dialled.then_some(address);
-            let end = dpdk::endpoint(peer, &way.secret, encrypted)?;
+            let end = dpdk::endpoint(peer, &way.secret, Guard::agreed(asked, guard))?;
             Ok(Either::Second(Either::First(end)))
         }
         (LaneEnd::Rdma(end), Way::Rdma(_), Way::Rdma(_)) => {

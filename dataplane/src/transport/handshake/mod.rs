@@ -29,7 +29,7 @@ use super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 
 pub use acceptor::{Acceptor, AcceptorStep, Answer, Hello};
 pub use initiator::{Initiator, InitiatorConfig, InitiatorStep};
-pub use way::{LaneSecret, LaneWay, Way};
+pub use way::{Guard, LaneSecret, LaneWay, Way};
 
 /// Bytes of a message at most, its length included.
 pub const MAX_MESSAGE_BYTES: usize = 1024;

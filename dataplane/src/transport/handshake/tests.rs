@@ -19,7 +19,7 @@ fn address(host: u8) -> std::net::SocketAddr {
 fn dpdk(host: u8) -> Way {
     Way::Dpdk {
         address: address(host),
-        encrypted: false,
+        guard: Guard::default(),
     }
 }
 

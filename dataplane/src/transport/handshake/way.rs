@@ -21,11 +21,37 @@ pub enum Way {
     Dpdk {
         /// Where it is reached.
         address: SocketAddr,
-        /// Nobody on the way may read them; the side that dialled decides.
-        encrypted: bool,
+        /// What this side wants them guarded by; [`Guard::agreed`] says what comes of both.
+        guard: Guard,
     },
     /// Queue pairs of an RDMA device with this address.
     Rdma(SocketAddr),
+}
+
+/// What guards datagrams against who can write to the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Guard {
+    /// Nobody can change them or speak for a peer.
+    #[default]
+    Datagrams,
+    /// Nobody can read them either.
+    Encrypted,
+    /// Nobody can speak for a peer; the frames' content is checked where they end, as that of TCP lanes is. For
+    /// networks that only trusted hosts can write to.
+    Headers,
+}
+
+impl Guard {
+    /// What a lane has: the side that dialled may ask for more than usual, and for less only if the other side does.
+    #[must_use]
+    pub fn agreed(initiator: Self, acceptor: Self) -> Self {
+        match (initiator, acceptor) {
+            (Self::Headers, Self::Headers) => Self::Headers,
+            (Self::Headers, _) => Self::Datagrams,
+            (asked, _) => asked,
+        }
+    }
 }
 
 /// Both ends of a lane and a secret that only they know.
@@ -74,6 +100,7 @@ impl Way {
 }
 
 const FLAG_ENCRYPTED: u8 = 1;
+const FLAG_HEADERS: u8 = 2;
 
 /// A [`Way`] as bytes; an IPv4 address is mapped into IPv6.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
@@ -81,7 +108,7 @@ const FLAG_ENCRYPTED: u8 = 1;
 pub struct RawWay {
     /// 0 TCP, 1 DPDK, 2 RDMA.
     driver: u8,
-    /// Bit 0: encrypted, of DPDK alone.
+    /// Of DPDK alone, at most one: bit 0 encrypted, bit 1 headers guarded only.
     flags: u8,
     ip: [u8; 16],
     port: U16,
@@ -95,7 +122,11 @@ impl RawWay {
             Way::Rdma(address) => (2, Some(address)),
         };
         let flags = match way {
-            Way::Dpdk { encrypted, .. } => u8::from(encrypted) * FLAG_ENCRYPTED,
+            Way::Dpdk { guard, .. } => match guard {
+                Guard::Datagrams => 0,
+                Guard::Encrypted => FLAG_ENCRYPTED,
+                Guard::Headers => FLAG_HEADERS,
+            },
             _ => 0,
         };
         let ip = match address.map(|address| address.ip()) {
@@ -124,14 +155,14 @@ impl RawWay {
             return Err(bad());
         }
         let address = SocketAddr::new(ip, self.port.get());
-        match self.driver {
-            1 if self.flags & !FLAG_ENCRYPTED == 0 => Ok(Way::Dpdk {
-                address,
-                encrypted: self.flags & FLAG_ENCRYPTED != 0,
-            }),
-            2 if self.flags == 0 => Ok(Way::Rdma(address)),
-            _ => Err(bad()),
-        }
+        let guard = match (self.driver, self.flags) {
+            (2, 0) => return Ok(Way::Rdma(address)),
+            (1, 0) => Guard::Datagrams,
+            (1, FLAG_ENCRYPTED) => Guard::Encrypted,
+            (1, FLAG_HEADERS) => Guard::Headers,
+            _ => return Err(bad()),
+        };
+        Ok(Way::Dpdk { address, guard })
     }
 }
 
@@ -143,15 +174,22 @@ mod tests {
     fn ways_read_back_and_nonsense_does_not() {
         let v4: SocketAddr = "10.1.2.3:4791".parse().unwrap();
         let v6: SocketAddr = "[fd00::7]:9".parse().unwrap();
-        let dpdk = |address, encrypted| Way::Dpdk { address, encrypted };
-        for way in [Way::Tcp, dpdk(v4, false), dpdk(v6, true), Way::Rdma(v4)] {
+        let dpdk = |address, guard| Way::Dpdk { address, guard };
+        for way in [
+            Way::Tcp,
+            dpdk(v4, Guard::Datagrams),
+            dpdk(v6, Guard::Encrypted),
+            dpdk(v6, Guard::Headers),
+            Way::Rdma(v4),
+        ] {
             assert_eq!(RawWay::new(way).parse(), Ok(way));
         }
-        let good = RawWay::new(dpdk(v4, false));
+        let good = RawWay::new(dpdk(v4, Guard::Datagrams));
         for bad in [
             RawWay { driver: 3, ..good },
             RawWay { driver: 0, ..good },
-            RawWay { flags: 2, ..good },
+            RawWay { flags: 3, ..good },
+            RawWay { flags: 4, ..good },
             RawWay {
                 flags: 1,
                 ..RawWay::new(Way::Rdma(v4))
@@ -170,6 +208,21 @@ mod tests {
             },
         ] {
             assert!(bad.parse().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn less_than_the_whole_datagram_is_guarded_only_where_both_sides_trust_the_wire() {
+        use Guard::{Datagrams, Encrypted, Headers};
+        for (initiator, acceptor, agreed) in [
+            (Headers, Headers, Headers),
+            (Headers, Datagrams, Datagrams),
+            (Headers, Encrypted, Datagrams),
+            (Datagrams, Headers, Datagrams),
+            (Datagrams, Encrypted, Datagrams),
+            (Encrypted, Headers, Encrypted),
+        ] {
+            assert_eq!(Guard::agreed(initiator, acceptor), agreed);
         }
     }
 }

@@ -55,6 +55,15 @@ pub(super) struct Farewell {
     pub(super) finished: bool,
 }
 
+/// What a lane is to know of the network below.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Path {
+    /// Bytes of the longest datagram.
+    pub(super) max_payload: u16,
+    /// Content that was damaged on the way does not arrive.
+    pub(super) finds_damage: bool,
+}
+
 /// One lane.
 pub(super) struct Connection {
     pub(super) id: LaneId,
@@ -62,6 +71,7 @@ pub(super) struct Connection {
     peer: Option<SocketAddr>,
     setup: SetUp,
     keys: Option<Keys>,
+    path_finds_damage: bool,
     /// The peer has the keys too.
     met: bool,
     /// Length of the longest datagram.
@@ -113,11 +123,12 @@ impl Connection {
         id: LaneId,
         endpoint: &ReliableEndpoint,
         config: &ReliableConfig,
-        max_payload: u16,
+        path: Path,
         nonce: [u8; 16],
         pools: &FramePools,
         now_ns: u64,
     ) -> Self {
+        let max_payload = path.max_payload;
         let datagram_bytes = usize::from(max_payload);
         let window_max = config.window_bytes_max as u64;
         let mut incoming = Incoming::new(pools.clone(), window_max);
@@ -138,6 +149,7 @@ impl Connection {
             },
             setup: SetUp::new(endpoint, own, now_ns),
             keys: None,
+            path_finds_damage: path.finds_damage,
             met: false,
             datagram_bytes,
             silence_max_ns: config.silence_max.as_nanos() as u64,
@@ -182,7 +194,11 @@ impl Connection {
     }
 
     fn agree(&mut self, agreed: Agreed, now_ns: u64) {
-        self.keys = Some(agreed.keys);
+        self.keys = Some(if self.path_finds_damage {
+            agreed.keys.without_sums()
+        } else {
+            agreed.keys
+        });
         self.met = agreed.peer_has_keys;
         if agreed.datagram_bytes != self.datagram_bytes {
             self.datagram_bytes = agreed.datagram_bytes;
@@ -308,12 +324,14 @@ impl Connection {
         let mut datagram = [0; CLOSE_DATAGRAM_BYTES];
         let mut writer = Writer::new(&mut datagram);
         header.write(&mut writer);
+        writer.space(keys.cover_bytes());
         if !finished {
             let broken = !matches!(reason, LaneClosed::Local);
             writer.put(u16::from(broken).to_le_bytes());
         }
-        let len = writer.written() + TAG_BYTES;
-        keys.seal(number, &mut datagram[..len]);
+        let head = writer.written();
+        let len = head + TAG_BYTES;
+        keys.seal(number, head, &mut datagram[..len]);
         Farewell {
             connection: self.number_of_connection,
             peer: self.peer,

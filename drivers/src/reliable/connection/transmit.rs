@@ -10,10 +10,8 @@ use crate::reliable::packet::{
     ACK_BYTES_MIN, ACK_RANGE_BYTES, ACK_RANGES_MAX, Ack, DATA_HEAD_BYTES, DataHead, FLOOR_BYTES,
     Flags, HEADER_BYTES, Header, Kind, TAG_BYTES, Writer,
 };
+use crate::reliable::seal::Keys;
 use crate::reliable::sent::Carried;
-
-/// Bytes of a PACKET that are neither data nor acknowledgement.
-const FRAMING_BYTES: usize = HEADER_BYTES + FLOOR_BYTES + TAG_BYTES;
 
 /// The next datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +72,7 @@ impl Connection {
             None if fin => DATA_HEAD_BYTES,
             None => 0,
         };
-        let fits = FRAMING_BYTES + ack_bytes + data_bytes <= self.datagram_bytes;
+        let fits = self.framing_bytes() + ack_bytes + data_bytes <= self.datagram_bytes;
         if due && !fits {
             // Data that fills its datagram goes without; the acknowledgement does not wait for less.
             return Some(Plan::Packet {
@@ -125,7 +123,16 @@ impl Connection {
 
     /// Bytes of data that fit into a datagram without an acknowledgement.
     fn data_room(&self) -> usize {
-        self.datagram_bytes - FRAMING_BYTES - DATA_HEAD_BYTES
+        self.datagram_bytes - self.framing_bytes() - DATA_HEAD_BYTES
+    }
+
+    /// Bytes of a PACKET that are neither data nor acknowledgement.
+    fn framing_bytes(&self) -> usize {
+        HEADER_BYTES + self.cover_bytes() + FLOOR_BYTES + TAG_BYTES
+    }
+
+    fn cover_bytes(&self) -> usize {
+        self.keys.as_ref().map_or(0, Keys::cover_bytes)
     }
 
     /// No data goes beyond this stream offset.
@@ -174,17 +181,22 @@ impl Connection {
         };
         let mut writer = Writer::new(buf);
         header.write(&mut writer);
+        writer.space(self.cover_bytes());
         let floor_back = u32::try_from(number - self.log.floor()).unwrap_or(u32::MAX);
         writer.put(floor_back.to_le_bytes());
         if ack {
             self.write_ack(now_ns, &mut writer);
         }
         if data.is_some() || fin {
-            self.write_data(data.as_ref(), &mut writer);
+            self.write_data_head(data.as_ref(), &mut writer);
+        }
+        let head = writer.written();
+        if let Some(piece) = &data {
+            self.outgoing.copy(piece, writer.space(piece.len));
         }
         let len = writer.written() + TAG_BYTES;
         if let Some(keys) = &self.keys {
-            keys.seal(number, &mut buf[..len]);
+            keys.seal(number, head, &mut buf[..len]);
         }
         self.count(plan, now_ns, len);
         len
@@ -216,7 +228,7 @@ impl Connection {
         self.arrivals.told();
     }
 
-    fn write_data(&mut self, data: Option<&Piece>, writer: &mut Writer<'_>) {
+    fn write_data_head(&self, data: Option<&Piece>, writer: &mut Writer<'_>) {
         let head = match data {
             Some(piece) => DataHead {
                 offset: piece.offset,
@@ -232,9 +244,6 @@ impl Connection {
             },
         };
         head.write(writer);
-        if let Some(piece) = data {
-            self.outgoing.copy(piece, writer.space(piece.len));
-        }
     }
 
     fn count(&mut self, plan: &Plan, now_ns: u64, len: usize) {

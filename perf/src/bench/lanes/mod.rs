@@ -12,6 +12,8 @@ pub mod dpdk;
 #[path = "dpdk_absent.rs"]
 mod dpdk;
 pub mod end;
+#[cfg(feature = "dpdk")]
+mod hop;
 mod rdma;
 mod tcp;
 

@@ -46,6 +46,28 @@ pub(super) struct Ended {
     pub(super) datagrams: u64,
 }
 
+/// What a lane's datagrams are guarded by.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// A tag over what is not the frames' content
+    Headers,
+    /// A tag over all
+    Datagrams,
+    /// A tag over all, and encryption
+    Encrypted,
+}
+
+impl Guard {
+    /// As it is given on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Headers => "headers",
+            Self::Datagrams => "datagrams",
+            Self::Encrypted => "encrypted",
+        }
+    }
+}
+
 /// The command line of an end; for this program itself, not for people.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DpdkEndArguments {
@@ -62,9 +84,9 @@ pub struct DpdkEndArguments {
     /// Core to run on
     #[arg(long)]
     core: usize,
-    /// Encrypt, and not only authenticate
-    #[arg(long)]
-    sealed: bool,
+    /// What an eavesdropper may see and change
+    #[arg(long, value_enum, default_value_t = Guard::Headers)]
+    guard: Guard,
 }
 
 /// Runs one end, prints what it measured as JSON, and waits to be killed.
@@ -76,10 +98,10 @@ pub fn run(arguments: &DpdkEndArguments) -> anyhow::Result<()> {
     let seat = seats.pop().context("a port without a queue")?;
     wait_for_link(&mut port)?;
     pin(arguments.core)?;
-    let protection = if arguments.sealed {
-        Protection::Sealed
-    } else {
-        Protection::Tagged
+    let protection = match arguments.guard {
+        Guard::Headers => Protection::Headers,
+        Guard::Datagrams => Protection::Tagged,
+        Guard::Encrypted => Protection::Sealed,
     };
     let (mut group, pools) = (lanes(seat, arguments.role, 1)?, pools()?);
     let lane = group.add(endpoint(arguments.role, 0, protection), &pools)?;
