@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
+use dwcp_drivers::frame::{Frame, FramePools, FramePoolsConfig};
 use dwcp_drivers::lane::{LaneClosed, LaneEvent, LaneGroup, LaneId};
 use dwcp_drivers::loopback::FaultRates;
 use dwcp_drivers::reliable::port::DatagramPort;
@@ -49,6 +49,8 @@ struct Side {
     group: ReliableLanes<SimulatedPort>,
     lane: LaneId,
     sends: FramePools,
+    /// A frame that found the lane full.
+    refused: Option<Frame>,
     lands: FramePools,
     events: Vec<LaneEvent>,
     sent: u64,
@@ -77,6 +79,7 @@ impl Side {
             group,
             lane,
             sends: pools(256, 128, 80),
+            refused: None,
             lands,
             events: Vec::with_capacity(64),
             sent: 0,
@@ -85,18 +88,20 @@ impl Side {
         }
     }
 
+    /// The next frame, if there is a buffer for it.
+    fn filled(&self, len: usize) -> Option<Frame> {
+        let mut frame = self.sends.take(len)?;
+        fill(self.sent, &mut frame.payload_mut()[..len]);
+        Some(frame.freeze(len).unwrap())
+    }
+
     /// Offers frames while they are taken.
     fn offer(&mut self, frames: u64, len: impl Fn(u64) -> usize) {
         while self.sent < frames
-            && let Some(mut frame) = self.sends.take(len(self.sent))
+            && let Some(frame) = self.refused.take().or_else(|| self.filled(len(self.sent)))
         {
-            let len = len(self.sent);
-            fill(self.sent, &mut frame.payload_mut()[..len]);
-            if self
-                .group
-                .submit(self.lane, frame.freeze(len).unwrap())
-                .is_err()
-            {
+            if let Err(refused) = self.group.submit(self.lane, frame) {
+                self.refused = Some(refused.frame);
                 return;
             }
             self.sent += 1;

@@ -12,10 +12,11 @@
 //! [`Protection::Headers`] authenticates everything but the pieces of frames: numbers, acknowledgements, and
 //! where each piece belongs. Such a datagram has `head u16 | sum u32` behind its header: how much of it
 //! the tag covers, these two included, and the CRC-32 of the rest. The highest bit of `head` says that there is a
-//! sum; a port that finds damage by itself needs none. Who can write to the network cannot forge, replay or
-//! move a datagram, nor end or stall a lane otherwise than by dropping; but the content of a frame he can read
-//! and change, and so end what the frames are for, which has to check them. Damage without intent is dropped
-//! and sent again in all three.
+//! sum; a port that finds damage by itself needs none. Who can write to the network cannot speak for a peer,
+//! acknowledge, replay or move a datagram. What frames hold he can read and change, and the lengths between frames
+//! of one datagram too: every length is checked before it is used, a frame is checked by whom it is for, and so he ends a lane
+//! or what runs over it, and gets nothing taken for true. Damage without intent is dropped and sent again in all
+//! three.
 
 use aegis::aegis128l::Aegis128L;
 use aegis::aegis128x2::Aegis128X2;

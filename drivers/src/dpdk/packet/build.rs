@@ -4,8 +4,8 @@
 //! buffer. Promises: what is built here is accepted by [`super::parse`]; a buffer that is too small
 //! gives nothing rather than part of a packet.
 //!
-//! IPv4 datagrams carry no UDP checksum (RFC 768 allows that): the transport above authenticates
-//! each one, and the sum would cost a pass over the payload. IPv6 demands one.
+//! IPv4 datagrams carry no UDP checksum (RFC 768 allows that): the transport above has a tag or a better sum
+//! over each one where the wire can damage it, and another would cost a pass over the payload. IPv6 demands one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
