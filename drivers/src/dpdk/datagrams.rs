@@ -184,8 +184,8 @@ pub struct DatagramCounts {
     pub answers: u64,
 }
 
-/// The time as of the kernel's last tick, milliseconds ago at most: fine enough for neighbours, and a quarter of the cost of
-/// a look at the clock, which a burst of few datagrams would feel.
+/// The time as of the kernel's last tick, milliseconds ago at most: fine enough for neighbours, and a quarter of the
+/// cost of a look at the clock, which a burst of few datagrams would feel.
 struct CoarseClock {
     begun: Instant,
     begun_coarse: Duration,

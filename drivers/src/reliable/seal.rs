@@ -14,9 +14,9 @@
 //! the tag covers, these two included, and the CRC-32 of the rest. The highest bit of `head` says that there is a
 //! sum; a port that finds damage by itself needs none. Who can write to the network cannot speak for a peer,
 //! acknowledge, replay or move a datagram. What frames hold he can read and change, and the lengths between frames
-//! of one datagram too: every length is checked before it is used, a frame is checked by whom it is for, and so he ends a lane
-//! or what runs over it, and gets nothing taken for true. Damage without intent is dropped and sent again in all
-//! three.
+//! of one datagram too: every length is checked before it is used, a frame is checked by whom it is for, and so he
+//! ends a lane or what runs over it, and gets nothing taken for true. Damage without intent is dropped and sent
+//! again in all three.
 
 use aegis::aegis128l::Aegis128L;
 use aegis::aegis128x2::Aegis128X2;
