@@ -11,6 +11,7 @@ use dwcp_api::{Failure, Role, SessionState, Stage, Version as ApiVersion, monoto
 use dwcp_drivers::lane::{LaneClosed, LaneGroup, LaneId};
 
 use super::link::{Link, LinkOptions};
+use super::loss::Loss;
 use super::{Fault, Hands, Session, forward};
 use crate::engine::drivers::{LaneEndpoint, endpoint};
 use crate::engine::messages::{Dial, LaneUp, ToDoor};
@@ -44,6 +45,7 @@ pub struct Bundle {
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
     retransmits: Vec<u32>,
     asked: usize,
+    loss: Loss,
     checked_ns: u64,
     transport: Option<ApiVersion>,
     /// What lanes are to run over; TCP from the first time that another driver fails.
@@ -70,6 +72,7 @@ impl Bundle {
             slots: Vec::new(),
             retransmits: Vec::new(),
             asked: 0,
+            loss: Loss::new(),
             checked_ns: 0,
             transport: None,
             way,
@@ -487,6 +490,11 @@ impl Session {
             let more = stats.retransmits.saturating_sub(before);
             let counter = &hands.counters.lane_retransmits_total;
             counter.add(u64::from(more));
+            let segments = self.picture.wire_bytes_sent / u64::from(stats.mss_bytes.max(1));
+            let share = bundle.loss.look(hands.now_ns, u64::from(more), segments);
+            if let Some(link) = self.link.as_mut() {
+                link.outbound.expect_loss(share);
+            }
         }
     }
 

@@ -34,7 +34,7 @@ const SMALL_UNTAKEN_MAX: usize = 192;
 /// A batch is cut when so many buffers are free: one for what follows it, one to encode into.
 const BUFFERS_MIN: usize = 2;
 /// On a far path frames need not be smaller than this to be through their lanes soon.
-const FAR_FRAME_BYTES_MIN: u64 = 96 << 10;
+const FAR_FRAME_BYTES_MIN: u64 = 64 << 10;
 /// Weight of the newest batch in what is known of how far batches compress.
 const NEWEST_SHARE: f32 = 0.25;
 /// Encoded batches of at most this many bytes move to a smaller buffer.

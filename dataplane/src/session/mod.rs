@@ -16,6 +16,7 @@
 //! | [`driver`] | what lanes run over when a driver does not carry |
 //! | [`ending`] | completing, failing, the undecided moment |
 //! | [`wire_rate`] | how fast the wire is |
+//! | [`loss`] | how much the network below sends again |
 //! | [`fault`] | what ends a session |
 
 pub mod bundle;
@@ -25,6 +26,7 @@ mod ending;
 mod fault;
 mod forward;
 pub mod link;
+mod loss;
 mod rate_limit;
 mod receive;
 mod wire_rate;

@@ -29,12 +29,16 @@ const FIRST_GUESS_NS: u64 = 2_000_000_000;
 /// lanes, do not wait for it for long. The peer has it only when it is whole, so a byte is on the way for this
 /// much longer than the network takes.
 const FRAME_NS: u64 = 30_000_000;
+/// Packets of a frame, more or less.
+const FRAME_PACKETS: f32 = 50.0;
 
 /// See the module.
 #[derive(Debug)]
 pub struct FarPath {
     is_far: bool,
     delay_ns: u64,
+    /// Of a frame that the network below has to send in part again, by chance.
+    loss_delay_ns: u64,
     floor_bytes: u64,
     limit_bytes: u64,
     guess_ends: Option<Nanos>,
@@ -55,6 +59,7 @@ impl FarPath {
         Self {
             is_far: false,
             delay_ns: 0,
+            loss_delay_ns: 0,
             limit_bytes,
             guess_ends: None,
             guess_over: false,
@@ -71,6 +76,13 @@ impl FarPath {
     pub const fn expect_delay(&mut self, delay_ns: u64) {
         self.is_far = delay_ns >= FAR_NS;
         self.delay_ns = delay_ns;
+    }
+
+    /// The network below sends this share of its packets again. A frame of many packets is then whole one more
+    /// round trip later as a rule, and that much more is on the way.
+    pub fn expect_loss(&mut self, share: f32) {
+        let frame_share = (share * FRAME_PACKETS).clamp(0.0, 1.0);
+        self.loss_delay_ns = (self.delay_ns as f64 * f64::from(frame_share)) as u64;
     }
 
     /// Does the path count as a far one?
@@ -144,7 +156,8 @@ impl FarPath {
     pub fn on_ack(&mut self, delivered_bytes: u64, now: Nanos) {
         self.delivered_bytes = delivered_bytes;
         if self.is_far {
-            self.wire.set_delay(self.delay_ns + FRAME_NS, now);
+            let delay_ns = self.delay_ns + self.loss_delay_ns + FRAME_NS;
+            self.wire.set_delay(delay_ns, now);
         }
         self.wire.on_delivered(self.received_bytes, now);
         self.guess_over |= self.guess_ends.is_some_and(|ends| now >= ends);
@@ -271,6 +284,18 @@ mod tests {
         assert_eq!(path.held_limit_bytes(0, LIMIT), FLOOR);
         // One that takes 100 MB a second may be 5 MB behind.
         assert_eq!(path.held_limit_bytes(100_000_000, LIMIT), LIMIT);
+    }
+
+    #[test]
+    fn a_path_that_loses_packets_holds_a_round_trip_more() {
+        let (rate, delay_ns) = (12_500_000, 100 * MS);
+        let mut clean = far(delay_ns);
+        run(&mut clean, 0, 4_000, rate, delay_ns);
+        let mut lossy = far(delay_ns);
+        lossy.expect_loss(0.02);
+        run(&mut lossy, 0, 4_000, rate, delay_ns);
+        let (one, two) = (clean.wire.bytes(), lossy.wire.bytes());
+        assert!(two > one * 3 / 2 && two < one * 2, "{one} {two}");
     }
 
     #[test]

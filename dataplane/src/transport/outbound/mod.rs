@@ -193,6 +193,11 @@ impl<F: FrameHandle> Outbound<F> {
         self.far.expect_delay(delay_ns);
     }
 
+    /// The share of its packets that the network below sends again: see [`FarPath::expect_loss`].
+    pub fn expect_loss(&mut self, share: f32) {
+        self.far.expect_loss(share);
+    }
+
     /// So many bytes may be read beyond what the window allows now, once, within the negotiated limit:
     /// for a batch that must not wait until the far hypervisor takes what it has.
     pub const fn open_reserve(&mut self, bytes: u64) {
