@@ -25,8 +25,9 @@ use silence::Silence;
 pub use step::{SendStep, Verdict};
 use window::Window;
 
-/// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this.
-const PING_EVERY_NS: u64 = 250_000_000;
+/// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this; and while
+/// nothing else flows they alone tell the path's round trip.
+const PING_EVERY_NS: u64 = 100_000_000;
 /// A batch this much older than one acknowledged since marks its lane as stalled.
 const SUSPECT_AFTER_NS: u64 = 1_000_000_000;
 /// The same while no batch was ever answered and the younger frame is only a PING: how long a
@@ -117,6 +118,8 @@ pub struct Outbound<F> {
     reserve_bytes: u64,
     batch_rtt: SmoothedRtt,
     ping_rtt: SmoothedRtt,
+    /// See [`Self::take_ping_ns`].
+    ping_least_ns: Option<u64>,
     /// When the youngest batch known to have come was sent, and the same for PINGs.
     newest_batch_sent: Option<Nanos>,
     newest_ping_sent: Option<Nanos>,
@@ -158,6 +161,7 @@ impl<F: FrameHandle> Outbound<F> {
             reserve_bytes: 0,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
+            ping_least_ns: None,
             newest_batch_sent: None,
             newest_ping_sent: None,
             silence: Silence::new(now),
@@ -468,6 +472,16 @@ impl<F: FrameHandle> Outbound<F> {
         self.newest_ping_sent = Some(sent);
         self.silence.answered(now);
         self.ping_rtt.sample(sent, answered);
+        let ping_ns = answered.since(sent);
+        self.ping_least_ns = Some(
+            self.ping_least_ns
+                .map_or(ping_ns, |least| least.min(ping_ns)),
+        );
+    }
+
+    /// The shortest round trip of a PING answered since this was last asked.
+    pub const fn take_ping_ns(&mut self) -> Option<u64> {
+        self.ping_least_ns.take()
     }
 
     /// Any verified frame of the session came, in either direction's sequence.
