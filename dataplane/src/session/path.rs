@@ -171,18 +171,12 @@ impl PathSampler {
             .floor_us
             .map_or(0, |floor_us| rtt_us.saturating_sub(floor_us));
         let queues = queue_us >= QUEUE_US.max(all.floor_us.unwrap_or(0) / 4);
-        Some(if waited && (queues || all.lost || all.paced) {
-            PathSample {
-                rtt_us,
-                load: PathLoad::Full,
-                bytes_per_s,
-            }
-        } else {
-            PathSample {
-                rtt_us,
-                load: PathLoad::Free,
-                bytes_per_s: bytes_per_s.max(all.burst_bytes_per_s),
-            }
+        let full = waited && (queues || all.lost || all.paced);
+        Some(PathSample {
+            rtt_us,
+            load: if full { PathLoad::Full } else { PathLoad::Free },
+            // No burst of one lane is faster than the path; and where processors are short it alone shows the path.
+            bytes_per_s: bytes_per_s.max(all.burst_bytes_per_s),
         })
     }
 }

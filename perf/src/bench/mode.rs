@@ -61,16 +61,20 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
     }
     let endless = Endless::begin([&a, &b], &link, &management)?;
     let peer = link.b.to_string();
-    wait(&endless, &peer, LINES[0].mode)?;
-    let (mut taken, mut at) = (Vec::new(), 0);
+    let (mut taken, mut at, mut strays) = (Vec::new(), 0, Vec::new());
+    let mut since_ns = wait(&endless, &peer, LINES[0].mode)?;
     for number in 0..runs.unwrap_or(CHANGES) {
         // At no fixed moment of what the planes do in turns.
         sleep(HOLD + Duration::from_millis(number as u64 * 37 % 211));
         let to = ORDER[number % ORDER.len()];
         let (from, line) = (&LINES[at], &LINES[to]);
+        let steady_ns = wait(&endless, &peer, from.mode)?;
+        if steady_ns != since_ns {
+            strays.push(format!("{}: {}", from.mode, last_reasons(&endless, &peer)?));
+        }
         let changed_ns = dwcp_api::monotonic_ns();
         link.set(line.shape(), line.shape());
-        let since_ns = wait(&endless, &peer, line.mode).with_context(|| {
+        since_ns = wait(&endless, &peer, line.mode).with_context(|| {
             format!("change {}, from {} to {}", number + 1, from.mode, line.mode)
         })?;
         ensure!(since_ns > changed_ns, "{} was in force before", line.mode);
@@ -78,7 +82,18 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
         at = to;
     }
     let verdict = endless.end()?;
-    Ok(rows(&taken, &verdict))
+    for stray in &strays {
+        eprintln!("left without a change of the line: {stray}");
+    }
+    let mut rows = rows(&taken, &verdict);
+    let strays = vec![strays.len() as f64];
+    rows.push(Row::new(
+        "mode, changes without one of the line",
+        "changes",
+        &strays,
+        &[],
+    ));
+    Ok(rows)
 }
 
 /// Waits until the session is in this mode, and gives since when.
@@ -92,6 +107,15 @@ fn wait(endless: &Endless<'_>, peer: &str, mode: &str) -> anyhow::Result<u64> {
         (session["mode"] == mode).then(|| session["since_ns"].as_u64())?
     });
     found.with_context(|| format!("the mode {mode} never came: {last:#}"))
+}
+
+/// Why the last changes came.
+fn last_reasons(endless: &Endless<'_>, peer: &str) -> anyhow::Result<String> {
+    let (_, view) = endless.a.api("GET", &format!("/v1/modes/{peer}"), None)?;
+    let changes = view["changes"].as_array().into_iter().flatten();
+    let words = |change: &Value| format!("{} ({})", change["mode"], change["reason"]);
+    let last: Vec<String> = changes.take(2).map(words).collect();
+    Ok(last.join(" after "))
 }
 
 fn rows(taken: &[(usize, usize, f64)], verdict: &str) -> Vec<Row> {

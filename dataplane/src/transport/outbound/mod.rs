@@ -118,8 +118,6 @@ pub struct Outbound<F> {
     reserve_bytes: u64,
     batch_rtt: SmoothedRtt,
     ping_rtt: SmoothedRtt,
-    /// See [`Self::take_ping_ns`].
-    ping_least_ns: Option<u64>,
     /// When the youngest batch known to have come was sent, and the same for PINGs.
     newest_batch_sent: Option<Nanos>,
     newest_ping_sent: Option<Nanos>,
@@ -161,7 +159,6 @@ impl<F: FrameHandle> Outbound<F> {
             reserve_bytes: 0,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
-            ping_least_ns: None,
             newest_batch_sent: None,
             newest_ping_sent: None,
             silence: Silence::new(now),
@@ -472,16 +469,11 @@ impl<F: FrameHandle> Outbound<F> {
         self.newest_ping_sent = Some(sent);
         self.silence.answered(now);
         self.ping_rtt.sample(sent, answered);
-        let ping_ns = answered.since(sent);
-        self.ping_least_ns = Some(
-            self.ping_least_ns
-                .map_or(ping_ns, |least| least.min(ping_ns)),
-        );
     }
 
     /// The shortest round trip of a PING answered since this was last asked.
     pub const fn take_ping_ns(&mut self) -> Option<u64> {
-        self.ping_least_ns.take()
+        self.ping_rtt.take_least_ns()
     }
 
     /// Any verified frame of the session came, in either direction's sequence.
