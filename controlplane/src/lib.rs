@@ -9,6 +9,7 @@
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
+//! | [`mode`] | datacenter, internet or hybrid: measured for each peer, unless an operator says otherwise |
 //! | [`nics`] | the migration NICs of this host |
 //! | [`node`] | one node's control plane, put together |
 //! | [`profile`] | flame graphs and hardware counters of the data plane, from outside |
@@ -22,6 +23,7 @@ pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod mode;
 pub mod nics;
 pub mod node;
 pub mod profile;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::{JobError, Jobs, JobsConfig, PeerToken};
+use crate::mode::{self, Modes};
 use crate::nics::Nics;
 use crate::store::{Store, StoreError};
 use crate::telemetry::tally::Tally;
@@ -76,10 +77,12 @@ pub async fn run(
         &config.state_dir.join("nics"),
         jobs.clone(),
     )?;
+    let modes = Modes::open(store.clone())?;
     let app = App::new(Parts {
         host: host.clone(),
         jobs: jobs.clone(),
         flags: flags.clone(),
+        modes: modes.clone(),
         nics,
         store,
         token,
@@ -90,6 +93,7 @@ pub async fn run(
     let background = [
         attaching,
         tokio::spawn(apply_at_attach(host.clone(), flags)),
+        tokio::spawn(mode::run::run(host.clone(), modes)),
         tokio::spawn(tally_failures(host, tally.clone())),
         tokio::spawn(tally_migrations(jobs, tally)),
     ];

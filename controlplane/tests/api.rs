@@ -5,6 +5,7 @@
 mod api_support;
 
 use api_support::{Server, TOKEN, answer, watchdog};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -37,6 +38,12 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/v1/feature-flags/exclude"),
     ("POST", "/v1/feature-flags/force-v1"),
     ("GET", "/v1/feature-flags/dwcp_v3_hde"),
+    ("GET", "/v1/modes"),
+    ("PUT", "/v1/modes"),
+    ("DELETE", "/v1/modes"),
+    ("GET", "/v1/modes/10.0.0.2"),
+    ("PUT", "/v1/modes/10.0.0.2"),
+    ("DELETE", "/v1/modes/10.0.0.2"),
     ("GET", "/v1/nics"),
     ("POST", "/v1/nics/plan"),
     ("POST", "/v1/nics/apply"),
@@ -401,6 +408,66 @@ async fn flags_and_their_history_outlive_a_restart() {
     assert_eq!(what, ["force_v1", "exclude", "set"]);
     assert_eq!(entries[2]["by"], "127.0.0.1 (alice)");
     assert_eq!(entries[2]["percentage_before"], 100);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn overrides_of_modes_are_told_and_outlive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]).await;
+    let events = watchdog(server.request("GET", "/v1/events").send())
+        .await
+        .unwrap();
+    let put = |path: &str, mode: &str| {
+        let request = server.request("PUT", path).header("dwcp-actor", "alice");
+        answer(request.json(&json!({ "mode": mode })))
+    };
+    let (status, peer) = put("/v1/modes/10.0.0.2", "internet").await;
+    assert_eq!(
+        (status, &peer["mode"], &peer["by"]),
+        (200, &json!("internet"), &json!("override_of_peer")),
+        "{peer}"
+    );
+    assert!(peer["reason"].as_str().unwrap().contains("alice"), "{peer}");
+    let (_, all) = put("/v1/modes", "datacenter").await;
+    assert_eq!(all["override"]["mode"], "datacenter");
+    assert_eq!(all["peers"][0]["mode"], "internet", "its own counts");
+    let first = watchdog(events.bytes_stream().next())
+        .await
+        .unwrap()
+        .unwrap();
+    let first = String::from_utf8_lossy(&first).into_owned();
+    assert!(
+        first.contains("event: mode") && first.contains("10.0.0.2"),
+        "{first}"
+    );
+    for (path, body, status) in [
+        ("/v1/modes/host", json!({ "mode": "internet" }), 400),
+        ("/v1/modes", json!({ "mode": "lan" }), 400),
+        ("/v1/modes", json!({ "mode": "hybrid", "peer": "x" }), 400),
+    ] {
+        let (found, problem) = answer(server.request("PUT", path).json(&body)).await;
+        assert!(found == status && is_problem(&problem, status), "{problem}");
+    }
+    assert_eq!(server.get("/v1/modes/10.0.0.9").await.0, 404);
+    let (_, before) = server.get("/v1/modes").await;
+    server.stop().await;
+
+    let server = Server::start(folder.path(), &[]).await;
+    let (_, mut after) = server.get("/v1/modes").await;
+    // The changes are of the process that made them.
+    after["peers"][0]["changes"] = before["peers"][0]["changes"].clone();
+    assert_eq!(after, before);
+    let (_, peer) = answer(server.request("DELETE", "/v1/modes/10.0.0.2")).await;
+    assert_eq!(
+        (&peer["mode"], &peer["by"]),
+        (&json!("datacenter"), &json!("override_of_all"))
+    );
+    let (_, all) = answer(server.request("DELETE", "/v1/modes")).await;
+    assert_eq!(
+        (&all["override"], &all["peers"][0]["mode"]),
+        (&Value::Null, &Value::Null)
+    );
     server.stop().await;
 }
 

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use api_support::{Server, watchdog};
 use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
 use dwcp_api::worker::WorkerCounters;
-use dwcp_api::{Failure, Role, SessionId, SessionState};
+use dwcp_api::{Failure, Mode, PathLoad, Role, SessionId, SessionState};
 use dwcp_controlplane::flags::{Flags, NodeId, NotAttached, SwitchBoard};
+use dwcp_controlplane::mode::Figures;
 use dwcp_controlplane::store::Store;
 use dwcp_controlplane::telemetry::exposition::{openmetrics, prometheus};
 use dwcp_controlplane::telemetry::picture::Picture;
@@ -44,6 +45,9 @@ fn picture(workers: u64) -> Picture {
             held_bytes: 10,
             held_bytes_limit: 100,
             rtt_us: 2_000,
+            mode: Mode::Internet.code().into(),
+            path_load: PathLoad::Full.code().into(),
+            path_bytes_per_s: 1_000,
             delivery_bytes_per_s: 5,
             lanes_up: 7,
             lanes_wanted: 8,
@@ -66,6 +70,10 @@ fn picture(workers: u64) -> Picture {
         sessions,
         flags: flags.view(),
         switch_changes: (2, 1),
+        modes: Figures {
+            changes: [4, 5, 6],
+            peers: [1, 0, 2],
+        },
         tally,
     }
 }
@@ -276,6 +284,13 @@ fn figures_are_those_of_the_workers_and_the_table() {
             "dwcp_session_round_trip_seconds{session=\"01010101010101010101010101010101\"}",
             0.002,
         ),
+        ("dwcp_mode_sessions{mode=\"internet\"}", SESSIONS_MAX as f64),
+        (
+            "dwcp_session_path_bytes_per_second{session=\"01010101010101010101010101010101\",load=\"full\"}",
+            1_000.0,
+        ),
+        ("dwcp_mode_changes_total{mode=\"internet\"}", 5.0),
+        ("dwcp_mode_peers{mode=\"hybrid\"}", 2.0),
     ] {
         let found = samples
             .get(series)

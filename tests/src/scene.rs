@@ -32,6 +32,8 @@ pub struct SceneConfig {
     pub arrival: Arrival,
     /// QEMU at the destination.
     pub destination_qemu: QemuVersion,
+    /// The hypervisor's downtime limit, ms.
+    pub downtime_limit_ms: u64,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
     /// More lines for the configuration of each data plane.
@@ -49,6 +51,7 @@ impl Default for SceneConfig {
             multifd: 0,
             arrival: Arrival::Run,
             destination_qemu: QemuVersion::V10,
+            downtime_limit_ms: 300,
             resume_limit_ms: 30_000,
             dataplane_extra: [const { String::new() }; 2],
         }
@@ -174,6 +177,7 @@ impl<'g> Scene<'g> {
             "options": {
                 "max_version": self.config.max_version,
                 "multifd_channels": self.config.multifd,
+                "downtime_limit_ms": self.config.downtime_limit_ms,
                 "resume_limit_ms": self.config.resume_limit_ms,
             },
         });

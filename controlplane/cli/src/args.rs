@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,12 @@ pub enum Command {
         /// What to do with them [default: list]
         #[command(subcommand)]
         command: Option<Flags>,
+    },
+    /// Show in which mode each peer's sessions are and why, or override it
+    Mode {
+        /// What to do [default: show]
+        #[command(subcommand)]
+        command: Option<ModeCommand>,
     },
     /// Throw the kill switch: everything goes back to v1, running migrations included
     Rollback {
@@ -167,6 +174,53 @@ impl MaxVersion {
         match self {
             Self::V1 => "v1",
             Self::V3 => "v3",
+        }
+    }
+}
+
+/// `dwcpctl mode`
+#[derive(Subcommand, Debug)]
+pub enum ModeCommand {
+    /// Show them
+    Show {
+        /// Address of one peer's data plane
+        peer: Option<IpAddr>,
+    },
+    /// Put all peers, or one, into a mode whatever is measured
+    Set {
+        /// The mode
+        #[arg(value_enum)]
+        mode: Mode,
+        /// Address of one peer's data plane
+        #[arg(long, value_name = "ADDRESS")]
+        peer: Option<IpAddr>,
+    },
+    /// Take that back: what is measured decides
+    Auto {
+        /// Address of one peer's data plane
+        #[arg(long, value_name = "ADDRESS")]
+        peer: Option<IpAddr>,
+    },
+}
+
+/// A mode.
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub enum Mode {
+    /// Near and fast
+    Datacenter,
+    /// Far or thin
+    Internet,
+    /// In between
+    Hybrid,
+}
+
+impl Mode {
+    /// The word of the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Datacenter => "datacenter",
+            Self::Internet => "internet",
+            Self::Hybrid => "hybrid",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! | [`exit`] | how the program ends |
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
+//! | [`mode`] | modes of peers |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
 //! | [`perf`], [`rates`] | counters, flame graphs |
@@ -21,6 +22,7 @@ mod client;
 mod exit;
 mod follow;
 mod migrate;
+mod mode;
 mod nic;
 mod perf;
 mod progress;
@@ -69,6 +71,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Status { id, .. } => steer::status(&api, id.as_deref(), as_json).await,
         Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
+        Command::Mode { command } => mode::mode(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
         Command::Perf { command } => perf::perf(&api, command, as_json).await,

@@ -115,6 +115,48 @@ async fn node(folder: &Path) -> Node {
 }
 
 #[tokio::test]
+async fn modes_are_shown_set_and_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path()).await;
+    let api = node.api.as_str();
+    let none = run(api, &["mode"]).await;
+    assert_eq!(
+        (none.code, none.out.contains("no peer")),
+        (0, true),
+        "{}",
+        none.err
+    );
+    let set = run(api, &["mode", "set", "internet", "--peer", "10.0.0.2"]).await;
+    assert_eq!(set.code, 0, "{}", set.err);
+    assert!(
+        set.out.contains("10.0.0.2  internet") && set.out.contains("alice"),
+        "{}",
+        set.out
+    );
+    let all = run(api, &["--json", "mode", "set", "hybrid"]).await;
+    let all: Value = serde_json::from_str(&all.out).unwrap();
+    assert_eq!(
+        (&all["override"]["mode"], &all["peers"][0]["mode"]),
+        (&"hybrid".into(), &"internet".into())
+    );
+    let auto = run(api, &["--json", "mode", "auto", "--peer", "10.0.0.2"]).await;
+    let auto: Value = serde_json::from_str(&auto.out).unwrap();
+    assert_eq!(
+        (&auto["mode"], &auto["by"]),
+        (&"hybrid".into(), &"override_of_all".into())
+    );
+    let shown = run(api, &["mode", "show"]).await;
+    assert!(shown.out.contains("all peers: hybrid"), "{}", shown.out);
+    let one = run(api, &["--json", "mode", "show", "10.0.0.9"]).await;
+    assert_ne!(one.code, 0);
+    assert!(one.err.contains("nothing is known"), "{}", one.err);
+    assert_eq!(run(api, &["mode", "set", "lan"]).await.code, 2);
+    assert_eq!(run(api, &["mode", "auto"]).await.code, 0);
+    node.stop.send_replace(true);
+    watchdog(node.task).await.unwrap();
+}
+
+#[tokio::test]
 async fn flags_rollback_and_health_against_a_real_control_plane() {
     let folder = tempfile::tempdir().unwrap();
     let node = node(folder.path()).await;

@@ -2,11 +2,11 @@
 //!
 //! | route | events |
 //! |---|---|
-//! | `GET /v1/events` | every migration's view at each change |
+//! | `GET /v1/events` | every migration's view at each change, and every change of a peer's mode |
 //! | `GET /v1/migrations/{id}/events` | its view at once, then at each change; ends after the last |
 //!
-//! Each event has `event: migration`, an `id:` that grows, and the whole view as its data: a client that
-//! missed some loses nothing but the way there. A comment comes every [`HEARTBEAT`], so that a dead
+//! Each event has `event: migration` or `event: mode`, an `id:` that grows, and the whole view or change as its data:
+//! a client that missed some loses nothing but the way there. A comment comes every [`HEARTBEAT`], so that a dead
 //! stream is noticed. At most [`STREAMS_MAX`] are open at once.
 
 use std::convert::Infallible;
@@ -19,6 +19,7 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
+use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -28,6 +29,7 @@ use super::migrations::session;
 use super::problem::Problem;
 use super::serve::stopped;
 use crate::jobs::{JobError, MigrationView};
+use crate::mode::view::ChangeView;
 
 /// Time between two comments.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -40,7 +42,9 @@ static EVENT_ID: AtomicU64 = AtomicU64::new(1);
 /// `GET /v1/events`
 pub async fn all(State(app): State<App>) -> Result<Response, Problem> {
     let permit = permit(&app)?;
-    Ok(sse(changes(&app, None), &app, permit))
+    let views = changes(&app, None).map(|view| Told::new("migration", &view));
+    let modes = modes(&app).map(|change| Told::new("mode", &change));
+    Ok(sse(stream::select(views, modes), &app, permit))
 }
 
 /// `GET /v1/migrations/{id}/events`
@@ -58,8 +62,35 @@ pub async fn one(State(app): State<App>, PathWord(id): PathWord) -> Result<Respo
             stream::iter([Some(view)].into_iter().chain(end))
         })
         .take_while(|view| ready(view.is_some()))
-        .filter_map(ready);
+        .filter_map(ready)
+        .map(|view| Told::new("migration", &view));
     Ok(sse(views, &app, permit))
+}
+
+/// What an event tells.
+struct Told {
+    kind: &'static str,
+    data: String,
+}
+
+impl Told {
+    fn new(kind: &'static str, what: &impl Serialize) -> Self {
+        let data = serde_json::to_string(what).unwrap_or_default();
+        Self { kind, data }
+    }
+}
+
+/// Changes of modes; those that came too fast are missed, `/v1/modes` has the last of each peer.
+fn modes(app: &App) -> impl Stream<Item = ChangeView> + use<> {
+    stream::unfold(app.modes.subscribe(), |mut receiver| async move {
+        loop {
+            match receiver.recv().await {
+                Ok(change) => return Some((change, receiver)),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    })
 }
 
 fn permit(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
@@ -101,21 +132,20 @@ fn changes(app: &App, only: Option<String>) -> impl Stream<Item = MigrationView>
 }
 
 fn sse(
-    views: impl Stream<Item = MigrationView> + Send + 'static,
+    told: impl Stream<Item = Told> + Send + 'static,
     app: &App,
     permit: OwnedSemaphorePermit,
 ) -> Response {
     let mut stop = app.stop.clone();
     let stopped = async move { stopped(&mut stop).await };
-    let events = views.take_until(Box::pin(stopped)).map(move |view| {
+    let events = told.take_until(Box::pin(stopped)).map(move |told| {
         let _held = &permit;
         let id = EVENT_ID.fetch_add(1, Ordering::Relaxed);
-        let data = serde_json::to_string(&view).unwrap_or_default();
         Ok::<Event, Infallible>(
             Event::default()
-                .event("migration")
+                .event(told.kind)
                 .id(id.to_string())
-                .data(data),
+                .data(told.data),
         )
     });
     Sse::new(events)

@@ -26,7 +26,7 @@ const PROBE_COUNTS_FOR: Duration = Duration::from_secs(10);
 
 async fn judge(app: &App) -> Health {
     let store = probe(app).await;
-    let picture = Picture::take(&app.host, &app.flags, &app.tally);
+    let picture = Picture::take(&app.host, &app.flags, &app.modes, &app.tally);
     Health::judge(
         picture,
         app.host.status(),
@@ -86,7 +86,7 @@ async fn probe(app: &App) -> StoreHealth {
 
 /// `GET /metrics`
 pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
-    let picture = Picture::take(&app.host, &app.flags, &app.tally);
+    let picture = Picture::take(&app.host, &app.flags, &app.modes, &app.tally);
     let text = exposition::openmetrics(picture).map_err(|error| {
         let detail = format!("the metrics could not be written: {error}");
         let cure = "ask again; if it stays so, report the bug";

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::flags::FlagError;
 use crate::jobs::JobError;
+use crate::mode::ModeError;
 use crate::nics::NicsError;
 use crate::store::StoreError;
 
@@ -115,6 +116,20 @@ impl From<FlagError> for Problem {
                 "exclude fewer nodes, or lower the percentage",
             ),
             FlagError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ModeError> for Problem {
+    fn from(error: ModeError) -> Self {
+        match error {
+            ModeError::TooMany(_) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "too_many_overrides",
+                error.to_string(),
+                "take some back with DELETE /v1/modes/{peer}, or override all peers with PUT /v1/modes",
+            ),
+            ModeError::Store(error) => error.into(),
         }
     }
 }

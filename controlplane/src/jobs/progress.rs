@@ -122,6 +122,8 @@ fn copy_snapshot(from: &SessionSnapshot, view: &mut MigrationView) {
     view.version = version_word(from.batch_version).or_else(|| view.version.take());
     view.negotiated_version =
         version_word(from.negotiated_version).or_else(|| view.negotiated_version.take());
+    let mode = from.mode().map(|mode| mode.as_str().to_owned());
+    view.mode = mode.or_else(|| view.mode.take());
     let hypervisor = from.hypervisor_bytes_in;
     view.bytes = BytesView {
         hypervisor,
@@ -203,6 +205,7 @@ mod tests {
         snapshot.wire_bytes_sent = 250;
         snapshot.held_bytes = 100;
         snapshot.batch_version = 3;
+        snapshot.mode = dwcp_api::Mode::Internet.code().into();
         snapshot.switch_thrown_ns = 5_000;
         snapshot.first_v1_batch_ns = 12_000;
         let mut view = view();
@@ -210,6 +213,7 @@ mod tests {
         assert_eq!(view.bytes.delivered, 900);
         assert_eq!(view.bytes.saved_fraction, Some(0.75));
         assert_eq!(view.version.as_deref(), Some("v3"));
+        assert_eq!(view.mode.as_deref(), Some("internet"));
         assert_eq!(
             view.rollback.and_then(|rollback| rollback.rollback_us),
             Some(7)

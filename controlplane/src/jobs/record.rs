@@ -77,6 +77,7 @@ impl SourceRecord {
             setup_ms: None,
             version: None,
             negotiated_version: None,
+            mode: None,
             bytes: BytesView::default(),
             rates: RatesView::default(),
             remaining_bytes: None,

@@ -204,6 +204,8 @@ pub struct MigrationView {
     pub version: Option<String>,
     /// Highest version both ends may use.
     pub negotiated_version: Option<String>,
+    /// Mode in force: `datacenter`, `internet` or `hybrid`; absent before it is known.
+    pub mode: Option<String>,
     /// Bytes so far.
     pub bytes: BytesView,
     /// Bytes a second.

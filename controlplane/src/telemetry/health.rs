@@ -238,6 +238,7 @@ mod tests {
                 flags: Vec::new(),
             },
             switch_changes: (0, 0),
+            modes: crate::mode::Figures::default(),
             tally: Tally::default(),
         }
     }

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use dwcp_api::session::SessionSnapshot;
-use dwcp_api::{Failure, Role, SessionState, Stage, Version};
+use dwcp_api::{Failure, Mode, PathLoad, Role, SessionState, Stage, Version};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeMetric, NoLabelSet,
@@ -94,6 +94,7 @@ impl Collector for Picture {
         let mut out = Families { encoder };
         self.node_families(&mut out)?;
         self.flag_families(&mut out)?;
+        self.mode_families(&mut out)?;
         self.session_families(&mut out)?;
         for version in Version::ALL {
             self.version_families(&mut out, *version)?;
@@ -162,6 +163,25 @@ impl Picture {
         )
     }
 
+    fn mode_families(&self, out: &mut Families<'_>) -> fmt::Result {
+        let by_mode = |figures: [u64; 3]| -> Vec<(Labels, u64)> {
+            let modes = Mode::ALL.iter().zip(figures);
+            modes
+                .map(|(mode, figure)| (label("mode", mode.as_str()), figure))
+                .collect()
+        };
+        out.counters(
+            "dwcp_mode_changes",
+            "Changes of a peer's mode since the control plane started, by the mode that came",
+            by_mode(self.modes.changes),
+        )?;
+        let peers = by_mode(self.modes.peers);
+        let peers = peers
+            .into_iter()
+            .map(|(labels, count)| (labels, count as f64));
+        out.gauges("dwcp_mode_peers", "Peers in each mode", peers.collect())
+    }
+
     fn running(&self) -> impl Iterator<Item = &SessionSnapshot> {
         self.sessions
             .iter()
@@ -217,6 +237,31 @@ impl Picture {
             "dwcp_session_round_trip_seconds",
             "Smoothed round-trip time to the peer, per running session",
             each(&|s| s.rtt_us as f64 / 1e6),
+        )?;
+        let in_mode = |mode: &Mode| self.running().filter(|s| s.mode() == Some(*mode)).count();
+        let modes = Mode::ALL
+            .iter()
+            .map(|mode| (label("mode", mode.as_str()), in_mode(mode) as f64));
+        out.gauges(
+            "dwcp_mode_sessions",
+            "Running sessions in each mode, as it is in force in the data plane",
+            modes.collect(),
+        )?;
+        // What an idle path carries is not known.
+        let carried = self
+            .running()
+            .filter(|s| s.path_load() != PathLoad::Idle)
+            .map(|s| {
+                let labels = vec![
+                    ("session", s.id.to_string()),
+                    ("load", s.path_load().as_str().to_owned()),
+                ];
+                (labels, s.path_bytes_per_s as f64)
+            });
+        out.gauges(
+            "dwcp_session_path_bytes_per_second",
+            "Bytes the path carried in the last sample, all it can if its load is full, per running session",
+            carried.collect(),
         )
     }
 

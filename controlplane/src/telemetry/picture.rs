@@ -10,6 +10,7 @@ use dwcp_api::session::SessionSnapshot;
 use super::tally::Tally;
 use crate::flags::{Flags, FlagsView};
 use crate::host::Host;
+use crate::mode::{Figures, Modes};
 
 /// Counters of one worker, by name.
 pub type WorkerFigures = Vec<(&'static str, u64)>;
@@ -29,6 +30,8 @@ pub struct Picture {
     pub flags: FlagsView,
     /// How often the kill switch was thrown and released since this process began.
     pub switch_changes: (u64, u64),
+    /// Changes of modes, and peers by mode.
+    pub modes: Figures,
     /// What the control plane counts.
     pub tally: Tally,
 }
@@ -36,7 +39,7 @@ pub struct Picture {
 impl Picture {
     /// Looks at everything.
     #[must_use]
-    pub fn take(host: &Host, flags: &Flags, tally: &Tally) -> Self {
+    pub fn take(host: &Host, flags: &Flags, modes: &Modes, tally: &Tally) -> Self {
         let workers = host.workers().ok();
         let sessions = host.sessions().unwrap_or_default();
         tally.observe_sessions(&sessions);
@@ -50,6 +53,7 @@ impl Picture {
             sessions,
             flags: flags.view(),
             switch_changes: flags.switch_changes(),
+            modes: modes.figures(),
             tally: tally.clone(),
         }
     }

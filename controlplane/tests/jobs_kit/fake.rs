@@ -292,6 +292,21 @@ impl Plane {
                     },
                 )
             }
+            Command::SetMode { session, mode } => {
+                let known = self.state(session).is_some();
+                self.change(session, |session| {
+                    session.snapshot.mode = mode.code().into();
+                    session.snapshot.mode_since_ns = monotonic_ns();
+                });
+                (
+                    session,
+                    if known {
+                        Failure::None
+                    } else {
+                        Failure::BadCommand
+                    },
+                )
+            }
             Command::Forget { session } => {
                 let gone = self.sessions.lock().unwrap().remove(&session);
                 if let Some(gone) = &gone {

@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::ids::{SessionId, Version, closed_set};
+use crate::ids::{Mode, SessionId, Version, closed_set};
 use crate::text::{Text, TextError};
 
 /// Longest path of a UNIX socket, in bytes.
@@ -20,7 +20,7 @@ pub struct CommandRecord {
     kind: u32,
     verdict: u32,
     max_version: u32,
-    reserved: u32,
+    mode: u32,
     window_limit_bytes: u64,
     store_bytes: u64,
     rate_limit_bytes_per_s: u64,
@@ -96,6 +96,13 @@ pub enum Command {
         /// Wire bytes a second.
         rate_limit_bytes_per_s: u64,
     },
+    /// Put a running session into a mode, from its next batch on.
+    SetMode {
+        /// Which one.
+        session: SessionId,
+        /// The mode.
+        mode: Mode,
+    },
     /// Forget a session that has ended, so that its slot can be used again.
     Forget {
         /// Which one.
@@ -106,7 +113,7 @@ pub enum Command {
 /// A record that is no command.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CommandError {
-    /// No such kind, verdict or version.
+    /// No such kind, verdict, version or mode.
     #[error(
         "field {field} holds {found}, which this data plane does not know: update it to the control plane's version"
     )]
@@ -130,6 +137,7 @@ const CANCEL: u32 = 3;
 const RESOLVE: u32 = 4;
 const LIMIT: u32 = 5;
 const FORGET: u32 = 6;
+const SET_MODE: u32 = 7;
 
 impl CommandRecord {
     /// The command's id, given back in its answer.
@@ -147,7 +155,7 @@ impl CommandRecord {
             kind: 0,
             verdict: 0,
             max_version: 0,
-            reserved: 0,
+            mode: 0,
             window_limit_bytes: 0,
             store_bytes: 0,
             rate_limit_bytes_per_s: 0,
@@ -196,6 +204,11 @@ impl CommandRecord {
                 record.kind = LIMIT;
                 record.session = *session;
                 record.rate_limit_bytes_per_s = *rate_limit_bytes_per_s;
+            }
+            Command::SetMode { session, mode } => {
+                record.kind = SET_MODE;
+                record.session = *session;
+                record.mode = mode.code();
             }
             Command::Forget { session } => {
                 record.kind = FORGET;
@@ -265,6 +278,10 @@ impl CommandRecord {
                 session,
                 rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             }),
+            SET_MODE => Ok(Command::SetMode {
+                session,
+                mode: Mode::from_code(self.mode).ok_or_else(|| unknown("mode", self.mode))?,
+            }),
             FORGET => Ok(Command::Forget { session }),
             found => Err(unknown("kind", found)),
         }
@@ -306,6 +323,10 @@ mod tests {
                 session,
                 rate_limit_bytes_per_s: 5,
             },
+            Command::SetMode {
+                session,
+                mode: Mode::Hybrid,
+            },
             Command::Forget { session },
         ];
         for command in commands {
@@ -329,6 +350,14 @@ mod tests {
             Err(CommandError::Unknown {
                 field: "kind",
                 found: 99
+            })
+        );
+        record.kind = SET_MODE;
+        assert_eq!(
+            record.decode(),
+            Err(CommandError::Unknown {
+                field: "mode",
+                found: 0
             })
         );
         record.kind = OPEN_SOURCE;

@@ -100,6 +100,31 @@ closed_set! {
 }
 
 closed_set! {
+    /// What kind of path leads to a peer, and so how its sessions behave. Decided by the control plane, in
+    /// force from one batch to the next.
+    Mode {
+        /// Near and fast: round trip under 10 ms, more than 1 Gbit/s.
+        Datacenter = 1, "datacenter";
+        /// Far or thin: round trip over 50 ms, or less than 1 Gbit/s.
+        Internet = 2, "internet";
+        /// In between.
+        Hybrid = 3, "hybrid";
+    }
+}
+
+closed_set! {
+    /// What a sample of a path says about its bandwidth.
+    PathLoad {
+        /// Hardly anything was sent: nothing.
+        Idle = 0, "idle";
+        /// Bytes flowed and none had to wait for the path: it carries at least what it carried.
+        Free = 1, "free";
+        /// Bytes waited for the path: it carries what it carried.
+        Full = 2, "full";
+    }
+}
+
+closed_set! {
     /// Where a session stands.
     SessionState {
         /// Waiting for the hypervisor to connect, or for the peer.
@@ -184,6 +209,10 @@ mod tests {
         for failure in Failure::ALL {
             assert_eq!(Failure::from_code(failure.code()), Some(*failure));
         }
-        assert_eq!(Version::from_code(2), None);
+        for mode in Mode::ALL {
+            assert_eq!(Mode::from_code(mode.code()), Some(*mode));
+        }
+        // A word that was never written names no mode.
+        assert_eq!((Version::from_code(2), Mode::from_code(0)), (None, None));
     }
 }

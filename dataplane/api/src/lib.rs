@@ -7,7 +7,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`ids`] | session ids, roles, states, failure codes |
+//! | [`ids`] | session ids, roles, states, modes, failure codes |
 //! | [`text`] | bounded text fields |
 //! | [`switches`] | the words that the control plane stores and every batch reads |
 //! | [`command`] | control plane → data plane |
@@ -29,7 +29,7 @@ pub mod switches;
 pub mod text;
 pub mod worker;
 
-pub use ids::{Failure, Role, SessionId, SessionState, Version};
+pub use ids::{Failure, Mode, PathLoad, Role, SessionId, SessionState, Version};
 pub use layout::{ABI_VERSION, LAYOUT_HASH};
 pub use stage::Stage;
 

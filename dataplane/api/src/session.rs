@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::ids::{Failure, Role, SessionId, SessionState, Version};
+use crate::ids::{Failure, Mode, PathLoad, Role, SessionId, SessionState, Version};
 use crate::text::Text;
 
 /// What lanes may run over, by the number in [`SessionSnapshot::driver`].
@@ -93,6 +93,20 @@ pub struct SessionSnapshot {
     pub driver: u64,
     /// Times that the lanes went back to TCP because another driver did not carry.
     pub driver_fallbacks: u64,
+    /// [`Mode`] in force, as a number; 0: none was told.
+    pub mode: u64,
+    /// Since when, `CLOCK_MONOTONIC` nanoseconds; 0: none was told.
+    pub mode_since_ns: u64,
+    /// Samples of the path to the peer so far: grows by one with each, and the words below are of the last.
+    pub path_samples: u64,
+    /// When it was taken, `CLOCK_MONOTONIC` nanoseconds.
+    pub path_sampled_ns: u64,
+    /// Its round-trip time, microseconds: the least that was seen since the one before.
+    pub path_rtt_us: u64,
+    /// Its [`PathLoad`] as a number: how `path_bytes_per_s` is to be read.
+    pub path_load: u64,
+    /// Bytes a second that the path carried; 0 when idle.
+    pub path_bytes_per_s: u64,
     /// The peer, `address:port`.
     pub peer: Text<64>,
     /// Why it failed and what to do.
@@ -140,6 +154,13 @@ impl SessionSnapshot {
         switch_thrown_ns: 0,
         driver: 0,
         driver_fallbacks: 0,
+        mode: 0,
+        mode_since_ns: 0,
+        path_samples: 0,
+        path_sampled_ns: 0,
+        path_rtt_us: 0,
+        path_load: 0,
+        path_bytes_per_s: 0,
         peer: Text::EMPTY,
         detail: Text::EMPTY,
     };
@@ -175,5 +196,20 @@ impl SessionSnapshot {
     #[must_use]
     pub fn batch_version(&self) -> Option<Version> {
         Version::from_code(u32::try_from(self.batch_version).ok()?)
+    }
+
+    /// The mode in force; none until one was told.
+    #[must_use]
+    pub fn mode(&self) -> Option<Mode> {
+        Mode::from_code(u32::try_from(self.mode).ok()?)
+    }
+
+    /// How the last sample's bandwidth is to be read; a word that is not known says nothing.
+    #[must_use]
+    pub fn path_load(&self) -> PathLoad {
+        u32::try_from(self.path_load)
+            .ok()
+            .and_then(PathLoad::from_code)
+            .unwrap_or(PathLoad::Idle)
     }
 }

@@ -26,6 +26,20 @@ pub struct EncodeHint {
     /// The caller can send the raw bytes from where they are: see
     /// [`Encoded::raw_as_is`](super::Encoded::raw_as_is).
     pub accepts_raw_as_is: bool,
+    /// How much work bytes are worth on this path.
+    pub effort: Effort,
+}
+
+/// How much work bytes are worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// Little: no compression beyond zstd's first level, whatever the wire seems to carry at the moment.
+    Light,
+    /// What the measured rates say.
+    #[default]
+    Measured,
+    /// Much: of two ways that take about as long, the one with fewer bytes.
+    Aggressive,
 }
 
 impl Default for EncodeHint {
@@ -36,6 +50,7 @@ impl Default for EncodeHint {
             idle_cores_hint: 1,
             latency_critical: false,
             accepts_raw_as_is: false,
+            effort: Effort::default(),
         }
     }
 }
@@ -80,6 +95,10 @@ const TRANSMIT_BYTES_PER_S: f64 = 3e9;
 const SWITCH_GAIN: f64 = 0.92;
 /// Weight of the faster of encoding and wire: of two equal maxima the smaller sum is better.
 const HIDDEN_WEIGHT: f64 = 0.05;
+/// What a byte on the wire costs beside its time where effort is aggressive, as a share of that time.
+const BYTES_WEIGHT: f64 = 0.25;
+/// The highest level of zstd where effort is light.
+const LIGHT_LEVEL_MAX: i32 = 1;
 /// Batches from one probe to the next, whatever their methods.
 const PROBE_SPACING: u64 = 16;
 /// Batches until an estimate counts as old, at least and at most.
@@ -159,12 +178,22 @@ impl Chooser {
         if hint.idle_cores_hint == 0 {
             encode += arm.ratio / TRANSMIT_BYTES_PER_S;
         }
+        let bytes = if hint.effort == Effort::Aggressive {
+            BYTES_WEIGHT * wire
+        } else {
+            0.0
+        };
         if hint.latency_critical {
             let busy = hint.backlog_bytes as f64 / link_bytes_per_s / raw_len;
             encode.max(busy) + wire
         } else {
-            encode.max(wire) + HIDDEN_WEIGHT * encode.min(wire)
+            encode.max(wire) + HIDDEN_WEIGHT * encode.min(wire) + bytes
         }
+    }
+
+    /// May a batch with this hint go by `arm`?
+    const fn is_open(arm: &Arm, hint: &EncodeHint) -> bool {
+        !matches!(hint.effort, Effort::Light) || arm.level <= LIGHT_LEVEL_MAX
     }
 
     /// Chooses for a batch of `raw_len` bytes.
@@ -180,9 +209,19 @@ impl Chooser {
         self.batches += 1;
         let Some(link) = hint.link_bytes_per_s else {
             let reason = ChoiceReason::LinkUnknown;
+            let unknown = match hint.effort {
+                Effort::Aggressive => Method::Zstd,
+                Effort::Light | Effort::Measured => Method::Lz4,
+            };
+            // The levels are in order, and the first is the fastest.
+            let level = self
+                .arms
+                .iter()
+                .find(|arm| arm.method == unknown)
+                .map_or(0, |arm| arm.level);
             return Choice {
-                method: Method::Lz4,
-                level: 0,
+                method: unknown,
+                level,
                 reason,
             };
         };
@@ -190,7 +229,7 @@ impl Chooser {
         let cost = |arm: &Arm| Self::cost(arm, hint, link, raw_len.max(1) as f64);
         let mut best = 0;
         for (i, arm) in self.arms.iter().enumerate() {
-            if cost(arm) < cost(&self.arms[best]) {
+            if Self::is_open(arm, hint) && cost(arm) < cost(&self.arms[best]) {
                 best = i;
             }
         }
@@ -198,8 +237,10 @@ impl Chooser {
         let mut reason = ChoiceReason::Soonest;
         if best != self.current {
             // Where a guest waits there is no next batch for which staying would pay.
-            let switch =
-                hint.latency_critical || best_cost < SWITCH_GAIN * cost(&self.arms[self.current]);
+            let current = &self.arms[self.current];
+            let switch = hint.latency_critical
+                || !Self::is_open(current, hint)
+                || best_cost < SWITCH_GAIN * cost(current);
             if switch {
                 self.current = best;
             } else {
@@ -213,6 +254,7 @@ impl Chooser {
                     .clamp(PROBE_AFTER_MIN, PROBE_AFTER_MAX);
                 // Passing through has nothing to learn.
                 i != self.current
+                    && Self::is_open(arm, hint)
                     && arm.method != Method::Passthrough
                     && (self.batches - arm.used_at) as f64 >= after
             });
@@ -353,6 +395,49 @@ mod tests {
             ..critical
         };
         assert_eq!(most_used(&run(&mut chooser, &behind, 50)).0, Method::Zstd);
+    }
+
+    #[test]
+    fn light_effort_bounds_the_level_at_once_and_for_probes_too() {
+        let thin = hint(5_000_000);
+        let light = EncodeHint {
+            effort: Effort::Light,
+            ..thin
+        };
+        let mut chooser = Chooser::new(1, 6);
+        assert_eq!(most_used(&run(&mut chooser, &thin, 300)).1, 6);
+        let choices = run(&mut chooser, &light, 2_000);
+        assert!(choices.iter().all(|choice| choice.level <= LIGHT_LEVEL_MAX));
+        assert_eq!(most_used(&run(&mut chooser, &thin, 300)).1, 6);
+    }
+
+    #[test]
+    fn aggressive_effort_prefers_fewer_bytes_where_time_is_about_equal() {
+        // Of this wire a byte needs 3.03 ns with LZ4; zstd 1 encodes one in 2.86 ns, too small a gain to switch.
+        let equal = hint(165_000_000);
+        let aggressive = EncodeHint {
+            effort: Effort::Aggressive,
+            ..equal
+        };
+        let of = |hint: &EncodeHint| {
+            let mut chooser = Chooser::new(1, 6);
+            // Long enough to know all, on a wire for LZ4.
+            run(&mut chooser, &self::hint(300_000_000), 2_000);
+            most_used(&run(&mut chooser, hint, 300)).0
+        };
+        assert_eq!((of(&equal), of(&aggressive)), (Method::Lz4, Method::Zstd));
+        // Time still counts most.
+        let fast = EncodeHint {
+            effort: Effort::Aggressive,
+            ..hint(6_000_000_000)
+        };
+        assert_eq!(of(&fast), Method::Passthrough);
+        let unknown = EncodeHint {
+            effort: Effort::Aggressive,
+            ..EncodeHint::default()
+        };
+        let choice = Chooser::new(1, 6).choose(&unknown, BATCH, true);
+        assert_eq!((choice.method, choice.level), (Method::Zstd, 1));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! error, within the batch's time and memory.
 //!
 //! - [`Encoder`], [`Decoder`]: the two halves of a direction
-//! - [`EncodeHint`], [`Choice`]: which method gets a batch across soonest
+//! - [`EncodeHint`], [`Effort`], [`Choice`]: which method gets a batch across soonest
 //! - [`PageStore`]: the page history
 //! - [`Chain`]: the digests that batches are released by
 
@@ -35,7 +35,7 @@ mod v3;
 mod varint;
 mod zstd;
 
-pub use choice::{Choice, ChoiceReason, EncodeHint};
+pub use choice::{Choice, ChoiceReason, Effort, EncodeHint};
 pub use decoder::Decoder;
 pub use digest::{Chain, Digest, DigestMismatch, Direction};
 pub use encoder::{EncodeStats, Encoded, Encoder};

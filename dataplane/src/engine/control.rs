@@ -363,6 +363,7 @@ impl Control {
                 session,
                 ToWorker::Limit(session, rate_limit_bytes_per_s, id),
             ),
+            Command::SetMode { session, mode } => (session, ToWorker::SetMode(session, mode, id)),
             Command::Forget { session } => (session, ToWorker::Forget(session, id)),
         };
         let opens = matches!(

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use dwcp_api::command::{SessionLimits, Verdict};
 use dwcp_api::event::Event;
-use dwcp_api::{Failure, Role, SessionId, Version};
+use dwcp_api::{Failure, Mode, Role, SessionId, Version};
 
 use super::drivers::LaneEnd;
 use crate::transport::handshake::{Agreed, Way};
@@ -73,6 +73,8 @@ pub enum ToWorker {
     Resolve(SessionId, Verdict, u64),
     /// Change a session's bandwidth limit.
     Limit(SessionId, u64, u64),
+    /// Put a session into a mode.
+    SetMode(SessionId, Mode, u64),
     /// Forget a session that has ended.
     Forget(SessionId, u64),
     /// A lane is ready.

@@ -113,6 +113,15 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 });
                 self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
             }
+            ToWorker::SetMode(id, mode, command) => {
+                let outcome = self.slot_of(id).and_then(|slot| {
+                    self.with_session(slot, counters, switches, |session, _| {
+                        session.set_mode(mode);
+                        Ok(())
+                    })
+                });
+                self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
+            }
             ToWorker::Forget(id, command) => {
                 let outcome = self.forget(id, counters, switches);
                 self.answer(Some(command), id, outcome);

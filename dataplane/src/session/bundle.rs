@@ -295,6 +295,7 @@ impl Session {
             self.bundle.checked_ns = hands.now_ns;
             self.check_lanes(hands)?;
         }
+        self.look_at_path(hands);
         Ok(worked)
     }
 

@@ -6,14 +6,14 @@
 //! hypervisor wrote before it fell silent leaves without a timer.
 
 use dwcp_api::switches::SwitchView;
-use dwcp_api::{Failure, Stage, Version as ApiVersion, monotonic_ns};
+use dwcp_api::{Failure, Mode, Stage, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::frame::{Frame, FrameMut};
 use dwcp_drivers::lane::LaneGroup;
 
 use super::channel::{Channel, Untaken};
 use super::link::{Link, Retained};
 use super::{Fault, Hands, Session};
-use crate::codec::{CodecVersion, EncodeHint, EncodeStats, Encoder};
+use crate::codec::{CodecVersion, Effort, EncodeHint, EncodeStats, Encoder};
 use crate::intake::{Cut, HEADROOM, ReadOutcome};
 use crate::stream::Token;
 use crate::transport::outbound::BatchMeta;
@@ -272,6 +272,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             idle_cores_hint: 0,
             latency_critical: channel.intake.facts().ram_end_seen,
             accepts_raw_as_is: true,
+            effort: effort(self.counters.mode()),
         };
         let header = DataHeader {
             version,
@@ -350,6 +351,15 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         push_marker(self.link, channel.id, &marker)?;
         channel.end_sent = true;
         Ok(())
+    }
+}
+
+/// What bytes are worth in a mode.
+const fn effort(mode: Option<Mode>) -> Effort {
+    match mode {
+        Some(Mode::Datacenter) => Effort::Light,
+        Some(Mode::Internet) => Effort::Aggressive,
+        Some(Mode::Hybrid) | None => Effort::Measured,
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`channel`] | one hypervisor connection |
 //! | [`link`] | the machinery that exists once both sides agree |
 //! | [`forward`] | hypervisor → lanes |
+//! | [`path`] | samples of the path to the peer, and the mode that follows from them |
 //! | [`rate_limit`] | what an operator lets it send |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
@@ -27,6 +28,7 @@ mod fault;
 mod forward;
 pub mod link;
 mod loss;
+mod path;
 mod rate_limit;
 mod receive;
 mod wire_rate;
@@ -61,6 +63,7 @@ use crate::transport::{ChannelId, Nanos};
 use bundle::Bundle;
 use channel::{ChainKeys, Channel, wire_kind};
 use link::Link;
+use path::PathSampler;
 use rate_limit::RateLimit;
 
 /// Pictures are published this often at least while something moves.
@@ -152,6 +155,7 @@ pub struct Session {
     reason_due_ns: Option<u64>,
     linger_until_ns: u64,
     rate_limit: RateLimit,
+    path: PathSampler,
     picture: SessionSnapshot,
     published_ns: u64,
     cell: SessionCell,
@@ -192,6 +196,7 @@ impl Session {
             reason_due_ns: None,
             linger_until_ns: u64::MAX,
             rate_limit: RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
+            path: PathSampler::default(),
             picture,
             published_ns: 0,
             cell,

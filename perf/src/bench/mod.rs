@@ -1,9 +1,11 @@
 //! What can be measured, by name. In: a name and how often. Out: rows. Promises: ours and the reference
 //! take turns in one run, so that what else the machine does meets both.
 
+mod endless;
 mod inpath;
 pub mod lanes;
 pub mod lossy;
+mod mode;
 mod ring;
 mod rollback;
 mod sampling;
@@ -34,7 +36,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -52,6 +54,12 @@ const BENCHES: [Bench; 8] = [
         about: "a reliable lane against kernel TCP over a line that loses, reorders and doubles",
         kind: Kind::Own,
         run: lossy::run,
+    },
+    Bench {
+        name: "mode",
+        about: "from a change of the line to the new mode in force, under a running migration",
+        kind: Kind::Product,
+        run: mode::run,
     },
     Bench {
         name: "ring",

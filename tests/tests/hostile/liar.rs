@@ -116,6 +116,7 @@ fn encoded(version: CodecVersion, raw: &[u8]) -> (u8, u8, Vec<u8>) {
         idle_cores_hint: 0,
         latency_critical: false,
         accepts_raw_as_is: false,
+        ..EncodeHint::default()
     };
     let tokens = [Token::Raw {
         len: raw.len() as u32,

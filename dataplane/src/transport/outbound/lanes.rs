@@ -205,22 +205,34 @@ impl Lanes {
 
 /// The round trip, smoothed as TCP does it (RFC 6298: one eighth of each new sample).
 #[derive(Debug, Clone, Copy, Default)]
-pub struct SmoothedRtt(Option<u64>);
+pub struct SmoothedRtt {
+    mean_ns: Option<u64>,
+    least_ns: Option<u64>,
+}
 
 impl SmoothedRtt {
     /// One more round trip, from `sent` to `now`.
     pub fn sample(&mut self, sent: Nanos, now: Nanos) {
         let sample_ns = now.since(sent);
-        self.0 = Some(
-            self.0
+        self.mean_ns = Some(
+            self.mean_ns
                 .map_or(sample_ns, |mean| mean - mean / 8 + sample_ns / 8),
+        );
+        self.least_ns = Some(
+            self.least_ns
+                .map_or(sample_ns, |least| least.min(sample_ns)),
         );
     }
 
     /// The mean, when there was any sample.
     #[must_use]
     pub fn ns(self) -> Option<u64> {
-        self.0
+        self.mean_ns
+    }
+
+    /// The shortest since this was last asked.
+    pub const fn take_least_ns(&mut self) -> Option<u64> {
+        self.least_ns.take()
     }
 }
 

@@ -25,8 +25,9 @@ use silence::Silence;
 pub use step::{SendStep, Verdict};
 use window::Window;
 
-/// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this.
-const PING_EVERY_NS: u64 = 250_000_000;
+/// Pause between PINGs. Each is also answered by an ACK, so a lost ACK costs no longer than this; and while
+/// nothing else flows they alone tell the path's round trip.
+const PING_EVERY_NS: u64 = 100_000_000;
 /// A batch this much older than one acknowledged since marks its lane as stalled.
 const SUSPECT_AFTER_NS: u64 = 1_000_000_000;
 /// The same while no batch was ever answered and the younger frame is only a PING: how long a
@@ -473,6 +474,11 @@ impl<F: FrameHandle> Outbound<F> {
         self.newest_ping_sent = Some(sent);
         self.silence.answered(now);
         self.ping_rtt.sample(sent, answered);
+    }
+
+    /// The shortest round trip of a PING answered since this was last asked.
+    pub const fn take_ping_ns(&mut self) -> Option<u64> {
+        self.ping_rtt.take_least_ns()
     }
 
     /// Any verified frame of the session came, in either direction's sequence.
