@@ -9,6 +9,7 @@
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
+//! | [`link_limit`] | what all migrations of this host together may send |
 //! | [`nics`] | the migration NICs of this host |
 //! | [`node`] | one node's control plane, put together |
 //! | [`profile`] | flame graphs and hardware counters of the data plane, from outside |
@@ -22,6 +23,7 @@ pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod link_limit;
 pub mod nics;
 pub mod node;
 pub mod profile;

@@ -37,6 +37,8 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/v1/feature-flags/exclude"),
     ("POST", "/v1/feature-flags/force-v1"),
     ("GET", "/v1/feature-flags/dwcp_v3_hde"),
+    ("GET", "/v1/link"),
+    ("PATCH", "/v1/link"),
     ("GET", "/v1/nics"),
     ("POST", "/v1/nics/plan"),
     ("POST", "/v1/nics/apply"),

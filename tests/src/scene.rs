@@ -34,6 +34,8 @@ pub struct SceneConfig {
     pub destination_qemu: QemuVersion,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
+    /// The data planes listen on every address of their hosts, so that these may change.
+    pub listen_any: bool,
     /// More lines for the configuration of each data plane.
     pub dataplane_extra: [String; 2],
 }
@@ -50,6 +52,7 @@ impl Default for SceneConfig {
             arrival: Arrival::Run,
             destination_qemu: QemuVersion::V10,
             resume_limit_ms: 30_000,
+            listen_any: false,
             dataplane_extra: [const { String::new() }; 2],
         }
     }
@@ -114,6 +117,7 @@ impl<'g> Scene<'g> {
         let node = |host, name, data, management, version, extra: &str| {
             let mut node = NodeConfig::new(name, data, management);
             node.max_version = version;
+            node.listen_any = config.listen_any;
             node.dataplane_extra = format!("store_bytes = 67108864\n{extra}");
             Node::start(host, node).expect("node")
         };

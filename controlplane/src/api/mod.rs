@@ -9,6 +9,7 @@
 //! | [`migrations`] | `/v1/migrations`, `/v1/incoming` |
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
+//! | [`link`] | `/v1/link` |
 //! | [`nics`] | `/v1/nics` |
 //! | [`health`] | `/v1/health`, `/metrics` |
 //! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
@@ -31,6 +32,7 @@ pub mod body;
 pub mod events;
 pub mod flags;
 pub mod health;
+pub mod link;
 pub mod migrations;
 pub mod nics;
 pub mod perf;
@@ -40,6 +42,7 @@ pub mod serve;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::Jobs;
+use crate::link_limit::LinkLimit;
 use crate::nics::Nics;
 use crate::store::Store;
 use crate::telemetry::health::StoreHealth;
@@ -56,6 +59,8 @@ pub struct App {
     pub jobs: Jobs,
     /// Feature flags.
     pub flags: Flags,
+    /// What all migrations together may send.
+    pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
     /// What the control plane counts.
@@ -84,6 +89,8 @@ pub struct Parts {
     pub jobs: Jobs,
     /// Feature flags.
     pub flags: Flags,
+    /// What all migrations together may send.
+    pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
     /// The store.
@@ -104,6 +111,7 @@ impl App {
             host: parts.host,
             jobs: parts.jobs,
             flags: parts.flags,
+            link: parts.link,
             nics: parts.nics,
             tally: Tally::default(),
             store: parts.store,
@@ -149,6 +157,7 @@ impl App {
             .route("/v1/feature-flags/exclude", post(flags::exclude))
             .route("/v1/feature-flags/force-v1", post(flags::force_v1))
             .route("/v1/feature-flags/{feature}", get(flags::get))
+            .route("/v1/link", get(link::get).patch(link::patch))
             .route("/v1/nics", get(nics::list))
             .route("/v1/nics/plan", post(nics::plan))
             .route("/v1/nics/apply", post(nics::apply))

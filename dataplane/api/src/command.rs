@@ -96,6 +96,13 @@ pub enum Command {
         /// Wire bytes a second.
         rate_limit_bytes_per_s: u64,
     },
+    /// The peer of a source session is reached at another address from now on.
+    Redirect {
+        /// Which one.
+        session: SessionId,
+        /// The peer data plane, `address:port`.
+        peer: Text<ADDRESS_BYTES>,
+    },
     /// Forget a session that has ended, so that its slot can be used again.
     Forget {
         /// Which one.
@@ -130,6 +137,7 @@ const CANCEL: u32 = 3;
 const RESOLVE: u32 = 4;
 const LIMIT: u32 = 5;
 const FORGET: u32 = 6;
+const REDIRECT: u32 = 8;
 
 impl CommandRecord {
     /// The command's id, given back in its answer.
@@ -196,6 +204,11 @@ impl CommandRecord {
                 record.kind = LIMIT;
                 record.session = *session;
                 record.rate_limit_bytes_per_s = *rate_limit_bytes_per_s;
+            }
+            Command::Redirect { session, peer } => {
+                record.kind = REDIRECT;
+                record.session = *session;
+                record.peer = *peer;
             }
             Command::Forget { session } => {
                 record.kind = FORGET;
@@ -265,6 +278,11 @@ impl CommandRecord {
                 session,
                 rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             }),
+            REDIRECT if self.peer.as_str().is_empty() => Err(CommandError::Missing("peer")),
+            REDIRECT => Ok(Command::Redirect {
+                session,
+                peer: self.peer,
+            }),
             FORGET => Ok(Command::Forget { session }),
             found => Err(unknown("kind", found)),
         }
@@ -305,6 +323,10 @@ mod tests {
             Command::Limit {
                 session,
                 rate_limit_bytes_per_s: 5,
+            },
+            Command::Redirect {
+                session,
+                peer: Text::new("10.0.0.3:4790").unwrap(),
             },
             Command::Forget { session },
         ];
