@@ -10,6 +10,7 @@
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
 //! | [`mode`] | datacenter, internet or hybrid: measured for each peer, unless an operator says otherwise |
+//! | [`link_limit`] | what all migrations of this host together may send |
 //! | [`nics`] | the migration NICs of this host |
 //! | [`node`] | one node's control plane, put together |
 //! | [`profile`] | flame graphs and hardware counters of the data plane, from outside |
@@ -23,6 +24,7 @@ pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod link_limit;
 pub mod mode;
 pub mod nics;
 pub mod node;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::{JobError, Jobs, JobsConfig, PeerToken};
+use crate::link_limit::LinkLimit;
 use crate::mode::{self, Modes};
 use crate::nics::Nics;
 use crate::store::{Store, StoreError};
@@ -78,11 +79,13 @@ pub async fn run(
         jobs.clone(),
     )?;
     let modes = Modes::open(store.clone())?;
+    let link = LinkLimit::new(store.clone(), host.clone());
     let app = App::new(Parts {
         host: host.clone(),
         jobs: jobs.clone(),
         flags: flags.clone(),
         modes: modes.clone(),
+        link: link.clone(),
         nics,
         store,
         token,
@@ -92,7 +95,7 @@ pub async fn run(
     let tally = app.tally.clone();
     let background = [
         attaching,
-        tokio::spawn(apply_at_attach(host.clone(), flags)),
+        tokio::spawn(apply_at_attach(host.clone(), flags, link)),
         tokio::spawn(mode::run::run(host.clone(), modes)),
         tokio::spawn(tally_failures(host, tally.clone())),
         tokio::spawn(tally_migrations(jobs, tally)),
@@ -108,12 +111,13 @@ pub async fn run(
 }
 
 /// Sets the switch words of every data plane that attaches.
-async fn apply_at_attach(host: Host, flags: Flags) {
+async fn apply_at_attach(host: Host, flags: Flags, link: LinkLimit) {
     let mut attaches = host.on_attach();
     loop {
         attaches.borrow_and_update();
-        let flags = flags.clone();
-        let applied = tokio::task::spawn_blocking(move || flags.apply_all()).await;
+        let (flags, link) = (flags.clone(), link.clone());
+        let apply = move || flags.apply_all().and_then(|()| link.apply());
+        let applied = tokio::task::spawn_blocking(apply).await;
         // Not attached, or gone again: the next attach comes here too.
         tracing::debug!(?applied, "switch words");
         if attaches.changed().await.is_err() {

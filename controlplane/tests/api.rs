@@ -44,6 +44,8 @@ const ROUTES: &[(&str, &str)] = &[
     ("GET", "/v1/modes/10.0.0.2"),
     ("PUT", "/v1/modes/10.0.0.2"),
     ("DELETE", "/v1/modes/10.0.0.2"),
+    ("GET", "/v1/link"),
+    ("PATCH", "/v1/link"),
     ("GET", "/v1/nics"),
     ("POST", "/v1/nics/plan"),
     ("POST", "/v1/nics/apply"),

@@ -67,6 +67,41 @@ async fn the_kill_switch_is_in_force_when_it_says_so_and_again_at_the_next_attac
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_limit_of_all_is_in_force_at_once_and_again_at_the_next_attach_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plane = DataPlane::start(&folder.path().join("attach.sock"));
+    let server = Server::start(folder.path(), &[]).await;
+    attached(&server).await;
+    let shown = |limit: u64, in_force: bool| json!({ "bandwidth_limit_bytes_per_s": limit, "in_force": in_force });
+    assert_eq!(server.get("/v1/link").await, (200, shown(0, true)));
+    let set = server
+        .request("PATCH", "/v1/link")
+        .json(&json!({ "bandwidth_limit_bytes_per_s": 7_000_000 }));
+    assert_eq!(
+        api_support::answer(set).await,
+        (200, shown(7_000_000, true))
+    );
+    plane.kill();
+    let is = |limit, in_force| move |link: &Value| *link == shown(limit, in_force);
+    server.until("/v1/link", is(7_000_000, false)).await;
+    let _plane = DataPlane::start(&folder.path().join("attach.sock"));
+    server.until("/v1/link", is(7_000_000, true)).await;
+    server.stop().await;
+    let server = Server::start(folder.path(), &[]).await;
+    server.until("/v1/link", is(7_000_000, true)).await;
+    for bad in [
+        json!({}),
+        json!({ "bandwidth_limit_bytes_per_s": -1 }),
+        json!({ "x": 1 }),
+    ] {
+        let (status, problem) =
+            api_support::answer(server.request("PATCH", "/v1/link").json(&bad)).await;
+        assert!((400..500).contains(&status), "{problem}");
+    }
+    server.stop().await;
+}
+
 /// The process of the data plane is looked at from outside, one look at a time.
 #[tokio::test]
 async fn a_data_plane_is_profiled_while_it_runs() {

@@ -168,6 +168,15 @@ async fn a_cancelled_guest_goes_on_at_the_source() {
             (status, &view["options"]["bandwidth_limit_bytes_per_s"]),
             (200, &json!(5))
         );
+        let moved = json!({ "dataplane": "10.0.0.3:4790" });
+        let (status, view) = call(Method::PATCH, &url, Some(moved)).await;
+        assert_eq!(
+            (status, &view["destination"]["dataplane"]),
+            (200, &json!("10.0.0.3:4790"))
+        );
+        let nowhere = json!({ "dataplane": "elsewhere" });
+        let (status, problem) = call(Method::PATCH, &url, Some(nowhere)).await;
+        assert_eq!((status, &problem["type"]), (400, &json!("bad_request")));
         let (status, view) = call(Method::DELETE, &url, None).await;
         assert_eq!(status, 200, "{view}");
         let view = scene.controls[0].ended(&id).await;

@@ -12,12 +12,16 @@ use serde::Deserialize;
 
 pub use driver::{
     BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
+    TcpCongestion,
 };
 
 /// Largest shared key file, in bytes.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
 /// Shortest shared key, in bytes: below this it can be guessed.
 const KEY_BYTES_MIN: usize = 16;
+
+/// Lanes of one worker and one back end, over all its sessions.
+pub const LANES_OF_A_WORKER: u16 = 1024;
 
 /// How a worker without work waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -87,6 +91,9 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// Where peers connect, on the migration NIC.
     pub listen: SocketAddr,
+    /// Where peers are told to connect, if that is not `listen`: where that is the wildcard address, so that the
+    /// host's may change, or behind a router that translates.
+    pub advertise: Option<SocketAddr>,
     /// File with the key shared by all data planes.
     pub psk_file: PathBuf,
     /// Cores to pin workers to, one worker each; empty: one worker, on the last core.
@@ -97,8 +104,14 @@ pub struct Config {
     pub max_version: u32,
     /// Lanes of a session whose transport is v1.
     pub lanes_v1: u16,
-    /// Lanes of a session whose transport is v3.
+    /// Lanes that a session whose transport is v3 begins with.
     pub lanes_v3: u16,
+    /// It never has fewer; 0: as the kind of path suggests.
+    pub lanes_min: u16,
+    /// It never has more; see [`Config::lanes_offered`].
+    pub lanes_max: u16,
+    /// What decides over the rate of a TCP lane.
+    pub tcp_congestion: TcpCongestion,
     /// Bytes held between two hypervisors, at most, per session.
     pub window_limit_bytes: u64,
     /// Mirrored page store, per session.
@@ -131,6 +144,7 @@ impl Default for Config {
             node: "node".to_owned(),
             control_socket: PathBuf::from("/run/dwcp/dataplane.sock"),
             listen: SocketAddr::from(([127, 0, 0, 1], 4790)),
+            advertise: None,
             psk_file: PathBuf::from("/etc/dwcp/psk"),
             cores: Vec::new(),
             idle: None,
@@ -138,6 +152,9 @@ impl Default for Config {
             lanes_v1: 32,
             lanes_v3: 8,
             window_limit_bytes: 48 << 20,
+            lanes_min: 0,
+            lanes_max: 64,
+            tcp_congestion: TcpCongestion::Auto,
             store_bytes: 256 << 20,
             driver: Driver::Tcp,
             dpdk: None,
@@ -220,6 +237,14 @@ impl Config {
         Ok(config)
     }
 
+    /// What is offered to a peer: `lanes_max`, but no more than all sessions there may be can have at once.
+    #[must_use]
+    pub fn lanes_offered(&self) -> u16 {
+        let each = usize::from(LANES_OF_A_WORKER) / self.sessions_max.max(1);
+        let each = u16::try_from(each).unwrap_or(u16::MAX);
+        self.lanes_max.min(each.max(self.lanes_v3))
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let limit = |ok: bool, key, found: String, rule| {
             if ok {
@@ -243,6 +268,18 @@ impl Config {
         for (key, lanes) in [("lanes_v1", self.lanes_v1), ("lanes_v3", self.lanes_v3)] {
             limit((1..=64).contains(&lanes), key, lanes.to_string(), "1 to 64")?;
         }
+        limit(
+            (1..=512).contains(&self.lanes_max),
+            "lanes_max",
+            self.lanes_max.to_string(),
+            "1 to 512",
+        )?;
+        limit(
+            self.lanes_min <= self.lanes_max,
+            "lanes_min",
+            self.lanes_min.to_string(),
+            "at most lanes_max",
+        )?;
         limit(
             ((2 << 20)..=(1 << 30)).contains(&self.window_limit_bytes),
             "window_limit_bytes",
@@ -327,6 +364,14 @@ mod tests {
         assert!(error.contains("max_version"), "{error}");
         assert!(load("window_limit_bytes = 1").is_err());
         assert!(load("lanes_v3 = 0").is_err());
+        assert!(load("lanes_min = 9\nlanes_max = 8").is_err());
+        assert!(load("lanes_max = 513").is_err());
+        let offered = |text| load(text).unwrap().lanes_offered();
+        assert_eq!(offered(""), 64);
+        assert_eq!(offered("lanes_max = 512\nsessions_max = 2"), 512);
+        assert_eq!(offered("lanes_max = 512\nsessions_max = 64"), 16);
+        assert!(load("lanes_min = 32\nlanes_max = 512\ntcp_congestion = \"bbr\"").is_ok());
+        assert!(load("tcp_congestion = \"vegas\"").is_err());
     }
 
     #[test]

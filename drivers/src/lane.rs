@@ -214,6 +214,13 @@ pub trait LaneGroup {
     /// The state of the path below the lane; none when unknown. May cost a system call.
     fn stats(&self, lane: LaneId) -> Option<LaneStats>;
 
+    /// Spreads what the lane sends over time, at no more than so many bytes a second from now on; 0 lifts
+    /// that. A back end that paces itself by its congestion control alone does nothing, and neither does an
+    /// unknown lane.
+    fn pace(&mut self, lane: LaneId, bytes_per_s: u64) {
+        let _ = (lane, bytes_per_s);
+    }
+
     /// Ends the lane at once: what is queued is lost, the peer is told so. `Closed` follows.
     fn close(&mut self, lane: LaneId);
 

@@ -84,6 +84,7 @@ fn config(dir: &Path, node: &str, version: u32, window_limit_bytes: u64) -> Conf
         max_version: version,
         lanes_v1: 8,
         lanes_v3: 4,
+        lanes_max: 4,
         window_limit_bytes,
         store_bytes: 16 << 20,
         hugepages: Hugepages::Off,

@@ -36,6 +36,8 @@ pub struct SceneConfig {
     pub downtime_limit_ms: u64,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
+    /// The data planes listen on every address of their hosts, so that these may change.
+    pub listen_any: bool,
     /// More lines for the configuration of each data plane.
     pub dataplane_extra: [String; 2],
 }
@@ -53,6 +55,7 @@ impl Default for SceneConfig {
             destination_qemu: QemuVersion::V10,
             downtime_limit_ms: 300,
             resume_limit_ms: 30_000,
+            listen_any: false,
             dataplane_extra: [const { String::new() }; 2],
         }
     }
@@ -117,6 +120,7 @@ impl<'g> Scene<'g> {
         let node = |host, name, data, management, version, extra: &str| {
             let mut node = NodeConfig::new(name, data, management);
             node.max_version = version;
+            node.listen_any = config.listen_any;
             node.dataplane_extra = format!("store_bytes = 67108864\n{extra}");
             Node::start(host, node).expect("node")
         };

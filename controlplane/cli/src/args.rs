@@ -51,6 +51,26 @@ pub enum Command {
         /// Which one
         id: String,
     },
+    /// Show or change how many bytes a second go on the wire, at once and while migrations run
+    Limit {
+        /// Of this migration
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        id: Option<String>,
+        /// Of all migrations of this host together
+        #[arg(long)]
+        all: bool,
+        /// The new limit, with K, M or G for powers of 1000; 0 lifts it; without it the limit is shown
+        #[arg(long, value_name = "BYTES", value_parser = bytes)]
+        to: Option<u64>,
+    },
+    /// The destination of a migration has another address on the migration network: go on there
+    Redirect {
+        /// Which one
+        id: String,
+        /// Where its data plane is now
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        to: std::net::SocketAddr,
+    },
     /// Show or change feature flags
     Flags {
         /// What to do with them [default: list]

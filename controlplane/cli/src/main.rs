@@ -7,6 +7,7 @@
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`mode`] | modes of peers |
+//! | [`limit`] | how much of the line migrations may take, and where it leads |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
 //! | [`perf`], [`rates`] | counters, flame graphs |
@@ -21,6 +22,7 @@ mod args;
 mod client;
 mod exit;
 mod follow;
+mod limit;
 mod migrate;
 mod mode;
 mod nic;
@@ -70,6 +72,8 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         } => migrate::watch(&api, &id, as_json).await,
         Command::Status { id, .. } => steer::status(&api, id.as_deref(), as_json).await,
         Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
+        Command::Limit { id, to, .. } => limit::limit(&api, id.as_deref(), to, as_json).await,
+        Command::Redirect { id, to } => limit::redirect(&api, &id, to, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Mode { command } => mode::mode(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,

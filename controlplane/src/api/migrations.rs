@@ -5,7 +5,7 @@
 //! | `POST /v1/migrations` | 201 and the migration's view |
 //! | `GET /v1/migrations` | `{"migrations":[…]}`, the newest first |
 //! | `GET /v1/migrations/{id}` | its view |
-//! | `PATCH /v1/migrations/{id}` `{"bandwidth_limit_bytes_per_s":n}` | its view; 0 lifts the limit |
+//! | `PATCH /v1/migrations/{id}` `{"bandwidth_limit_bytes_per_s":n,"dataplane":"10.0.0.3:4790"}`, either of the two may be absent | its view; 0 lifts the limit; the destination's data plane is at another address from now on |
 //! | `DELETE /v1/migrations/{id}` | cancels it; its view |
 //! | `POST /v1/incoming` | 201 and `{"session","dataplane",…}` |
 //! | `GET /v1/incoming` | `{"incoming":[…]}` |
@@ -37,7 +37,8 @@ use crate::jobs::{
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PatchRequest {
-    bandwidth_limit_bytes_per_s: u64,
+    bandwidth_limit_bytes_per_s: Option<u64>,
+    dataplane: Option<String>,
 }
 
 /// `POST /v1/migrations`
@@ -73,10 +74,23 @@ pub async fn patch(
     JsonBody(request): JsonBody<PatchRequest>,
 ) -> Result<Json<MigrationView>, Problem> {
     let id = session(&id)?;
-    let limit = request.bandwidth_limit_bytes_per_s;
-    Ok(Json(
-        detached(async move { app.jobs.limit(&id, limit).await }).await?,
-    ))
+    let (limit, dataplane) = (request.bandwidth_limit_bytes_per_s, request.dataplane);
+    if limit.is_none() && dataplane.is_none() {
+        return Err(Problem::bad_request(
+            "the body changes nothing: give bandwidth_limit_bytes_per_s, dataplane or both",
+        ));
+    }
+    let change = async move {
+        let mut view = None;
+        if let Some(to) = dataplane {
+            view = Some(app.jobs.redirect(&id, &to).await?);
+        }
+        if let Some(limit) = limit {
+            view = Some(app.jobs.limit(&id, limit).await?);
+        }
+        view.ok_or(JobError::Unknown(id))
+    };
+    Ok(Json(detached(change).await?))
 }
 
 /// `DELETE /v1/migrations/{id}`

@@ -10,6 +10,7 @@
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
 //! | [`modes`] | `/v1/modes` |
+//! | [`link`] | `/v1/link` |
 //! | [`nics`] | `/v1/nics` |
 //! | [`health`] | `/v1/health`, `/metrics` |
 //! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
@@ -32,6 +33,7 @@ pub mod body;
 pub mod events;
 pub mod flags;
 pub mod health;
+pub mod link;
 pub mod migrations;
 pub mod modes;
 pub mod nics;
@@ -42,6 +44,7 @@ pub mod serve;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::Jobs;
+use crate::link_limit::LinkLimit;
 use crate::mode::Modes;
 use crate::nics::Nics;
 use crate::store::Store;
@@ -61,6 +64,8 @@ pub struct App {
     pub flags: Flags,
     /// Modes of peers.
     pub modes: Modes,
+    /// What all migrations together may send.
+    pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
     /// What the control plane counts.
@@ -91,6 +96,8 @@ pub struct Parts {
     pub flags: Flags,
     /// Modes of peers.
     pub modes: Modes,
+    /// What all migrations together may send.
+    pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
     /// The store.
@@ -112,6 +119,7 @@ impl App {
             jobs: parts.jobs,
             flags: parts.flags,
             modes: parts.modes,
+            link: parts.link,
             nics: parts.nics,
             tally: Tally::default(),
             store: parts.store,
@@ -167,6 +175,7 @@ impl App {
                 "/v1/modes/{peer}",
                 get(modes::get).put(modes::set).delete(modes::clear),
             )
+            .route("/v1/link", get(link::get).patch(link::patch))
             .route("/v1/nics", get(nics::list))
             .route("/v1/nics/plan", post(nics::plan))
             .route("/v1/nics/apply", post(nics::apply))

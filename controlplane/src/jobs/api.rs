@@ -197,6 +197,22 @@ impl Jobs {
             .await
     }
 
+    /// The destination's data plane is reached at another `address:port` from now on: its lanes are dialled
+    /// there, and the migration goes on where it was.
+    ///
+    /// # Errors
+    /// [`JobError::BadRequest`], and those of [`Self::limit`].
+    pub async fn redirect(&self, id: &str, to: &str) -> Result<MigrationView, JobError> {
+        if to.parse::<std::net::SocketAddr>().is_err() {
+            return Err(JobError::BadRequest {
+                field: "dataplane",
+                problem: "it must be address:port, as in 10.0.0.2:4790".to_owned(),
+            });
+        }
+        self.order(id, |answer| SourceOrder::Redirect(to.to_owned(), answer))
+            .await
+    }
+
     async fn order(
         &self,
         id: &str,

@@ -292,7 +292,11 @@ impl Run {
             () = sleep(ASK_PAUSE) => {}
             order = self.orders.recv() => {
                 match order {
-                    Some(SourceOrder::Cancel(answer) | SourceOrder::Limit(_, answer)) => {
+                    Some(
+                        SourceOrder::Cancel(answer)
+                        | SourceOrder::Limit(_, answer)
+                        | SourceOrder::Redirect(_, answer),
+                    ) => {
                         let _ = answer.send(refused());
                     }
                     None => {}

@@ -203,7 +203,7 @@ impl Run {
                         self.cancelled_by = Some(answer);
                         return Err(cancelled());
                     }
-                    Some(SourceOrder::Limit(_, answer)) => {
+                    Some(SourceOrder::Limit(_, answer) | SourceOrder::Redirect(_, answer)) => {
                         let _ = answer.send(Err(JobError::WrongState {
                             qmp: record.request.vm.qmp.clone(),
                             found: "being prepared".to_owned(),

@@ -31,6 +31,8 @@ pub(super) enum SourceOrder {
     Cancel(oneshot::Sender<Result<MigrationView, JobError>>),
     /// Change the bandwidth limit.
     Limit(u64, oneshot::Sender<Result<MigrationView, JobError>>),
+    /// The destination's data plane is reached at this `address:port` from now on.
+    Redirect(String, oneshot::Sender<Result<MigrationView, JobError>>),
 }
 
 /// What a running incoming job can be told.

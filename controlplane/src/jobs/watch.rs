@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::command::Command;
 use dwcp_api::session::SessionSnapshot;
+use dwcp_api::text::Text;
 use dwcp_api::{Failure, SessionState};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::host::HostError;
 use crate::qmp::{MigrationInfo, MigrationPhase, QmpCommand, QmpError, QmpEvent};
 
 use super::error::JobError;
@@ -54,6 +56,9 @@ impl Run {
                     }
                     Some(SourceOrder::Limit(bytes_per_s, answer)) => {
                         let _ = answer.send(self.limit(bytes_per_s).await);
+                    }
+                    Some(SourceOrder::Redirect(to, answer)) => {
+                        let _ = answer.send(self.redirect(&to).await);
                     }
                     None => {}
                 },
@@ -261,6 +266,18 @@ impl Run {
         };
         self.table.host.command(command).await?;
         self.update(|record| record.view.options.bandwidth_limit_bytes_per_s = bytes_per_s);
+        Ok(self.record().view)
+    }
+}
+
+impl Run {
+    async fn redirect(&mut self, to: &str) -> Result<MigrationView, JobError> {
+        let command = Command::Redirect {
+            session: self.session,
+            peer: Text::new(to).map_err(HostError::from)?,
+        };
+        self.table.host.command(command).await?;
+        self.update(|record| record.view.destination.dataplane = Some(to.to_owned()));
         Ok(self.record().view)
     }
 }

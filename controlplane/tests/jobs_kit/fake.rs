@@ -281,7 +281,7 @@ impl Plane {
                 };
                 (session, failure)
             }
-            Command::Limit { session, .. } => {
+            Command::Limit { session, .. } | Command::Redirect { session, .. } => {
                 let known = self.state(session).is_some();
                 (
                     session,

@@ -457,6 +457,9 @@ fn router(jobs: Jobs, host: Host) -> Router {
             })
             .patch(
                 async |State(jobs): J, UrlPath(id): UrlPath<String>, Json(body): Json<Value>| {
+                    if let Some(to) = body["dataplane"].as_str() {
+                        return answer(StatusCode::OK, jobs.redirect(&id, to).await);
+                    }
                     let limit = body["bandwidth_limit_bytes_per_s"].as_u64().unwrap();
                     answer(StatusCode::OK, jobs.limit(&id, limit).await)
                 },

@@ -103,6 +103,13 @@ pub enum Command {
         /// The mode.
         mode: Mode,
     },
+    /// The peer of a source session is reached at another address from now on.
+    Redirect {
+        /// Which one.
+        session: SessionId,
+        /// The peer data plane, `address:port`.
+        peer: Text<ADDRESS_BYTES>,
+    },
     /// Forget a session that has ended, so that its slot can be used again.
     Forget {
         /// Which one.
@@ -138,6 +145,7 @@ const RESOLVE: u32 = 4;
 const LIMIT: u32 = 5;
 const FORGET: u32 = 6;
 const SET_MODE: u32 = 7;
+const REDIRECT: u32 = 8;
 
 impl CommandRecord {
     /// The command's id, given back in its answer.
@@ -209,6 +217,11 @@ impl CommandRecord {
                 record.kind = SET_MODE;
                 record.session = *session;
                 record.mode = mode.code();
+            }
+            Command::Redirect { session, peer } => {
+                record.kind = REDIRECT;
+                record.session = *session;
+                record.peer = *peer;
             }
             Command::Forget { session } => {
                 record.kind = FORGET;
@@ -282,6 +295,11 @@ impl CommandRecord {
                 session,
                 mode: Mode::from_code(self.mode).ok_or_else(|| unknown("mode", self.mode))?,
             }),
+            REDIRECT if self.peer.as_str().is_empty() => Err(CommandError::Missing("peer")),
+            REDIRECT => Ok(Command::Redirect {
+                session,
+                peer: self.peer,
+            }),
             FORGET => Ok(Command::Forget { session }),
             found => Err(unknown("kind", found)),
         }
@@ -326,6 +344,10 @@ mod tests {
             Command::SetMode {
                 session,
                 mode: Mode::Hybrid,
+            },
+            Command::Redirect {
+                session,
+                peer: Text::new("10.0.0.3:4790").unwrap(),
             },
             Command::Forget { session },
         ];

@@ -41,13 +41,16 @@ pub struct Switches {
     force_v1_changed_ns: AtomicU64,
     /// 3 where this node is in the rollout of the component; anything else means v1.
     components: [AtomicU32; 6],
+    /// Wire bytes a second that all sessions together may send; 0: no limit.
+    link_limit_bytes_per_s: AtomicU64,
 }
 
 impl_shared_pod!(Switches {
     force_v1,
     _reserved,
     force_v1_changed_ns,
-    components
+    components,
+    link_limit_bytes_per_s
 });
 
 /// What one batch saw.
@@ -94,6 +97,18 @@ impl Switches {
         Version::from_code(word).unwrap_or(Version::V1)
     }
 
+    /// Limits what all sessions of this data plane together send, bytes a second on the wire; 0 lifts that.
+    pub fn set_link_limit(&self, bytes_per_s: u64) {
+        // Relaxed: the word stands alone.
+        self.link_limit_bytes_per_s
+            .store(bytes_per_s, Ordering::Relaxed);
+    }
+
+    /// What all sessions together may send, bytes a second on the wire; 0: no limit.
+    pub fn link_limit_bytes_per_s(&self) -> u64 {
+        self.link_limit_bytes_per_s.load(Ordering::Relaxed)
+    }
+
     /// Everything a batch needs, read once.
     pub fn read(&self) -> SwitchView {
         // Acquire: pairs with the Release in `force_v1`.
@@ -118,6 +133,7 @@ impl Default for Switches {
             _reserved: AtomicU32::new(0),
             force_v1_changed_ns: AtomicU64::new(0),
             components: core::array::from_fn(|_| AtomicU32::new(Version::V1.code())),
+            link_limit_bytes_per_s: AtomicU64::new(0),
         }
     }
 }

@@ -60,6 +60,21 @@ pub enum CongestionControl {
     Bbr,
 }
 
+/// How the kernel's TCP shares a congested path between lanes and everybody else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcpCongestion {
+    /// By the path: BBR on a far one, else what the host has.
+    #[default]
+    Auto,
+    /// What the host has, on every path.
+    Host,
+    /// Fills the path until it loses.
+    Cubic,
+    /// Keeps to the rate that the path delivers.
+    Bbr,
+}
+
 /// The table `[dpdk]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

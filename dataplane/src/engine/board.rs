@@ -15,12 +15,15 @@ use dwcp_api::worker::{WORKERS_MAX, WorkerCounters};
 use dwcp_hugepages::counters::SeqCell;
 use dwcp_hugepages::segment::{PeerAccess, Segment, SegmentError};
 
+use super::seats::{Seat, Seats};
+
 /// The two segments that live as long as the data plane.
 #[derive(Debug)]
 pub struct Board {
     stats: Segment,
     switches: Segment,
     free_cells: ArrayQueue<usize>,
+    seats: Arc<Seats>,
 }
 
 /// The cell of one session in the table, written by its worker alone.
@@ -52,6 +55,7 @@ impl Board {
             stats,
             switches,
             free_cells,
+            seats: Arc::default(),
         };
         // A fresh segment is all zeros, and a zero word already reads as v1: the safe beginning.
         board.switches()?;
@@ -88,6 +92,12 @@ impl Board {
             .at::<WorkerCounters>(index.min(WORKERS_MAX) * WORKER_STRIDE)
     }
 
+    /// What sessions that share a link tell each other.
+    #[must_use]
+    pub fn seats(&self) -> &Seats {
+        &self.seats
+    }
+
     /// Takes a cell for a session; `None` if all are in use.
     #[must_use]
     pub fn take_cell(self: &Arc<Self>) -> Option<SessionCell> {
@@ -106,6 +116,12 @@ impl SessionCell {
             .stats
             .body()
             .at::<SeqCell<SessionSnapshot>>(offset)
+    }
+
+    /// The seat of the same session, which goes over `link`.
+    #[must_use]
+    pub fn seat(&self, link: u64) -> Seat {
+        self.board.seats.take(self.index, link)
     }
 
     /// Publishes a picture.

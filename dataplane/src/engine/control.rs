@@ -30,10 +30,14 @@ use super::board::Board;
 use super::mailbox::{Mailbox, Sender};
 use super::messages::{DestinationOrder, SourceOrder, ToControl, ToWorker};
 use super::poller::{Poller, Token};
+use super::seats::Seats;
+use crate::transport::sharing::Sharing;
 
 /// The thread looks at its rings at least this often, so that a doorbell lost by a dying control plane
 /// costs this much and not a command.
 const WAIT_NS: u64 = 200_000_000;
+
+const PEER_TEXT: &str = "the peer must be address:port, as in 10.0.0.2:4790";
 
 const LISTENER: Token = Token(1);
 const PEER: Token = Token(2);
@@ -83,6 +87,8 @@ pub struct Control {
     attached: Option<Attached>,
     escrow: HashMap<SessionId, Vec<Kept>>,
     poller: Poller,
+    sharing: Box<Sharing>,
+    divided_ns: u64,
 }
 
 /// Why the border cannot be opened.
@@ -138,6 +144,8 @@ impl Control {
             attached: None,
             escrow: HashMap::new(),
             poller,
+            sharing: Box::default(),
+            divided_ns: 0,
         })
     }
 
@@ -146,7 +154,7 @@ impl Control {
         let mut more = false;
         while !stop() {
             let (mut knock, mut hangup) = (false, false);
-            let wait_ns = if more { 0 } else { WAIT_NS };
+            let wait_ns = if more { 0 } else { self.divide_links() };
             let waited = self.poller.wait(wait_ns, |ready| match ready.token {
                 LISTENER => knock = true,
                 PEER => hangup = true,
@@ -167,6 +175,24 @@ impl Control {
         }
         // Ours alone, made at start: a later data plane makes its own.
         let _ = std::fs::remove_file(&self.socket_path);
+    }
+
+    /// Divides links among the sessions that share them, when it is time. Says how long to rest.
+    fn divide_links(&mut self) -> u64 {
+        let seats = self.board.seats();
+        if !seats.is_shared() {
+            return WAIT_NS;
+        }
+        let now_ns = monotonic_ns();
+        let since_ns = now_ns.saturating_sub(self.divided_ns);
+        if since_ns < Seats::DIVIDE_EVERY_NS {
+            return Seats::DIVIDE_EVERY_NS - since_ns;
+        }
+        self.divided_ns = now_ns;
+        let switches = self.board.switches();
+        let limit = switches.map_or(0, |words| words.link_limit_bytes_per_s());
+        seats.divide(&mut self.sharing, limit, now_ns);
+        Seats::DIVIDE_EVERY_NS
     }
 
     fn accept(&mut self) {
@@ -322,8 +348,7 @@ impl Control {
                 limits,
             } => {
                 let Ok(peer) = peer.as_str().parse() else {
-                    let detail = "the peer must be address:port, as in 10.0.0.2:4790";
-                    return self.answer(id, session, Failure::BadCommand, detail);
+                    return self.answer(id, session, Failure::BadCommand, PEER_TEXT);
                 };
                 let order = SourceOrder {
                     session,
@@ -364,6 +389,12 @@ impl Control {
                 ToWorker::Limit(session, rate_limit_bytes_per_s, id),
             ),
             Command::SetMode { session, mode } => (session, ToWorker::SetMode(session, mode, id)),
+            Command::Redirect { session, peer } => {
+                let Ok(peer) = peer.as_str().parse() else {
+                    return self.answer(id, session, Failure::BadCommand, PEER_TEXT);
+                };
+                (session, ToWorker::Redirect(session, peer, id))
+            }
             Command::Forget { session } => (session, ToWorker::Forget(session, id)),
         };
         let opens = matches!(

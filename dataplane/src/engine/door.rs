@@ -18,6 +18,7 @@ use dwcp_drivers::tcp::socket::{SocketTuning, tune};
 use super::drivers::{Drivers, LaneEnd};
 use super::mailbox::{Mailbox, Sender};
 use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker};
+use super::path_choice::PathChoice;
 use super::poller::{Poller, Token};
 use super::sockets;
 use crate::config::PassiveTarget;
@@ -79,6 +80,7 @@ pub struct Door {
     next_stranger: u64,
     poller: Poller,
     refused: u64,
+    paths: PathChoice,
 }
 
 #[derive(Clone, Copy)]
@@ -101,6 +103,8 @@ pub struct DoorOptions {
     pub targets: Vec<PassiveTarget>,
     /// What lanes may run over; looked after here.
     pub drivers: Drivers,
+    /// What decides over the rate of a TCP lane.
+    pub paths: PathChoice,
 }
 
 impl Door {
@@ -134,6 +138,7 @@ impl Door {
             next_stranger: 0,
             poller,
             refused: 0,
+            paths: options.paths,
         })
     }
 
@@ -489,7 +494,10 @@ impl Door {
             return;
         };
         let end = match agreed.way.acceptor {
-            Way::Tcp => LaneEnd::Socket(stranger.fd),
+            Way::Tcp => {
+                self.paths.choose(&stranger.fd);
+                LaneEnd::Socket(stranger.fd)
+            }
             Way::Dpdk { .. } => LaneEnd::Agreed,
             Way::Rdma(_) => {
                 // The side that was dialled has waited for the connection since its WELCOME.

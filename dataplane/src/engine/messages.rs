@@ -75,6 +75,8 @@ pub enum ToWorker {
     Limit(SessionId, u64, u64),
     /// Put a session into a mode.
     SetMode(SessionId, Mode, u64),
+    /// The peer of a source session is reached elsewhere.
+    Redirect(SessionId, SocketAddr, u64),
     /// Forget a session that has ended.
     Forget(SessionId, u64),
     /// A lane is ready.
@@ -186,7 +188,7 @@ pub struct Offer {
     pub window_limit_bytes: u64,
     /// Lanes for a v1 transport.
     pub lanes_v1: u16,
-    /// Lanes for a v3 transport.
+    /// Lanes for a v3 transport, at most.
     pub lanes_v3: u16,
 }
 

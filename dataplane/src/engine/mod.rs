@@ -8,6 +8,7 @@
 //! | [`start`] | makes the threads and ends them |
 //! | [`worker`] | one core's loop |
 //! | `orders` | what a worker is asked to do |
+//! | [`path_choice`] | what decides over a TCP lane's rate |
 //! | [`drivers`] | what lanes run over |
 //! | [`door`] | dials, accepts and proves lanes |
 //! | [`control`] | the border to the control plane |
@@ -17,6 +18,7 @@
 //! | [`routes`] | whose event it is |
 //! | [`poller`] | readiness of descriptors |
 //! | [`idle`] | spinning, yielding, parking |
+//! | [`seats`] | what sessions that share a link tell each other |
 //! | [`stages`] | where a worker's time goes |
 //! | [`sockets`] | making sockets |
 
@@ -28,8 +30,10 @@ pub mod idle;
 pub mod mailbox;
 pub mod messages;
 mod orders;
+pub mod path_choice;
 pub mod poller;
 pub mod routes;
+pub mod seats;
 pub mod sockets;
 pub mod stages;
 pub mod start;

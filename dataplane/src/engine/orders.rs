@@ -21,6 +21,7 @@ use super::sockets;
 use super::worker::Worker;
 use crate::session::{Fault, Session, SessionOptions};
 use crate::transport::handshake::Way;
+use crate::transport::streams::StreamLimits;
 
 impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
     fn answer(&self, command: Option<u64>, session: SessionId, outcome: Result<(), Fault>) {
@@ -118,6 +119,14 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                     self.with_session(slot, counters, switches, |session, _| {
                         session.set_mode(mode);
                         Ok(())
+                    })
+                });
+                self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
+            }
+            ToWorker::Redirect(id, peer, command) => {
+                let outcome = self.slot_of(id).and_then(|slot| {
+                    self.with_session(slot, counters, switches, |session, hands| {
+                        session.redirect(peer, hands)
                     })
                 });
                 self.answer(Some(command), id, outcome.unwrap_or_else(unknown));
@@ -290,6 +299,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             resume_limit_ns: self.resume_limit_ns(&order.limits),
             setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
             rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
+            streams: self.stream_limits(),
         };
         self.add_session(options, counters)?;
         if let Some(first) = order.first {
@@ -325,6 +335,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             resume_limit_ns: self.resume_limit_ns(&order.limits),
             setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
             rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
+            streams: self.stream_limits(),
         };
         self.add_session(options, counters)?;
         let expected = Expected {
@@ -335,6 +346,14 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
         self.door
             .send(ToDoor::Expect(Box::new(expected)))
             .map_err(|error| Fault::new(Failure::Limit, error.to_string()))
+    }
+
+    fn stream_limits(&self) -> StreamLimits {
+        StreamLimits {
+            lanes_min: self.config.lanes_min,
+            lanes_start: self.config.lanes_v3,
+            lanes_max: self.config.lanes_max,
+        }
     }
 
     fn resume_limit_ns(&self, limits: &dwcp_api::command::SessionLimits) -> u64 {

@@ -17,6 +17,7 @@ use super::door::{Door, DoorOptions};
 use super::drivers::{Drivers, Seat};
 use super::mailbox::{Sender, mailbox};
 use super::messages::{Offer, ToDoor, ToWorker};
+use super::path_choice::PathChoice;
 use super::worker::{Worker, WorkerOptions};
 use crate::config::{Config, IdlePolicy};
 use crate::transport::NodeId;
@@ -59,7 +60,7 @@ impl Engine {
             store_bytes: config.store_bytes,
             window_limit_bytes: config.window_limit_bytes,
             lanes_v1: config.lanes_v1,
-            lanes_v3: config.lanes_v3,
+            lanes_v3: config.lanes_offered(),
         };
         let cores = pick_cores(&config.cores)?;
         let idle = config.idle.unwrap_or_else(|| {
@@ -91,6 +92,7 @@ impl Engine {
             listen: config.listen,
             targets: config.incoming.clone(),
             drivers,
+            paths: PathChoice::new(config.tcp_congestion),
         };
         let mut door = Door::new(door_options, door_mail, senders.clone())
             .with_context(|| format!("listening for peers on {}", config.listen))?;
@@ -98,7 +100,7 @@ impl Engine {
         let identity = Identity {
             instance,
             node: config.node.clone(),
-            listen: listen.to_string(),
+            listen: config.advertise.unwrap_or(listen).to_string(),
             max_version: config.max_version,
         };
         let mut control = Control::new(

@@ -32,7 +32,7 @@ const DIAL_LIMIT_NS: u64 = 2_500_000_000;
 const CHECK_EVERY_NS: u64 = 20_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
+pub(super) enum Slot {
     Down { dial_at_ns: u64 },
     Dialling { since_ns: u64 },
     Up(LaneId, Way),
@@ -41,13 +41,17 @@ enum Slot {
 /// A session's lanes.
 pub struct Bundle {
     peer: Option<(SocketAddr, Option<String>)>,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
     retransmits: Vec<u32>,
     asked: usize,
     loss: Loss,
+    /// What each lane is paced to; 0: not.
+    pub(super) paced: Vec<u64>,
     checked_ns: u64,
-    transport: Option<ApiVersion>,
+    /// How many lanes are in use, and since when so many.
+    pub(super) used: Option<u16>,
+    pub(super) used_since_ns: u64,
     /// What lanes are to run over; TCP from the first time that another driver fails.
     pub(super) way: Way,
     pub(super) fallback: bool,
@@ -73,8 +77,10 @@ impl Bundle {
             retransmits: Vec::new(),
             asked: 0,
             loss: Loss::new(),
+            paced: Vec::new(),
             checked_ns: 0,
-            transport: None,
+            used: None,
+            used_since_ns: 0,
             way,
             fallback,
             redialled_ns: 0,
@@ -96,6 +102,12 @@ impl Bundle {
             .is_some_and(|(known, name)| *known == peer && name.as_deref() == Some(target))
     }
 
+    /// Dials another address from now on; says whether it is another, and nothing at an end that dials nobody.
+    pub(super) fn redirect(&mut self, to: SocketAddr) -> Option<bool> {
+        let (peer, _) = self.peer.as_mut()?;
+        Some(std::mem::replace(peer, to) != to)
+    }
+
     fn lane_id(&self, lane: LaneIx) -> Option<LaneId> {
         match self.slots.get(usize::from(lane.0)) {
             Some(Slot::Up(id, _)) => Some(*id),
@@ -103,11 +115,19 @@ impl Bundle {
         }
     }
 
-    fn ensure(&mut self, lanes: usize) {
+    pub(super) fn ensure(&mut self, lanes: usize) {
         while self.slots.len() < lanes {
             self.slots.push(Slot::Down { dial_at_ns: 0 });
             self.retransmits.push(0);
+            self.paced.push(0);
         }
+    }
+
+    /// Forgets all lanes but the first so many.
+    pub(super) fn truncate(&mut self, lanes: usize) {
+        self.slots.truncate(lanes);
+        self.retransmits.truncate(lanes);
+        self.paced.truncate(lanes);
     }
 
     /// The lanes that are up.
@@ -206,6 +226,7 @@ impl Session {
         self.bundle.slots[index] = Slot::Up(id, way);
         self.picture.driver = way.code();
         self.bundle.retransmits[index] = 0;
+        self.bundle.paced[index] = 0;
         link.outbound.lane_up(up.lane)?;
         link.outbound.heard(now);
         link.inbound.want_ack();
@@ -305,7 +326,7 @@ impl Session {
         if let Some(link) = self.link.as_mut() {
             link.fit_lane_backlog();
         }
-        while sent < SENDS_PER_TURN && self.rate_limit.allows(hands.now_ns) {
+        while sent < SENDS_PER_TURN && self.may_send(hands) {
             let Some(link) = self.link.as_mut() else {
                 return Ok(false);
             };
@@ -337,7 +358,7 @@ impl Session {
                         break;
                     }
                     sent += 1;
-                    self.rate_limit.spend(bytes, hands.now_ns);
+                    self.spend(bytes, hands);
                     self.picture.wire_bytes_sent += bytes;
                     hands.counters.wire_bytes_sent_total.add(bytes);
                     hands.counters.frames_sent_total.add(1);
@@ -347,6 +368,7 @@ impl Session {
                 }
             }
         }
+        self.look_at_share(hands);
         if let Some(link) = self.link.as_mut() {
             let waiting = link.outbound.has_queued();
             link.wire_rate
@@ -435,14 +457,18 @@ impl Session {
 
     fn check_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<(), Fault> {
         self.want_lanes(hands);
+        self.retire_lanes(hands);
+        self.pace_lanes(hands);
         // The kernel's own smallest sample knows nothing of queues or of a busy processor.
-        if let (Some(link), Some(id)) = (self.link.as_mut(), self.bundle.up().next())
+        let first = self.bundle.up().next();
+        if let (Some(link), Some(id)) = (self.link.as_mut(), first)
             && let Some(stats) = hands.lanes.stats(id)
         {
             let delay_ns = u64::from(stats.rtt_min_us) * 1_000;
             link.outbound.expect_delay(delay_ns);
             let carried = link.outbound.carried_bytes_per_s();
             link.wire_rate.set_path(stats.rtt_min_us, carried);
+            self.note_path(stats.rtt_min_us);
         }
         self.count_retransmits(hands);
         while let Some(verdict) = self
@@ -455,6 +481,7 @@ impl Session {
                 Verdict::Redial => {
                     self.set_state(SessionState::Reconnecting, Failure::None, "", hands);
                     self.doubt_driver(hands.now_ns);
+                    self.streams.begin_anew();
                     for index in 0..self.bundle.slots.len() {
                         self.replace_lane(LaneIx(index as u16), hands);
                     }
@@ -499,32 +526,9 @@ impl Session {
         }
     }
 
-    /// How many lanes there should be, as the transport's switch says.
-    fn want_lanes<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
-        let transport = hands.switches.read().amst;
-        let wanted = match &mut self.link {
-            Some(link) => {
-                let wanted = link.lanes_for(transport);
-                if self.bundle.transport != Some(transport) {
-                    link.outbound.set_active_lanes(usize::from(wanted));
-                }
-                wanted
-            }
-            None => match transport {
-                ApiVersion::V3 => self.offer.lanes_v3,
-                ApiVersion::V1 => self.offer.lanes_v1,
-            },
-        };
-        self.bundle.transport = Some(transport);
-        self.picture.lanes_wanted = u64::from(wanted);
-        if self.is_source() {
-            self.bundle.ensure(usize::from(wanted));
-        }
-    }
-
     /// The dialling side closes a lane that does not move, so that it is dialled again. The other side
     /// can only wait for that.
-    fn replace_lane<G: LaneGroup>(&mut self, lane: LaneIx, hands: &mut Hands<'_, G>) {
+    pub(super) fn replace_lane<G: LaneGroup>(&mut self, lane: LaneIx, hands: &mut Hands<'_, G>) {
         if self.bundle.peer.is_none() {
             return;
         }
@@ -592,7 +596,6 @@ impl Session {
             hands.routes.forget_lane(id);
             hands.lanes.close(id);
         }
-        self.bundle.slots.clear();
-        self.bundle.retransmits.clear();
+        self.bundle.truncate(0);
     }
 }

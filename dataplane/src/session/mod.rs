@@ -14,8 +14,10 @@
 //! | [`rate_limit`] | what an operator lets it send |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
+//! | [`lane_count`] | how many lanes there are, and how fast each may be |
 //! | [`driver`] | what lanes run over when a driver does not carry |
 //! | [`ending`] | completing, failing, the undecided moment |
+//! | [`share`] | its part of a link that others use too |
 //! | [`wire_rate`] | how fast the wire is |
 //! | [`loss`] | how much the network below sends again |
 //! | [`fault`] | what ends a session |
@@ -26,11 +28,13 @@ mod driver;
 mod ending;
 mod fault;
 mod forward;
+mod lane_count;
 pub mod link;
 mod loss;
 mod path;
 mod rate_limit;
 mod receive;
+mod share;
 mod wire_rate;
 
 use std::collections::VecDeque;
@@ -57,6 +61,7 @@ use crate::engine::routes::Routes;
 use crate::engine::stages::StageClock;
 use crate::stream::ChannelKind;
 use crate::transport::handshake::Way;
+use crate::transport::streams::{StreamLimits, Streams};
 use crate::transport::wire::batch::Marker;
 use crate::transport::wire::control::ByeReason;
 use crate::transport::{ChannelId, Nanos};
@@ -65,6 +70,7 @@ use channel::{ChainKeys, Channel, wire_kind};
 use link::Link;
 use path::PathSampler;
 use rate_limit::RateLimit;
+use share::Share;
 
 /// Pictures are published this often at least while something moves.
 const PICTURE_EVERY_NS: u64 = 50_000_000;
@@ -121,6 +127,8 @@ pub struct SessionOptions {
     pub setup_limit_ns: u64,
     /// Wire bytes a second, at most; 0: no limit.
     pub rate_limit_bytes_per_s: u64,
+    /// Source: how many lanes there may be.
+    pub streams: StreamLimits,
 }
 
 /// See the module.
@@ -156,6 +164,8 @@ pub struct Session {
     linger_until_ns: u64,
     rate_limit: RateLimit,
     path: PathSampler,
+    share: Share,
+    streams: Streams,
     picture: SessionSnapshot,
     published_ns: u64,
     cell: SessionCell,
@@ -171,6 +181,8 @@ impl Session {
             opened_ns: now_ns,
             ..SessionSnapshot::FREE
         };
+        let peer = options.peer.as_ref().map(|(peer, _)| *peer);
+        let share = Share::new(&cell, peer, now_ns);
         Self {
             id: options.id,
             role: options.role,
@@ -197,6 +209,8 @@ impl Session {
             linger_until_ns: u64::MAX,
             rate_limit: RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
             path: PathSampler::default(),
+            share,
+            streams: Streams::new(options.streams),
             picture,
             published_ns: 0,
             cell,

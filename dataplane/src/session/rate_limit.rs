@@ -22,6 +22,19 @@ impl RateLimit {
         }
     }
 
+    /// Changes the limit; what was spent under the old one stays spent.
+    pub const fn set(&mut self, bytes_per_s: u64, now_ns: u64) {
+        if self.bytes_per_s == 0 {
+            self.free_at_ns = now_ns;
+        }
+        self.bytes_per_s = bytes_per_s;
+    }
+
+    /// The limit; 0: none.
+    pub const fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s
+    }
+
     /// May something leave now?
     pub const fn allows(&self, now_ns: u64) -> bool {
         self.bytes_per_s == 0 || self.free_at_ns <= now_ns

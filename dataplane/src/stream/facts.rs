@@ -24,6 +24,8 @@ pub struct StreamFacts {
     pub multifd_flushes: u64,
     /// Between the start of the RAM START section and the end of the RAM END section.
     pub in_ram: bool,
+    /// RAM END has begun: the guest is stopped at the source, and what of its memory is left follows.
+    pub ram_end_begun: bool,
     /// RAM END was passed completely: memory is all sent, only device state follows. From now on
     /// the destination may take over without a further word from the source.
     pub ram_end_seen: bool,

@@ -185,6 +185,7 @@ impl Sections {
                 let id = r.be32()?;
                 match self.known.iter().find(|(known, _)| *known == id) {
                     Some(&(_, kind)) => {
+                        env.facts.ram_end_begun |= part == END && kind == Kind::Ram;
                         let open = Open {
                             id,
                             kind: Some(kind),

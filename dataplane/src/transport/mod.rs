@@ -12,6 +12,8 @@ pub mod handshake;
 pub mod ids;
 pub mod inbound;
 pub mod outbound;
+pub mod sharing;
+pub mod streams;
 pub mod wire;
 
 #[cfg(test)]

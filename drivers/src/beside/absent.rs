@@ -95,6 +95,12 @@ impl<G: LaneGroup> LaneGroup for Option<G> {
         self.as_ref().and_then(|group| group.stats(lane))
     }
 
+    fn pace(&mut self, lane: LaneId, bytes_per_s: u64) {
+        if let Some(group) = self {
+            group.pace(lane, bytes_per_s);
+        }
+    }
+
     fn close(&mut self, lane: LaneId) {
         if let Some(group) = self {
             group.close(lane);

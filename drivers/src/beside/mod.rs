@@ -162,6 +162,14 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         }
     }
 
+    fn pace(&mut self, lane: LaneId, bytes_per_s: u64) {
+        if is_second(lane) {
+            self.second.pace(inner(lane), bytes_per_s);
+        } else {
+            self.first.pace(inner(lane), bytes_per_s);
+        }
+    }
+
     fn close(&mut self, lane: LaneId) {
         if is_second(lane) {
             self.second.close(inner(lane));

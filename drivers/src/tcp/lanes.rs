@@ -315,6 +315,14 @@ impl LaneGroup for TcpLanes {
         socket::stats(self.slots.get(lane)?.fd()?).ok()
     }
 
+    fn pace(&mut self, lane: LaneId, bytes_per_s: u64) {
+        if let Some(fd) = self.slots.get(lane).and_then(Connection::fd)
+            && let Err(cause) = socket::pace(fd, bytes_per_s)
+        {
+            tracing::warn!(%cause, bytes_per_s, "a lane is not paced");
+        }
+    }
+
     fn close(&mut self, lane: LaneId) {
         if let Some(known) = self.slots.get_mut(lane) {
             known.abort(LaneClosed::Local);

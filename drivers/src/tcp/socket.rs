@@ -76,22 +76,39 @@ pub fn tune(socket: impl AsFd, tuning: &SocketTuning) -> Result<(), TuneError> {
         set(fd, "SO_RCVBUF", sock, libc::SO_RCVBUF, bytes)?;
     }
     if let Some(rate) = tuning.pacing_max_bytes_per_s {
-        set(
-            fd,
-            "SO_MAX_PACING_RATE",
-            sock,
-            libc::SO_MAX_PACING_RATE,
-            rate,
-        )?;
+        pace(fd, rate)?;
     }
     if let Some(name) = &tuning.congestion {
-        rustix::net::sockopt::set_tcp_congestion(fd, name).map_err(|cause| TuneError {
-            option: "TCP_CONGESTION",
-            value: name.clone(),
-            cause: cause.into(),
-        })?;
+        set_congestion(fd, name)?;
     }
     Ok(())
+}
+
+/// Spreads what a socket sends over time, at no more than so many bytes a second; 0 lifts that. The kernel
+/// does it by itself, without a queueing discipline that knows of it.
+///
+/// # Errors
+/// The setting that was refused.
+pub fn pace(socket: impl AsFd, bytes_per_s: u64) -> Result<(), TuneError> {
+    let rate = if bytes_per_s == 0 {
+        u64::MAX
+    } else {
+        bytes_per_s
+    };
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE);
+    set(socket.as_fd(), "SO_MAX_PACING_RATE", level, name, rate)
+}
+
+/// Has a socket, connected or not, controlled by `name` from now on.
+///
+/// # Errors
+/// When this kernel has no such congestion control, or this user may not choose it.
+pub fn set_congestion(socket: impl AsFd, name: &str) -> Result<(), TuneError> {
+    rustix::net::sockopt::set_tcp_congestion(socket, name).map_err(|cause| TuneError {
+        option: "TCP_CONGESTION",
+        value: name.to_owned(),
+        cause: cause.into(),
+    })
 }
 
 fn set<T: Copy + std::fmt::Display>(
@@ -268,6 +285,23 @@ mod tests {
             (refused.option, refused.value.as_str()),
             ("TCP_CONGESTION", "none-such")
         );
+    }
+
+    #[test]
+    fn a_connected_socket_is_paced_and_controlled_anew() {
+        use std::io::{Read, Write};
+        let (mut near, mut far) = pair();
+        set_congestion(&near, "reno").unwrap();
+        assert_eq!(stats(&near).unwrap().congestion_name(), "reno");
+        pace(&near, 6_000_000).unwrap();
+        let sent = std::time::Instant::now();
+        let sender = std::thread::spawn(move || {
+            near.write_all(&vec![7; 3_000_000]).unwrap();
+            near
+        });
+        far.read_exact(&mut vec![0; 3_000_000]).unwrap();
+        assert!(sent.elapsed().as_millis() > 150, "{:?}", sent.elapsed());
+        pace(sender.join().unwrap(), 0).unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod ring;
 mod rollback;
 mod sampling;
 pub mod scaling;
+mod sharing;
 mod stream;
 
 use crate::row::Row;
@@ -36,7 +37,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 9] = [
+const BENCHES: [Bench; 10] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -84,6 +85,12 @@ const BENCHES: [Bench; 9] = [
         about: "what 1 to 16 workers a side carry, over loopback TCP and memif, as far as cores go",
         kind: Kind::Own,
         run: scaling::run,
+    },
+    Bench {
+        name: "sharing",
+        about: "four guests at once over one thin and far line: how evenly, and what each guest notices",
+        kind: Kind::Product,
+        run: sharing::run,
     },
     Bench {
         name: "stream",

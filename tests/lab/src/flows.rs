@@ -6,6 +6,7 @@
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
 
 /// Flows remembered; the ones after that pass uncounted.
 const MAX_FLOWS: usize = 65_536;
@@ -31,10 +32,35 @@ pub struct FlowState {
     order: usize,
 }
 
+/// Of what a slowed flow may send, this much may come at once: a few packets.
+const SLOW_BURST_BYTES: f64 = 8_000.0;
+
+/// How a flow is slowed: a token bucket that drops.
+struct Slow {
+    bytes_per_s: f64,
+    left_bytes: f64,
+    looked: Instant,
+}
+
+impl Slow {
+    fn pass(&mut self, bytes: f64, now: Instant) -> bool {
+        let gained = now.saturating_duration_since(self.looked).as_secs_f64() * self.bytes_per_s;
+        self.left_bytes = (self.left_bytes + gained).min(SLOW_BURST_BYTES);
+        self.looked = now;
+        // A segment longer than what may come at once goes into debt.
+        let passes = self.left_bytes > 0.0;
+        if passes {
+            self.left_bytes -= bytes;
+        }
+        passes
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct FlowTable {
     flows: HashMap<Flow, FlowState>,
     cut: HashSet<Flow>,
+    slow: HashMap<Flow, Slow>,
 }
 
 impl FlowTable {
@@ -44,6 +70,11 @@ impl FlowTable {
             return true;
         };
         if !self.cut.is_empty() && self.cut.contains(&flow) {
+            return false;
+        }
+        if let Some(slow) = self.slow.get_mut(&flow)
+            && !slow.pass(wire_bytes as f64, Instant::now())
+        {
             return false;
         }
         let order = self.flows.len();
@@ -75,8 +106,18 @@ impl FlowTable {
         self.cut.insert(flow);
     }
 
+    pub(crate) fn slow(&mut self, flow: Flow, bytes_per_s: u64) {
+        let slow = Slow {
+            bytes_per_s: bytes_per_s as f64,
+            left_bytes: SLOW_BURST_BYTES,
+            looked: Instant::now(),
+        };
+        self.slow.insert(flow, slow);
+    }
+
     pub(crate) fn restore(&mut self) {
         self.cut.clear();
+        self.slow.clear();
     }
 }
 
@@ -150,6 +191,19 @@ mod tests {
         assert!(table.pass(&tcp(1000, 7400, 16), 40));
         table.restore();
         assert!(table.pass(&tcp(1001, 7400, 16), 40));
+    }
+
+    #[test]
+    fn a_slowed_flow_passes_what_it_may_and_the_others_all() {
+        let mut table = FlowTable::default();
+        let packet = tcp(1000, 7400, 16);
+        assert!(table.pass(&packet, 1_500));
+        table.slow(table.open(7400)[0].flow, 1_000);
+        let passed = (0..100).filter(|_| table.pass(&packet, 1_500)).count();
+        assert_eq!(passed, 6, "what may come at once");
+        assert!(table.pass(&tcp(1001, 7400, 16), 1_500));
+        table.restore();
+        assert!(table.pass(&packet, 1_500));
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub(crate) struct Shared {
 #[derive(Clone, Copy)]
 pub(crate) struct Settings {
     pub(crate) shapes: [Shape; 2],
-    pub(crate) cut: bool,
+    /// Each direction, from the first host and from the second.
+    pub(crate) cut: [bool; 2],
     pub(crate) stop: bool,
 }
 
@@ -107,9 +108,10 @@ impl Forwarder {
                     return;
                 }
                 self.allow_segments(&settings);
-                for (direction, shape) in directions.iter_mut().zip(settings.shapes) {
+                let news = settings.shapes.into_iter().zip(settings.cut);
+                for (direction, (shape, cut)) in directions.iter_mut().zip(news) {
                     direction.shape = shape;
-                    if settings.cut {
+                    if cut {
                         direction.queue.clear();
                         direction.late.clear();
                     }
@@ -117,7 +119,7 @@ impl Forwarder {
             }
             let mut more = false;
             for (index, direction) in directions.iter_mut().enumerate() {
-                more |= self.take(index, direction, settings.cut, &mut scratch);
+                more |= self.take(index, direction, settings.cut[index], &mut scratch);
             }
             let horizon = Instant::now() + COALESCE;
             for (index, direction) in directions.iter_mut().enumerate() {

@@ -204,7 +204,7 @@ impl WanLink {
         ];
         let settings = Settings {
             shapes: [config.a_to_b, config.b_to_a],
-            cut: false,
+            cut: [false; 2],
             stop: false,
         };
         let wake =
@@ -241,13 +241,19 @@ impl WanLink {
 
     /// Silences the line; what is under way is lost.
     pub fn cut(&self) {
-        self.change(|settings| settings.cut = true);
+        self.change(|settings| settings.cut = [true; 2]);
     }
 
-    /// Ends a cut, of the line and of single flows.
+    /// Silences one direction: what the first host sends, or what the second does. Each end then hears less
+    /// than the other believes.
+    pub fn cut_from(&self, second: bool) {
+        self.change(|settings| settings.cut[usize::from(second)] = true);
+    }
+
+    /// Ends a cut, of the line, of a direction and of single flows.
     pub fn restore(&self) {
         locked(&self.shared.flows).restore();
-        self.change(|settings| settings.cut = false);
+        self.change(|settings| settings.cut = [false; 2]);
     }
 
     /// Open TCP flows with one end on `port`, oldest first.
@@ -262,6 +268,35 @@ impl WanLink {
         let flow = flows.open(port).get(index)?.flow;
         flows.cut(flow);
         Some(flow)
+    }
+
+    /// Slows the `index`-th open flow on `port` to so many bytes a second each way: what is more is lost.
+    pub fn slow_flow(&self, port: u16, index: usize, bytes_per_s: u64) -> Option<Flow> {
+        let mut flows = locked(&self.shared.flows);
+        let flow = flows.open(port).get(index)?.flow;
+        flows.slow(flow, bytes_per_s);
+        Some(flow)
+    }
+
+    /// Silences every flow on `port` that is open now, as a router does that forgot them; new ones pass.
+    /// Gives how many there were.
+    pub fn forget_flows(&self, port: u16) -> usize {
+        let mut flows = locked(&self.shared.flows);
+        let open = flows.open(port);
+        open.iter().for_each(|state| flows.cut(state.flow));
+        open.len()
+    }
+
+    /// Gives one end of the line another address, of the same network, and takes the old one away. Gives the
+    /// new one.
+    pub fn change_address(&self, host: &Host, old: Ipv4Addr) -> Result<Ipv4Addr, LinkError> {
+        let [a, b, number, last] = old.octets();
+        let new = Ipv4Addr::new(a, b, number, last.wrapping_add(100));
+        let device = format!("wan{number}");
+        // The other way round the new one would go with the old, as one of the same network.
+        host.ip(&format!("addr del {old}/24 dev {device}"))?;
+        host.ip(&format!("addr add {new}/24 dev {device}"))?;
+        Ok(new)
     }
 
     /// What went over the line since it started: from the first host, from the second.

@@ -73,6 +73,8 @@ pub struct NodeConfig {
     pub management: Ipv4Addr,
     /// Highest protocol version, 1 or 3.
     pub max_version: u32,
+    /// The data plane listens on every address of its host, and peers are told this one.
+    pub listen_any: bool,
     /// More lines for the data plane's configuration.
     pub dataplane_extra: String,
     /// Key of the data planes, if not the lab's.
@@ -88,6 +90,7 @@ impl NodeConfig {
             data,
             management,
             max_version: 3,
+            listen_any: false,
             dataplane_extra: String::new(),
             key: None,
         }
@@ -145,13 +148,17 @@ impl<'h> Node<'h> {
         private_file(&dir.file("psk"), config.key.as_deref().unwrap_or(KEY))?;
         fs::create_dir_all(dir.file("state"))?;
         let mut text = String::new();
+        let listen = if config.listen_any {
+            format!("0.0.0.0:{DATA_PORT}\"\nadvertise = \"{}", config.data)
+        } else {
+            config.data.to_string()
+        };
         let _ = write!(
             text,
-            "node = \"{}\"\ncontrol_socket = \"{}\"\nlisten = \"{}:{DATA_PORT}\"\npsk_file = \"{}\"\n\
+            "node = \"{}\"\ncontrol_socket = \"{}\"\nlisten = \"{listen}:{DATA_PORT}\"\npsk_file = \"{}\"\n\
              max_version = {}\n{}",
             config.name,
             dir.file("attach").display(),
-            config.data,
             dir.file("psk").display(),
             config.max_version,
             config.dataplane_extra,

@@ -81,7 +81,7 @@ impl Opened {
             address: SocketAddr::new(config.address.ip, config.port),
             guard: config.guard,
             lanes: ReliableConfig {
-                lanes_max: super::LANES_MAX,
+                lanes_max: crate::config::LANES_OF_A_WORKER,
                 congestion: match config.congestion {
                     CongestionControl::Cubic => Congestion::Cubic,
                     CongestionControl::Bbr => Congestion::Bbr,

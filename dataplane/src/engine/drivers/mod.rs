@@ -21,11 +21,8 @@ use dwcp_hugepages::arena::BackingPolicy;
 
 use super::mailbox::Sender;
 use super::messages::{LaneUp, ToWorker, Ways};
-use crate::config::{Config, Driver};
+use crate::config::{Config, Driver, LANES_OF_A_WORKER};
 use crate::transport::handshake::{Agreed, Guard, Way};
-
-/// Lanes of one worker and one back end, over all its sessions.
-const LANES_MAX: u16 = 1024;
 
 /// One worker's lanes of all back ends.
 pub type Lanes = Beside<TcpLanes, Beside<Option<dpdk::Group>, Option<rdma::Group>>>;
@@ -61,7 +58,7 @@ impl Drivers {
             ..TcpOptions::default()
         });
         tcp.open(PortConfig {
-            lanes_max: LANES_MAX,
+            lanes_max: LANES_OF_A_WORKER,
             ..PortConfig::default()
         })
         .context("TCP port")?;

@@ -8,6 +8,8 @@ use super::super::{LaneIx, Nanos};
 
 /// After a suspicion that was wrong the next one waits twice as long, up to this many times.
 const MAX_PATIENCE_DOUBLINGS: u32 = 5;
+/// So many batches in a row that were answered in time halve the patience again.
+const PROMPT_BATCHES: u32 = 16;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Lane {
@@ -16,6 +18,8 @@ struct Lane {
     suspicions: u32,
     /// Of first and repeated sends that the peer is not known to have.
     on_the_way_bytes: u64,
+    /// Batches answered in time since the last suspicion, or since the patience was halved.
+    prompt: u32,
 }
 
 /// See the module.
@@ -72,6 +76,7 @@ impl Lanes {
         if news {
             state.suspect = true;
             state.suspicions = (state.suspicions + 1).min(MAX_PATIENCE_DOUBLINGS);
+            state.prompt = 0;
         }
         news
     }
@@ -96,6 +101,19 @@ impl Lanes {
         self.lanes
             .get(usize::from(lane.0))
             .map_or(0, |state| state.on_the_way_bytes)
+    }
+
+    /// A batch that went over `lane` once was answered; `in_time` says whether that was too soon for any
+    /// suspicion. A line that recovered is not watched as patiently for ever as while it was slow.
+    pub fn answered(&mut self, lane: LaneIx, in_time: bool) {
+        let Some(state) = self.lanes.get_mut(usize::from(lane.0)) else {
+            return;
+        };
+        state.prompt = if in_time { state.prompt + 1 } else { 0 };
+        if state.prompt >= PROMPT_BATCHES {
+            state.prompt = 0;
+            state.suspicions = state.suspicions.saturating_sub(1);
+        }
     }
 
     /// How many times longer than usual to wait before suspecting `lane`.
@@ -273,6 +291,27 @@ mod tests {
             }
             assert_eq!(met, [true; 5], "{frames_between}");
         }
+    }
+
+    #[test]
+    fn patience_grows_with_suspicions_and_shrinks_with_prompt_answers() {
+        let mut lanes = Lanes::new(2, 2);
+        let lane = LaneIx(1);
+        for _ in 0..7 {
+            lanes.up(lane);
+            assert!(lanes.suspect(lane));
+        }
+        assert_eq!(lanes.patience(lane), 32);
+        (0..PROMPT_BATCHES - 1).for_each(|_| lanes.answered(lane, true));
+        lanes.answered(lane, false);
+        lanes.answered(lane, true);
+        assert_eq!(lanes.patience(lane), 32, "not in a row");
+        (0..PROMPT_BATCHES - 1).for_each(|_| lanes.answered(lane, true));
+        assert_eq!(lanes.patience(lane), 16);
+        (0..PROMPT_BATCHES * 9).for_each(|_| lanes.answered(lane, true));
+        assert_eq!(lanes.patience(lane), 1);
+        assert_eq!(lanes.patience(LaneIx(0)), 1, "the others are not concerned");
+        lanes.answered(LaneIx(9), true);
     }
 
     #[test]

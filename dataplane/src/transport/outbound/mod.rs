@@ -445,6 +445,10 @@ impl<F: FrameHandle> Outbound<F> {
         }
         // A batch sent twice does not tell which one was answered (Karn).
         if slot.times_sent == 1 {
+            if let State::InFlight(lane) = slot.state {
+                let in_time = now.since(slot.sent_at) <= SUSPECT_AFTER_NS;
+                self.lanes.answered(lane, in_time);
+            }
             self.batch_rtt.sample(slot.sent_at, now);
             self.newest_batch_sent = self.newest_batch_sent.max(Some(slot.sent_at));
         }
