@@ -68,6 +68,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         } => migrate::watch(&api, &id, as_json).await,
         Command::Status { id, .. } => steer::status(&api, id.as_deref(), as_json).await,
         Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
+        Command::Recover { id, detach } => migrate::recover(&api, &id, detach, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
