@@ -34,6 +34,10 @@ pub struct SceneConfig {
     pub destination_qemu: QemuVersion,
     /// How long the link may be gone, ms.
     pub resume_limit_ms: u64,
+    /// When it turns into post-copy, as the API says it.
+    pub postcopy: Value,
+    /// A broken post-copy goes on by itself.
+    pub auto_recover: bool,
     /// More lines for the configuration of each data plane.
     pub dataplane_extra: [String; 2],
 }
@@ -50,6 +54,8 @@ impl Default for SceneConfig {
             arrival: Arrival::Run,
             destination_qemu: QemuVersion::V10,
             resume_limit_ms: 30_000,
+            postcopy: json!(false),
+            auto_recover: true,
             dataplane_extra: [const { String::new() }; 2],
         }
     }
@@ -175,6 +181,8 @@ impl<'g> Scene<'g> {
                 "max_version": self.config.max_version,
                 "multifd_channels": self.config.multifd,
                 "resume_limit_ms": self.config.resume_limit_ms,
+                "postcopy": self.config.postcopy,
+                "postcopy_auto_recover": self.config.auto_recover,
             },
         });
         self.a

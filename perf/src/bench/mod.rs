@@ -4,6 +4,7 @@
 mod inpath;
 pub mod lanes;
 pub mod lossy;
+mod postcopy;
 mod ring;
 mod rollback;
 mod sampling;
@@ -34,7 +35,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -52,6 +53,12 @@ const BENCHES: [Bench; 8] = [
         about: "a reliable lane against kernel TCP over a line that loses, reorders and doubles",
         kind: Kind::Own,
         run: lossy::run,
+    },
+    Bench {
+        name: "postcopy",
+        about: "how long a guest waits for its pages in post-copy, over 200 Mbit/s and 40 ms",
+        kind: Kind::Product,
+        run: postcopy::run,
     },
     Bench {
         name: "ring",
