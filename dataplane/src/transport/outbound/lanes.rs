@@ -184,7 +184,7 @@ impl Lanes {
 
     /// The lane for an express batch: the one that is kept free, or the one that will write it soonest.
     pub fn choose_for_express(
-        &mut self,
+        &self,
         backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
         self.express_lane().or_else(|| {
