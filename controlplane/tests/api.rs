@@ -23,6 +23,10 @@ const ROUTES: &[(&str, &str)] = &[
         "GET",
         "/v1/migrations/0102030405060708090a0b0c0d0e0f10/events",
     ),
+    (
+        "POST",
+        "/v1/migrations/0102030405060708090a0b0c0d0e0f10/recover",
+    ),
     ("GET", "/v1/events"),
     ("GET", "/v1/incoming"),
     ("POST", "/v1/incoming"),
@@ -31,6 +35,10 @@ const ROUTES: &[(&str, &str)] = &[
     (
         "POST",
         "/v1/incoming/0102030405060708090a0b0c0d0e0f10/verdict",
+    ),
+    (
+        "POST",
+        "/v1/incoming/0102030405060708090a0b0c0d0e0f10/recover",
     ),
     ("GET", "/v1/feature-flags"),
     ("POST", "/v1/feature-flags"),
@@ -231,6 +239,7 @@ async fn unknown_things_are_not_found() {
         ("GET", format!("/v1/migrations/{ID}"), 404),
         ("GET", format!("/v1/migrations/{ID}/events"), 404),
         ("DELETE", format!("/v1/migrations/{ID}"), 404),
+        ("POST", format!("/v1/migrations/{ID}/recover"), 404),
         ("GET", "/v1/migrations/zz".to_owned(), 400),
         ("GET", "/v1/migrations/%00%ff".to_owned(), 400),
         ("GET", format!("/v1/incoming/{ID}"), 404),

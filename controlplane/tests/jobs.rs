@@ -44,7 +44,7 @@ async fn qmp_drives_a_direct_migration() {
                 .execute(QmpCommand::QueryMigrateCapabilities)
                 .await
                 .unwrap();
-            let switch = capabilities(&listed, &options).unwrap();
+            let switch = capabilities(&listed, &options, false).unwrap();
             assert!(switch.contains(&("return-path", true)) && switch.contains(&("multifd", true)));
             qmp.execute(QmpCommand::MigrateSetCapabilities(switch))
                 .await
@@ -53,7 +53,7 @@ async fn qmp_drives_a_direct_migration() {
                 .execute(QmpCommand::QueryMigrateCapabilities)
                 .await
                 .unwrap();
-            assert_eq!(capabilities(&listed, &options), Ok(vec![]));
+            assert_eq!(capabilities(&listed, &options, false), Ok(vec![]));
             let listed = qmp
                 .execute(QmpCommand::QueryMigrateParameters)
                 .await
@@ -215,6 +215,27 @@ async fn a_destination_that_refuses_leaves_the_source_running() {
     scene.destination = Qemu::start(release, &scene.host(1), "vm2", true);
     let id = scene.start(&json!({})).await;
     assert_eq!(scene.controls[0].ended(&id).await.state, COMPLETED);
+}
+
+#[tokio::test]
+async fn a_destination_without_the_right_to_postcopy_is_told_so() {
+    let release = &releases()[0];
+    let mut scene = Scene::new(release).await;
+    scene.destination.kill();
+    let more = ["-runas", "nobody"];
+    scene.destination = Qemu::start_with(release, &scene.host(1), "vm2", true, &more);
+    let id = scene
+        .start(&json!({ "postcopy": "after_first_pass" }))
+        .await;
+    let view = scene.controls[0].ended(&id).await;
+    assert_eq!(
+        (view.state, view.guest),
+        (MigrationState::Failed, GuestSide::Source)
+    );
+    let failure = view.failure.unwrap();
+    assert!(failure.detail.contains("serfaultfd"), "{failure:?}");
+    assert!(failure.cure.contains("CAP_SYS_PTRACE"), "{failure:?}");
+    assert!(scene.source.state().await.running);
 }
 
 /// Which side has the guest when the hand-over is cut, by where it is cut.

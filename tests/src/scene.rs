@@ -38,6 +38,10 @@ pub struct SceneConfig {
     pub resume_limit_ms: u64,
     /// The data planes listen on every address of their hosts, so that these may change.
     pub listen_any: bool,
+    /// When it turns into post-copy, as the API says it.
+    pub postcopy: Value,
+    /// A broken post-copy goes on by itself.
+    pub auto_recover: bool,
     /// More lines for the configuration of each data plane.
     pub dataplane_extra: [String; 2],
 }
@@ -56,6 +60,8 @@ impl Default for SceneConfig {
             downtime_limit_ms: 300,
             resume_limit_ms: 30_000,
             listen_any: false,
+            postcopy: json!(false),
+            auto_recover: true,
             dataplane_extra: [const { String::new() }; 2],
         }
     }
@@ -183,6 +189,8 @@ impl<'g> Scene<'g> {
                 "multifd_channels": self.config.multifd,
                 "downtime_limit_ms": self.config.downtime_limit_ms,
                 "resume_limit_ms": self.config.resume_limit_ms,
+                "postcopy": self.config.postcopy,
+                "postcopy_auto_recover": self.config.auto_recover,
             },
         });
         self.a

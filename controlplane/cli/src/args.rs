@@ -71,6 +71,14 @@ pub enum Command {
         #[arg(long, value_name = "ADDRESS:PORT")]
         to: std::net::SocketAddr,
     },
+    /// Connect both sides of a post-copy migration again that is paused, and follow it to its end
+    Recover {
+        /// Which one
+        id: String,
+        /// Do not follow it
+        #[arg(long)]
+        detach: bool,
+    },
     /// Show or change feature flags
     Flags {
         /// What to do with them [default: list]
@@ -171,6 +179,13 @@ pub struct Migrate {
     /// Bytes a second on the wire, with K, M or G for powers of 1000; 0: no limit
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]
     pub bandwidth_limit: u64,
+    /// Post-copy: the guest goes to the destination before all its memory is there, once every page was sent
+    /// once, or after so many milliseconds. Then it cannot be cancelled any more
+    #[arg(long, value_name = "MS", num_args = 0..=1, require_equals = true)]
+    pub postcopy: Option<Option<u64>>,
+    /// A post-copy migration that loses its link waits for `dwcpctl recover`
+    #[arg(long, requires = "postcopy")]
+    pub no_auto_recover: bool,
     /// Cancel it after so many seconds
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub timeout: Option<Duration>,

@@ -22,7 +22,7 @@ pub const AWAY_MAX: Duration = Duration::from_secs(60);
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Time between two polls.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// How long an undecided migration is followed: it may stay so until somebody acts.
+/// How long an undecided migration, or one paused in post-copy, is followed: it may stay so until somebody acts.
 const UNDECIDED_MAX: Duration = Duration::from_secs(60);
 
 /// Why following ended.
@@ -166,7 +166,7 @@ pub async fn follow(
         {
             progress.show(&migration);
             on_view(&value);
-            if migration.state == "undecided" {
+            if matches!(migration.state.as_str(), "undecided" | "postcopy_paused") {
                 undecided_since.get_or_insert_with(Instant::now);
             } else {
                 undecided_since = None;

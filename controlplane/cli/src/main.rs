@@ -74,6 +74,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Cancel { id } => migrate::cancel(&api, &id, as_json).await,
         Command::Limit { id, to, .. } => limit::limit(&api, id.as_deref(), to, as_json).await,
         Command::Redirect { id, to } => limit::redirect(&api, &id, to, as_json).await,
+        Command::Recover { id, detach } => migrate::recover(&api, &id, detach, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Mode { command } => mode::mode(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,

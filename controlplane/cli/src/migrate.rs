@@ -24,7 +24,7 @@ enum Wish {
 
 /// Starts a migration and, unless it is to be detached, follows it.
 pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, ApiError> {
-    let body = json!({
+    let mut body = json!({
         "vm": { "qmp": args.vm, "name": args.name },
         "destination": { "api": args.to, "qmp": args.to_qmp },
         "options": {
@@ -34,6 +34,15 @@ pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, A
             "bandwidth_limit_bytes_per_s": args.bandwidth_limit,
         },
     });
+    // Only what was asked for is said, so that a control plane of an earlier release understands it.
+    match args.postcopy {
+        None => {}
+        Some(None) => body["options"]["postcopy"] = json!("after_first_pass"),
+        Some(Some(after_ms)) => body["options"]["postcopy"] = json!({ "after_ms": after_ms }),
+    }
+    if args.no_auto_recover {
+        body["options"]["postcopy_auto_recover"] = json!(false);
+    }
     let started = api
         .json(Method::POST, "/v1/migrations", Some(&body))
         .await?;
@@ -183,6 +192,27 @@ pub async fn cancel(api: &Api, id: &str, as_json: bool) -> Result<Exit, ApiError
     Ok(Exit::Done)
 }
 
+/// `dwcpctl recover`
+pub async fn recover(api: &Api, id: &str, detach: bool, as_json: bool) -> Result<Exit, ApiError> {
+    let path = format!("/v1/migrations/{id}/recover");
+    let value = api.json(Method::POST, &path, None).await?;
+    if !detach {
+        return watch(api, id, as_json).await;
+    }
+    if as_json {
+        say::result(format_args!("{value}"));
+    } else {
+        let view: Migration = serde_json::from_value(value).unwrap_or_default();
+        say::result(format_args!(
+            "{}  {}  {}",
+            view.id,
+            printable(&view.state),
+            printable(&view.phase)
+        ));
+    }
+    Ok(Exit::Done)
+}
+
 /// The result, on standard output; what to do about a failure, on standard error.
 pub fn report(value: &Value, view: &Migration, as_json: bool) {
     if as_json {
@@ -225,6 +255,12 @@ pub fn report(value: &Value, view: &Migration, as_json: bool) {
         say::aside(format_args!(
             "  guest: {guest}\n  next: {}",
             printable(&failure.cure)
+        ));
+    } else if view.state == "postcopy_paused" {
+        say::aside(format_args!(
+            "paused: the guest is at the destination with part of its memory and waits for the rest ({})\n  next: see that the link and both data planes are up, then: dwcpctl recover {}",
+            printable(&view.phase),
+            view.id
         ));
     } else if view.state == "undecided" {
         say::aside(format_args!(

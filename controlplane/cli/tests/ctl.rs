@@ -381,6 +381,27 @@ async fn each_outcome_has_its_code_and_its_words() {
 }
 
 #[tokio::test]
+async fn postcopy_is_asked_for_in_the_words_of_the_api_or_not_at_all() {
+    let api = StandIn::start("127.0.0.1:0", "completed").await;
+    for (more, postcopy, auto) in [
+        (&[][..], Value::Null, Value::Null),
+        (&["--postcopy"], "after_first_pass".into(), Value::Null),
+        (
+            &["--postcopy=1500", "--no-auto-recover"],
+            serde_json::json!({ "after_ms": 1500 }),
+            false.into(),
+        ),
+    ] {
+        assert_eq!(run(&api.url(), &migrate(more)).await.code, 0);
+        let options = &api.started()["options"];
+        assert_eq!(options["postcopy"], postcopy, "{more:?}");
+        assert_eq!(options["postcopy_auto_recover"], auto, "{more:?}");
+    }
+    let got = run(&api.url(), &migrate(&["--no-auto-recover"])).await;
+    assert_eq!(got.code, 2, "{}", got.err);
+}
+
+#[tokio::test]
 async fn json_and_detach_are_for_programs() {
     let api = StandIn::start("127.0.0.1:0", "completed").await;
     let got = run(&api.url(), &migrate(&["--json"])).await;

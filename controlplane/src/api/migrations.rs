@@ -7,10 +7,12 @@
 //! | `GET /v1/migrations/{id}` | its view |
 //! | `PATCH /v1/migrations/{id}` `{"bandwidth_limit_bytes_per_s":n,"dataplane":"10.0.0.3:4790"}`, either of the two may be absent | its view; 0 lifts the limit; the destination's data plane is at another address from now on |
 //! | `DELETE /v1/migrations/{id}` | cancels it; its view |
+//! | `POST /v1/migrations/{id}/recover` | connects a broken post-copy again; its view |
 //! | `POST /v1/incoming` | 201 and `{"session","dataplane",…}` |
 //! | `GET /v1/incoming` | `{"incoming":[…]}` |
 //! | `GET /v1/incoming/{session}` | its view |
-//! | `POST /v1/incoming/{session}/verdict` | `{"guest":"here"}`, `never_here` or `unknown` |
+//! | `POST /v1/incoming/{session}/verdict` | `{"guest":"here"}`, `here_in_part`, `never_here` or `unknown` |
+//! | `POST /v1/incoming/{session}/recover` `{"session":…}` | waits for the source over a new session; its view |
 //! | `DELETE /v1/incoming/{session}` | cancels it; its view |
 //!
 //! What changes something runs in a task of its own: a client that goes away in the middle of a request
@@ -30,7 +32,8 @@ use super::App;
 use super::body::{JsonBody, PathWord};
 use super::problem::Problem;
 use crate::jobs::{
-    IncomingRequest, IncomingView, JobError, MigrationRequest, MigrationView, Verdict,
+    IncomingRequest, IncomingView, JobError, MigrationRequest, MigrationView, RecoverRequest,
+    Verdict,
 };
 
 /// Body of `PATCH /v1/migrations/{id}`.
@@ -104,6 +107,17 @@ pub async fn cancel(
     ))
 }
 
+/// `POST /v1/migrations/{id}/recover`
+pub async fn recover(
+    State(app): State<App>,
+    PathWord(id): PathWord,
+) -> Result<Json<MigrationView>, Problem> {
+    let id = session(&id)?;
+    Ok(Json(
+        detached(async move { app.jobs.recover(&id).await }).await?,
+    ))
+}
+
 /// `POST /v1/incoming`
 pub async fn incoming_open(
     State(app): State<App>,
@@ -138,6 +152,18 @@ pub async fn incoming_verdict(
     let id = session(&id)?;
     Ok(Json(
         detached(async move { app.jobs.incoming_verdict(&id).await }).await?,
+    ))
+}
+
+/// `POST /v1/incoming/{session}/recover`
+pub async fn incoming_recover(
+    State(app): State<App>,
+    PathWord(id): PathWord,
+    JsonBody(request): JsonBody<RecoverRequest>,
+) -> Result<Json<IncomingView>, Problem> {
+    let id = session(&id)?;
+    Ok(Json(
+        detached(async move { app.jobs.incoming_recover(&id, &request).await }).await?,
     ))
 }
 

@@ -147,6 +147,7 @@ impl App {
                     .delete(migrations::cancel),
             )
             .route("/v1/migrations/{id}/events", get(events::one))
+            .route("/v1/migrations/{id}/recover", post(migrations::recover))
             .route("/v1/events", get(events::all))
             .route(
                 "/v1/incoming",
@@ -159,6 +160,10 @@ impl App {
             .route(
                 "/v1/incoming/{session}/verdict",
                 post(migrations::incoming_verdict),
+            )
+            .route(
+                "/v1/incoming/{session}/recover",
+                post(migrations::incoming_recover),
             )
             .route("/v1/feature-flags", get(flags::list).post(flags::set))
             .route("/v1/feature-flags/history", get(flags::history))

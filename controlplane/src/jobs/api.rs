@@ -14,7 +14,7 @@ use crate::store::Store;
 use super::error::JobError;
 use super::peer::Peer;
 use super::record::{INCOMING_TABLE, IncomingRecord, SOURCE_TABLE, SourceRecord, unix_ms};
-use super::request::{IncomingRequest, MigrationRequest, PeerToken};
+use super::request::{IncomingRequest, MigrationRequest, PeerToken, RecoverRequest};
 use super::sockets::SocketDir;
 use super::table::{Claim, Entry, IncomingOrder, SourceOrder, Table, lock};
 use super::view::{GuestVerdict, IncomingView, MigrationView, Verdict};
@@ -213,6 +213,15 @@ impl Jobs {
             .await
     }
 
+    /// Connects both sides of a post-copy migration again that lost its link or a data plane.
+    ///
+    /// # Errors
+    /// [`JobError::NotPaused`] if it is not broken, [`JobError::Host`], [`JobError::Peer`] and
+    /// [`JobError::Qmp`] with what stands in the way, [`JobError::Ended`], [`JobError::Unknown`].
+    pub async fn recover(&self, id: &str) -> Result<MigrationView, JobError> {
+        self.order(id, SourceOrder::Recover).await
+    }
+
     async fn order(
         &self,
         id: &str,
@@ -300,13 +309,37 @@ impl Jobs {
         Ok(Verdict { guest })
     }
 
+    /// Makes the hypervisor of a broken post-copy migration wait for its source over a new session.
+    ///
+    /// # Errors
+    /// [`JobError::NotPaused`] if its guest does not wait for memory, [`JobError::Host`] and
+    /// [`JobError::Qmp`] with what stands in the way, [`JobError::Ended`], [`JobError::Unknown`].
+    pub async fn incoming_recover(
+        &self,
+        session: &str,
+        request: &RecoverRequest,
+    ) -> Result<IncomingView, JobError> {
+        let next = request.check()?;
+        let ended = || JobError::Ended(session.to_owned());
+        let entry = SessionId::parse(session)
+            .and_then(|id| self.table.incoming(id))
+            .ok_or_else(|| JobError::Unknown(session.to_owned()))?;
+        let orders = entry.orders().ok_or_else(ended)?;
+        let (sender, answer) = oneshot::channel();
+        let order = IncomingOrder::Recover(next, sender);
+        orders.send(order).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+
     /// Cancels a migration that comes here, unless the guest is here already.
     ///
     /// # Errors
     /// [`JobError::TooLate`], [`JobError::Undecided`], [`JobError::Unknown`].
     pub async fn incoming_cancel(&self, session: &str) -> Result<IncomingView, JobError> {
         match self.incoming_verdict(session).await?.guest {
-            GuestVerdict::Here => Err(JobError::TooLate(session.to_owned())),
+            GuestVerdict::Here | GuestVerdict::HereInPart => {
+                Err(JobError::TooLate(session.to_owned()))
+            }
             GuestVerdict::Unknown => Err(JobError::Undecided(session.to_owned())),
             GuestVerdict::NeverHere => self
                 .incoming_get(session)
@@ -315,7 +348,8 @@ impl Jobs {
     }
 }
 
-fn new_session() -> Result<SessionId, JobError> {
+/// A session's number that nobody has.
+pub(super) fn new_session() -> Result<SessionId, JobError> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|error| JobError::Random(error.to_string()))?;
     Ok(SessionId(id))

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::qmp::{QmpCommand, QmpError};
 
 use super::incoming::Incoming;
+use super::part::Part;
 use super::view::GuestVerdict;
 
 /// How long the hypervisor may take to see that its connection has ended.
@@ -35,8 +36,19 @@ enum Seen {
 }
 
 impl Incoming {
-    /// Closes the road and says where the guest is, for good unless unknown.
+    /// Closes the road and says where the guest is, for good unless unknown. The road of a guest that is here
+    /// with part of its memory stays open.
     pub(super) async fn fail_closed(&mut self) -> GuestVerdict {
+        let guest = self.close_for_good().await;
+        if guest == GuestVerdict::Here
+            && (!matches!(self.part().await, Part::Whole) || self.in_part)
+        {
+            return GuestVerdict::HereInPart;
+        }
+        guest
+    }
+
+    async fn close_for_good(&mut self) -> GuestVerdict {
         if self.look().await {
             return GuestVerdict::Here;
         }
@@ -55,7 +67,7 @@ impl Incoming {
         }
     }
 
-    async fn close_road(&self) {
+    pub(super) async fn close_road(&self) {
         let (host, session) = (&self.table.host, self.session);
         if !self.data_plane_died() {
             match host.command(Command::Cancel { session }).await {

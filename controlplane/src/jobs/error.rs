@@ -62,6 +62,22 @@ pub enum JobError {
         /// What it lacks, or did not do.
         problem: String,
     },
+    /// The hypervisor refuses post-copy.
+    #[error("the hypervisor behind {qmp} refuses post-copy: {problem}")]
+    NoPostcopy {
+        /// Its QMP socket.
+        qmp: String,
+        /// Its words.
+        problem: String,
+    },
+    /// There is nothing to recover.
+    #[error("migration {id} is {state}: only one that is postcopy_paused can be recovered")]
+    NotPaused {
+        /// The migration.
+        id: String,
+        /// Where it stands.
+        state: &'static str,
+    },
     /// The monitor.
     #[error(transparent)]
     Qmp(#[from] QmpError),
@@ -97,6 +113,8 @@ impl JobError {
             Self::Undecided(_) => "undecided",
             Self::WrongState { .. } => "hypervisor_state",
             Self::Unsupported { .. } => "hypervisor_unsupported",
+            Self::NoPostcopy { .. } => "postcopy_refused",
+            Self::NotPaused { .. } => "not_paused",
             Self::Qmp(error) => error.code(),
             Self::Host(error) => error.code(),
             Self::Peer(error) => error.code(),
@@ -117,8 +135,9 @@ impl JobError {
             | Self::Ended(_)
             | Self::TooLate(_)
             | Self::Undecided(_)
+            | Self::NotPaused { .. }
             | Self::WrongState { .. } => 409,
-            Self::Unsupported { .. } => 422,
+            Self::Unsupported { .. } | Self::NoPostcopy { .. } => 422,
             Self::TooMany(_) | Self::Host(_) => 503,
             Self::Qmp(error) => error.http_status(),
             Self::Peer(_) => 502,
@@ -147,6 +166,18 @@ impl JobError {
             }
             Self::Unsupported { .. } => {
                 "use QEMU 7.2 or newer with the same machine and options on both hosts".to_owned()
+            }
+            Self::NoPostcopy { problem, .. } if problem.contains("serfault") => {
+                "let that hypervisor use userfaultfd: start it with CAP_SYS_PTRACE, or give it access to \
+                 /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1 on its host; or migrate without \
+                 post-copy"
+                    .to_owned()
+            }
+            Self::NoPostcopy { .. } => {
+                "do what it says, for example leave multifd out; or migrate without post-copy".to_owned()
+            }
+            Self::NotPaused { .. } => {
+                "nothing, if it moves; if it should be broken first, use `migrate-pause`".to_owned()
             }
             Self::Qmp(error) => error.cure().to_owned(),
             Self::Host(error) => error.cure().to_owned(),

@@ -10,15 +10,20 @@ use std::time::{Duration, Instant};
 use dwcp_api::command::Command;
 use dwcp_api::session::SessionSnapshot;
 use dwcp_api::{Failure, SessionId, SessionState};
+use serde_json::Value;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::host::{HostError, HostStatus};
-use crate::qmp::{MonitorPath, Qmp, QmpCommand, QmpEvent};
+use crate::qmp::{
+    MigrationInfo, MigrationPhase, MonitorPath, Qmp, QmpCommand, QmpError, QmpEvent, phase_of,
+};
 
 use super::error::JobError;
-use super::prepare::{check_destination, configure};
+use super::part::Part;
+use super::prepare::{can_preempt, check_destination, configure};
 use super::record::{IncomingRecord, failure, failure_cure, unix_ms};
 use super::request::IncomingRequest;
 use super::settings::End;
@@ -38,6 +43,9 @@ const SESSION_END_LIMIT: Duration = Duration::from_secs(10);
 /// Everything that the task works with.
 pub(super) struct Incoming {
     pub(super) table: Arc<Table>,
+    /// The migration.
+    pub(super) id: SessionId,
+    /// The session that carries it: its own, until it is recovered over another.
     pub(super) session: SessionId,
     pub(super) entry: Arc<IncomingEntry>,
     orders: mpsc::Receiver<IncomingOrder>,
@@ -46,6 +54,12 @@ pub(super) struct Incoming {
     pub(super) path: Option<MonitorPath>,
     /// The guest was seen to have come in.
     pub(super) here: bool,
+    /// And has part of its memory: the rest is at the source.
+    pub(super) in_part: bool,
+    /// The hypervisor's last word of the migration, by an event or an answer.
+    pub(super) phase: MigrationPhase,
+    /// A question to a hypervisor that may not answer for as long as it waits for a page.
+    pub(super) asked: Option<JoinHandle<Result<MigrationInfo, QmpError>>>,
     /// The monitor was watched without a gap since before the hypervisor listened.
     pub(super) watched: bool,
     began: Instant,
@@ -82,6 +96,7 @@ pub(super) async fn open(
         known.insert(session, Arc::clone(&entry));
     }
     let mut job = Incoming {
+        id: session,
         session,
         entry,
         orders,
@@ -89,6 +104,9 @@ pub(super) async fn open(
         qmp: Some(qmp.clone()),
         path: Some(claim.path().clone()),
         here: false,
+        in_part: false,
+        phase: MigrationPhase::None,
+        asked: None,
         watched: true,
         began: Instant::now(),
         _claim: Some(claim),
@@ -119,12 +137,19 @@ pub(super) async fn go_on(
 ) {
     let record = entry.record();
     let mut job = Incoming {
-        session,
+        id: session,
+        session: record.carrier(session),
         orders,
         qmp: None,
         events: None,
         path: claim.as_ref().map(|claim| claim.path().clone()),
-        here: record.view.guest == GuestVerdict::Here,
+        here: matches!(
+            record.view.guest,
+            GuestVerdict::Here | GuestVerdict::HereInPart
+        ),
+        in_part: record.view.guest == GuestVerdict::HereInPart,
+        phase: MigrationPhase::None,
+        asked: None,
         watched: false,
         began: Instant::now(),
         _claim: claim,
@@ -148,7 +173,9 @@ impl Incoming {
         self.table.write_incoming(&record)?;
         let mut options = request.options.clone();
         options.multifd_channels = request.multifd_channels;
-        configure(qmp, &request.qmp, &options, End::Destination).await?;
+        let preempt = request.postcopy_preempt && can_preempt(qmp).await?;
+        configure(qmp, &request.qmp, &options, End::Destination, preempt).await?;
+        self.update(|view| view.postcopy_preempt = preempt);
         let path = self.table.sockets.paths(self.session).into;
         let connect = path_text(&path)?;
         qmp.execute(QmpCommand::MigrateIncoming(path)).await?;
@@ -183,13 +210,13 @@ impl Incoming {
             }
             Err(crate::qmp::QmpError::Missing { .. }) => false,
             Err(error) => {
-                tracing::warn!(session = %self.session, %error, "destination's monitor");
+                tracing::warn!(session = %self.id, %error, "destination's monitor");
                 true
             }
         }
     }
 
-    fn update(&mut self, change: impl FnOnce(&mut IncomingView)) {
+    pub(super) fn update(&mut self, change: impl FnOnce(&mut IncomingView)) {
         let record = {
             let mut record = lock(&self.entry.record);
             let before = record.view.clone();
@@ -199,7 +226,7 @@ impl Incoming {
             }
             record.clone()
         };
-        tracing::info!(session = %self.session, state = ?record.view.state,
+        tracing::info!(session = %self.id, state = ?record.view.state,
             guest = ?record.view.guest, "incoming migration");
         // An error was logged; what is in memory still answers the source.
         let _ = self.table.write_incoming(&record);
@@ -221,20 +248,33 @@ impl Incoming {
                 () = next_event(&mut self.events) => {}
                 _ = host_events.recv() => {}
                 _ = host_status.changed() => {}
-                order = self.orders.recv() => if let Some(IncomingOrder::Verdict(answer)) = order {
-                    let guest = self.fail_closed().await;
-                    let _ = answer.send(Verdict { guest });
-                    if guest != GuestVerdict::Unknown {
-                        let reason = failure("cancelled", "the source ended this migration", "nothing");
-                        return (guest, (guest == GuestVerdict::NeverHere).then_some(reason));
+                order = self.orders.recv() => match order {
+                    Some(IncomingOrder::Verdict(answer)) => {
+                        let guest = self.fail_closed().await;
+                        let _ = answer.send(Verdict { guest });
+                        if matches!(guest, GuestVerdict::Here | GuestVerdict::NeverHere) {
+                            let reason = failure("cancelled", "the source ended this migration", "nothing");
+                            return (guest, (guest == GuestVerdict::NeverHere).then_some(reason));
+                        }
                     }
+                    Some(IncomingOrder::Recover(session, answer)) => {
+                        let _ = answer.send(self.recover(session).await);
+                    }
+                    None => {}
                 },
             }
             if self.look().await {
-                return (GuestVerdict::Here, None);
+                match self.part().await {
+                    Part::Whole => return (GuestVerdict::Here, None),
+                    Part::Some => continue,
+                    Part::Torn(reason) => return (GuestVerdict::Here, Some(reason)),
+                }
             }
             if let Some(reason) = self.broken().await {
                 let guest = self.fail_closed().await;
+                if guest == GuestVerdict::HereInPart {
+                    continue;
+                }
                 if guest == GuestVerdict::Unknown {
                     self.update(|view| {
                         view.state = IncomingState::Undecided;
@@ -250,7 +290,11 @@ impl Incoming {
 
     /// Is the guest here? Once it was, it was.
     pub(super) async fn look(&mut self) -> bool {
-        if let Some(qmp) = self.qmp.clone()
+        self.drain_events();
+        // Once it is here it stays, and a hypervisor that waits for a page may not answer.
+        let silent = self.here && (self.in_part || self.phase.is_postcopy());
+        if !silent
+            && let Some(qmp) = self.qmp.clone()
             && let Ok(state) = qmp.run_state().await
         {
             // Whatever it is, it is no longer waiting for a guest.
@@ -267,7 +311,14 @@ impl Incoming {
         };
         loop {
             match events.try_recv() {
-                Ok(event) => self.here |= event.name == "RESUME",
+                Ok(event) => {
+                    self.here |= event.name == "RESUME";
+                    if event.name == "MIGRATION"
+                        && let Some(word) = event.data.get("status").and_then(Value::as_str)
+                    {
+                        self.phase = phase_of(word);
+                    }
+                }
                 Err(TryRecvError::Lagged(_)) => self.watched = false,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
@@ -318,6 +369,25 @@ impl Incoming {
         }
     }
 
+    /// Writes down over which session and by which data plane it goes on.
+    pub(super) fn note_carrier(
+        &mut self,
+        session: SessionId,
+        instance: u64,
+        dataplane: String,
+    ) -> IncomingView {
+        let record = {
+            let mut record = lock(&self.entry.record);
+            record.carrier = Some(session.to_string());
+            record.instance = Some(instance);
+            record.view.dataplane = dataplane;
+            record.clone()
+        };
+        // An error was logged; what is in memory goes on.
+        let _ = self.table.write_incoming(&record);
+        record.view
+    }
+
     pub(super) fn data_plane_died(&self) -> bool {
         self.entry
             .record()
@@ -330,9 +400,9 @@ impl Incoming {
         self.update(|view| {
             view.guest = guest;
             view.failure = reason;
-            view.state = match guest {
-                GuestVerdict::Here => IncomingState::Completed,
-                GuestVerdict::NeverHere | GuestVerdict::Unknown => IncomingState::Failed,
+            view.state = match (guest, &view.failure) {
+                (GuestVerdict::Here, None) => IncomingState::Completed,
+                _ => IncomingState::Failed,
             };
         });
         // Others may use the monitor from here on.
@@ -353,10 +423,17 @@ impl Incoming {
         let mut asked = false;
         loop {
             // Answered at once: the word is final.
-            while let Ok(IncomingOrder::Verdict(answer)) = self.orders.try_recv() {
-                let _ = answer.send(Verdict {
-                    guest: self.entry.record().view.guest,
-                });
+            while let Ok(order) = self.orders.try_recv() {
+                match order {
+                    IncomingOrder::Verdict(answer) => {
+                        let _ = answer.send(Verdict {
+                            guest: self.entry.record().view.guest,
+                        });
+                    }
+                    IncomingOrder::Recover(_, answer) => {
+                        let _ = answer.send(Err(JobError::Ended(self.id.to_string())));
+                    }
+                }
             }
             let state = match host.session(session) {
                 Ok(Some(snapshot)) => snapshot.state(),

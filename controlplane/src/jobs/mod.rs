@@ -11,17 +11,21 @@
 //! | [`verdict`] | where the guest runs: the decision, as a pure function |
 //! | [`settings`], [`progress`], [`record`] | capabilities and parameters; figures; what is written down |
 //! | [`peer`], [`sockets`] | the other control plane; paths of the sockets |
-//! | `source`, `prepare`, `watch`, `settle` | the source's task: its life, beginning, middle, open ends |
-//! | `incoming`, `closing` | the destination's task; how it fails closed |
+//! | `source`, `prepare`, `watch`, `settle`, `recover` | the source's task: its life, beginning, middle, open ends, post-copy |
+//! | `incoming`, `closing`, `part` | the destination's task; how it fails closed; a guest with part of its memory |
+//! | [`postcopy`] | when a migration turns into post-copy |
 
 mod api;
 mod closing;
 pub mod error;
 mod incoming;
+mod part;
 pub mod peer;
+pub mod postcopy;
 mod prepare;
 pub mod progress;
 pub mod record;
+mod recover;
 pub mod request;
 pub mod settings;
 mod settle;
@@ -34,5 +38,6 @@ mod watch;
 
 pub use api::{Jobs, JobsConfig};
 pub use error::JobError;
-pub use request::{IncomingRequest, MigrationRequest, PeerToken};
+pub use postcopy::Postcopy;
+pub use request::{IncomingRequest, MigrationRequest, PeerToken, RecoverRequest};
 pub use view::{IncomingView, MigrationView, Verdict};

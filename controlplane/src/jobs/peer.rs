@@ -1,4 +1,4 @@
-//! The destination's control plane. In: its base address and token. Out: four calls, each with a
+//! The destination's control plane. In: its base address and token. Out: five calls, each with a
 //! deadline and a bounded answer. What it says is read like any stranger's: typed, or refused.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::request::{IncomingRequest, PeerToken};
+use super::request::{IncomingRequest, PeerToken, RecoverRequest};
 use super::view::{IncomingView, Verdict};
 
 /// How long a call may take. A verdict may take longer: the peer waits for its hypervisor to settle.
@@ -151,6 +151,20 @@ impl Peer {
     pub async fn verdict(&self, session: SessionId) -> Result<Verdict, PeerError> {
         let path = format!("/v1/incoming/{session}/verdict");
         self.call::<(), _>(Method::POST, &path, None, VERDICT_LIMIT)
+            .await
+    }
+
+    /// Asks the peer to wait for the source of a broken post-copy migration over a new session.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn recover(
+        &self,
+        session: SessionId,
+        request: &RecoverRequest,
+    ) -> Result<IncomingView, PeerError> {
+        let path = format!("/v1/incoming/{session}/recover");
+        self.call(Method::POST, &path, Some(request), VERDICT_LIMIT)
             .await
     }
 

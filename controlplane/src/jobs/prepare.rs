@@ -1,11 +1,11 @@
 //! Getting a hypervisor ready. In: a monitor and the options. Out: capabilities and parameters that
 //! were read back as they were set, or what stands in the way.
 
-use crate::qmp::{MigrationPhase, Qmp, QmpCommand};
+use crate::qmp::{MigrationPhase, Qmp, QmpCommand, QmpError};
 
 use super::error::JobError;
 use super::request::MigrationOptions;
-use super::settings::{End, capabilities, parameters, verify};
+use super::settings::{End, capabilities, lists, parameters, verify};
 
 /// Is this a hypervisor whose guest can be sent?
 pub(super) async fn check_source(qmp: &Qmp, path: &str) -> Result<(), JobError> {
@@ -52,12 +52,19 @@ pub(super) async fn check_destination(qmp: &Qmp, path: &str) -> Result<(), JobEr
     }
 }
 
+/// Can this hypervisor send, or take, pages that a guest waits for over a connection of their own?
+pub(super) async fn can_preempt(qmp: &Qmp) -> Result<bool, JobError> {
+    let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await?;
+    Ok(lists(&listed, "postcopy-preempt"))
+}
+
 /// Switches capabilities, sets parameters and reads both back.
 pub(super) async fn configure(
     qmp: &Qmp,
     path: &str,
     options: &MigrationOptions,
     end: End,
+    preempt: bool,
 ) -> Result<(), JobError> {
     let unsupported = |problem: String| JobError::Unsupported {
         qmp: path.to_owned(),
@@ -66,12 +73,20 @@ pub(super) async fn configure(
     let missing = |name: &str| unsupported(format!("has no migration capability {name}"));
 
     let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await?;
-    let switch = capabilities(&listed, options).map_err(missing)?;
+    let switch = capabilities(&listed, options, preempt).map_err(missing)?;
     if !switch.is_empty() {
-        qmp.execute(QmpCommand::MigrateSetCapabilities(switch))
-            .await?;
+        let switched = qmp.execute(QmpCommand::MigrateSetCapabilities(switch));
+        switched.await.map_err(|error| match error {
+            QmpError::Refused { description, .. } if !options.postcopy.is_never() => {
+                JobError::NoPostcopy {
+                    qmp: path.to_owned(),
+                    problem: description,
+                }
+            }
+            error => error.into(),
+        })?;
         let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await?;
-        let left = capabilities(&listed, options).map_err(missing)?;
+        let left = capabilities(&listed, options, preempt).map_err(missing)?;
         if let Some((name, on)) = left.first() {
             let wanted = if *on { "on" } else { "off" };
             return Err(unsupported(format!(

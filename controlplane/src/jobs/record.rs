@@ -2,6 +2,7 @@
 //! plane to go on, and the result for as long as it is kept. The file holds peers' tokens: it belongs
 //! to its owner alone.
 
+use dwcp_api::SessionId;
 use serde::{Deserialize, Serialize};
 
 use super::request::{IncomingRequest, MigrationRequest};
@@ -40,6 +41,12 @@ pub struct SourceRecord {
     pub instance: Option<u64>,
     /// The guest has stood still for the hand-over, or may have.
     pub handed: bool,
+    /// The hypervisor was asked to turn the migration into post-copy.
+    #[serde(default)]
+    pub postcopy_asked: bool,
+    /// The session of the data planes that carries it since it was recovered, if it was.
+    #[serde(default)]
+    pub carrier: Option<String>,
 }
 
 /// A migration that comes here.
@@ -53,6 +60,16 @@ pub struct IncomingRecord {
     pub started_unix_ms: u64,
     /// The data plane that has its session.
     pub instance: Option<u64>,
+    /// The session of the data planes that carries it since it was recovered, if it was.
+    #[serde(default)]
+    pub carrier: Option<String>,
+}
+
+/// The session that carries a migration: its own, or the last that it was recovered over.
+fn carried_by(carrier: Option<&String>, session: SessionId) -> SessionId {
+    carrier
+        .and_then(|carrier| SessionId::parse(carrier))
+        .unwrap_or(session)
 }
 
 impl SourceRecord {
@@ -100,7 +117,15 @@ impl SourceRecord {
             stage: Stage::Preparing,
             instance: None,
             handed: false,
+            postcopy_asked: false,
+            carrier: None,
         }
+    }
+
+    /// The session that carries migration `session` now.
+    #[must_use]
+    pub fn carrier(&self, session: SessionId) -> SessionId {
+        carried_by(self.carrier.as_ref(), session)
     }
 }
 
@@ -113,6 +138,7 @@ impl IncomingRecord {
             dataplane,
             state: IncomingState::Setup,
             guest: GuestVerdict::Unknown,
+            postcopy_preempt: false,
             hypervisor: None,
             failure: None,
         };
@@ -121,7 +147,14 @@ impl IncomingRecord {
             view,
             started_unix_ms: now_unix_ms,
             instance: None,
+            carrier: None,
         }
+    }
+
+    /// The session that carries migration `session` now.
+    #[must_use]
+    pub fn carrier(&self, session: SessionId) -> SessionId {
+        carried_by(self.carrier.as_ref(), session)
     }
 }
 

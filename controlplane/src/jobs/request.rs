@@ -8,6 +8,7 @@ use dwcp_api::command::SessionLimits;
 use serde::{Deserialize, Serialize};
 
 use super::error::JobError;
+use super::postcopy::Postcopy;
 
 /// Extra migration connections (multifd) at most; the hypervisor's own limit is 255.
 pub const MULTIFD_CHANNELS_MAX: u32 = 255;
@@ -93,6 +94,21 @@ pub struct MigrationOptions {
     pub resume_limit_ms: u64,
     /// End the source hypervisor after success; otherwise it stays stopped in `postmigrate`.
     pub quit_source: bool,
+    /// When the guest goes to the destination before all its memory is there.
+    #[serde(skip_serializing_if = "Postcopy::is_never")]
+    pub postcopy: Postcopy,
+    /// A post-copy migration whose link was lost goes on by itself when the link is back.
+    #[serde(skip_serializing_if = "is_true")]
+    pub postcopy_auto_recover: bool,
+}
+
+/// What is so by default is not said, so that a peer of an earlier release understands the rest.
+const fn is_true(value: &bool) -> bool {
+    *value
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Default for MigrationOptions {
@@ -106,6 +122,8 @@ impl Default for MigrationOptions {
             store_bytes: 0,
             resume_limit_ms: 30_000,
             quit_source: false,
+            postcopy: Postcopy::Never,
+            postcopy_auto_recover: true,
         }
     }
 }
@@ -200,6 +218,27 @@ pub struct IncomingRequest {
     /// How; the limits count on this host too.
     #[serde(default)]
     pub options: MigrationOptions,
+    /// The source's hypervisor can send the pages that the guest waits for over a connection of their own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub postcopy_preempt: bool,
+}
+
+/// `POST /v1/incoming/{session}/recover`: the source goes on over a new session of the data planes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// The new session, 32 hexadecimal digits.
+    pub session: String,
+}
+
+impl RecoverRequest {
+    /// Checks the session.
+    ///
+    /// # Errors
+    /// [`JobError::BadRequest`] naming the field.
+    pub fn check(&self) -> Result<dwcp_api::SessionId, JobError> {
+        session("session", &self.session)
+    }
 }
 
 impl IncomingRequest {
@@ -219,13 +258,17 @@ impl IncomingRequest {
                 ),
             });
         }
-        match dwcp_api::SessionId::parse(&self.session) {
-            Some(id) if id.0 != [0; 16] => Ok(id),
-            _ => Err(JobError::BadRequest {
-                field: "session",
-                problem: "it must be 32 hexadecimal digits, not all zero".to_owned(),
-            }),
-        }
+        session("session", &self.session)
+    }
+}
+
+fn session(field: &'static str, value: &str) -> Result<dwcp_api::SessionId, JobError> {
+    match dwcp_api::SessionId::parse(value) {
+        Some(id) if id.0 != [0; 16] => Ok(id),
+        _ => Err(JobError::BadRequest {
+            field,
+            problem: "it must be 32 hexadecimal digits, not all zero".to_owned(),
+        }),
     }
 }
 
@@ -304,6 +347,7 @@ mod tests {
             qmp: "/b".to_owned(),
             multifd_channels: 0,
             options: MigrationOptions::default(),
+            postcopy_preempt: false,
         };
         assert!(incoming.check().is_err());
         incoming.session = "0a".repeat(16);

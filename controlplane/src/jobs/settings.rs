@@ -14,13 +14,12 @@ use super::request::MigrationOptions;
 pub const MAX_BANDWIDTH_BYTES_PER_S: u64 = 12_500_000_000;
 
 /// Switched off where they exist.
-const OFF: [&str; 16] = [
+const OFF: [&str; 14] = [
     "xbzrle",
     "rdma-pin-all",
     "auto-converge",
     "zero-blocks",
     "compress",
-    "postcopy-ram",
     "x-colo",
     "release-ram",
     "block",
@@ -28,18 +27,19 @@ const OFF: [&str; 16] = [
     "x-ignore-shared",
     "background-snapshot",
     "zero-copy-send",
-    "postcopy-preempt",
     "switchover-ack",
     "mapped-ram",
 ];
 
 /// What to switch, from the answer to `query-migrate-capabilities`. Only what differs from what is.
+/// `preempt`: in post-copy, pages that the guest waits for go over a connection of their own.
 ///
 /// # Errors
 /// The name of a capability that is needed and not there.
 pub fn capabilities(
     listed: &Value,
     options: &MigrationOptions,
+    preempt: bool,
 ) -> Result<Vec<(&'static str, bool)>, &'static str> {
     let now: BTreeMap<&str, bool> = listed
         .as_array()
@@ -58,18 +58,32 @@ pub fn capabilities(
             return Err(needed);
         }
     }
-    if multifd && !now.contains_key("multifd") {
-        return Err("multifd");
+    let postcopy = !options.postcopy.is_never();
+    for (needed, wanted) in [("multifd", multifd), ("postcopy-ram", postcopy)] {
+        if wanted && !now.contains_key(needed) {
+            return Err(needed);
+        }
     }
     // Off first: some exclude each other.
     let wanted = OFF.iter().map(|name| (*name, false)).chain([
         ("multifd", multifd),
+        ("postcopy-ram", postcopy),
+        ("postcopy-preempt", postcopy && preempt),
         ("return-path", true),
         ("events", true),
     ]);
     Ok(wanted
         .filter(|(name, on)| now.get(name).is_some_and(|state| state != on))
         .collect())
+}
+
+/// Does the answer to `query-migrate-capabilities` list this capability?
+#[must_use]
+pub fn lists(listed: &Value, name: &str) -> bool {
+    let entries = listed.as_array().into_iter().flatten();
+    entries
+        .into_iter()
+        .any(|entry| entry.get("capability").and_then(Value::as_str) == Some(name))
 }
 
 /// Which end of the migration.
@@ -94,6 +108,8 @@ pub fn parameters(listed: &Value, options: &MigrationOptions, end: End) -> Map<S
     }
     if end == End::Source {
         wanted.push(("max-bandwidth", MAX_BANDWIDTH_BYTES_PER_S.into()));
+        // Zero is no limit of its own.
+        wanted.push(("max-postcopy-bandwidth", 0.into()));
         if options.downtime_limit_ms > 0 {
             wanted.push(("downtime-limit", options.downtime_limit_ms.into()));
         }
@@ -124,6 +140,7 @@ pub fn verify(read_back: &Value, set: &Map<String, Value>) -> Result<(), String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::postcopy::Postcopy;
     use serde_json::json;
 
     fn listed(names: &[(&str, bool)]) -> Value {
@@ -150,11 +167,11 @@ mod tests {
             ("multifd", false),
         ]);
         assert_eq!(
-            capabilities(&old, &options(0)),
+            capabilities(&old, &options(0), false),
             Ok(vec![("xbzrle", false), ("events", true)])
         );
         assert_eq!(
-            capabilities(&old, &options(4)),
+            capabilities(&old, &options(4), false),
             Ok(vec![("xbzrle", false), ("multifd", true), ("events", true)])
         );
     }
@@ -162,8 +179,27 @@ mod tests {
     #[test]
     fn what_is_needed_and_missing_is_named() {
         let none = listed(&[("events", true), ("return-path", true)]);
-        assert_eq!(capabilities(&none, &options(2)), Err("multifd"));
-        assert_eq!(capabilities(&json!({}), &options(0)), Err("return-path"));
+        assert_eq!(capabilities(&none, &options(2), false), Err("multifd"));
+        assert_eq!(
+            capabilities(&json!({}), &options(0), false),
+            Err("return-path")
+        );
+        let postcopy = MigrationOptions {
+            postcopy: Postcopy::AfterFirstPass,
+            ..options(0)
+        };
+        assert_eq!(capabilities(&none, &postcopy, true), Err("postcopy-ram"));
+        let able = listed(&[
+            ("events", true),
+            ("return-path", true),
+            ("postcopy-ram", false),
+            ("postcopy-preempt", false),
+        ]);
+        assert!(lists(&able, "postcopy-preempt") && !lists(&none, "postcopy-preempt"));
+        let (ram, preempt) = (("postcopy-ram", true), ("postcopy-preempt", true));
+        assert_eq!(capabilities(&able, &postcopy, true), Ok(vec![ram, preempt]));
+        assert_eq!(capabilities(&able, &postcopy, false), Ok(vec![ram]));
+        assert_eq!(capabilities(&able, &options(0), true), Ok(vec![]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::qmp::{MigrationPhase, QmpCommand, QmpError};
 
 use super::error::JobError;
 use super::record::failure;
+use super::recover::{stranded, torn};
 use super::source::{Outcome, Run, cancelled};
 use super::table::SourceOrder;
 use super::verdict::{Action, Hold, SourceGuest, decide};
@@ -35,7 +36,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 impl Run {
     /// The source's hypervisor says that the destination took over: does it run there?
-    pub(super) async fn confirm(&mut self) -> Outcome {
+    pub(super) async fn confirm(&mut self) -> Option<Outcome> {
         self.update(|record| {
             record.handed = true;
             record.view.state = MigrationState::Switchover;
@@ -44,8 +45,8 @@ impl Run {
         });
         let deadline = Instant::now() + CONFIRM_LIMIT;
         while Instant::now() < deadline {
-            match self.peer.look(self.session).await {
-                Ok(there) if there.guest == GuestVerdict::Here => return moved(),
+            match self.peer.look(self.id).await {
+                Ok(there) if there.guest == GuestVerdict::Here => return Some(moved()),
                 Ok(there) if there.guest == GuestVerdict::NeverHere => break,
                 Ok(_) => sleep(LOOK_PAUSE).await,
                 Err(_) => sleep(ASK_PAUSE).await,
@@ -59,8 +60,9 @@ impl Run {
         self.settle(self.hold(), reason).await
     }
 
-    /// Goes by the table until the guest is on exactly one side.
-    pub(super) async fn settle(&mut self, mut hold: Hold, reason: FailureView) -> Outcome {
+    /// Goes by the table until the guest is on exactly one side. Without an outcome when it is, with memory on
+    /// both: then the migration goes on.
+    pub(super) async fn settle(&mut self, mut hold: Hold, reason: FailureView) -> Option<Outcome> {
         let mut answer = None;
         loop {
             let source = self.source_guest().await;
@@ -73,10 +75,10 @@ impl Run {
                         "asking the destination where the guest is"
                             .clone_into(&mut record.view.phase);
                     });
-                    answer = Some(match self.peer.verdict(self.session).await {
+                    answer = Some(match self.peer.verdict(self.id).await {
                         Ok(verdict) => verdict.guest,
                         Err(error) => {
-                            tracing::warn!(session = %self.session, %error, "no verdict yet");
+                            tracing::warn!(session = %self.id, %error, "no verdict yet");
                             GuestVerdict::Unknown
                         }
                     });
@@ -90,32 +92,44 @@ impl Run {
                         hold = self.hold();
                     }
                 }
-                Action::Stay => return self.stay(hold, reason).await,
+                Action::Stay => return Some(self.stay(hold, reason).await),
                 Action::Move => {
                     if self.quit_source().await {
                         self.let_go(hold, Resolution::GuestMoved).await;
                         self.note("the source's hypervisor was ended, since the destination runs the guest");
-                        return moved();
+                        return Some(moved());
                     }
                     self.explain(SourceGuest::Silent);
                     self.pause().await;
                 }
                 Action::Moved => {
                     self.let_go(hold, Resolution::GuestMoved).await;
-                    return moved();
+                    return Some(moved());
                 }
-                Action::Conflict => return self.conflict().await,
+                Action::Conflict => return Some(self.conflict().await),
+                Action::Recover => {
+                    self.let_go(hold, Resolution::GuestStays).await;
+                    return None;
+                }
+                Action::Torn => {
+                    self.let_go(hold, Resolution::GuestMoved).await;
+                    return Some(torn(&reason.detail));
+                }
+                Action::Stranded => {
+                    self.let_go(hold, Resolution::GuestMoved).await;
+                    return Some(stranded());
+                }
                 Action::Lost => {
                     self.let_go(hold, Resolution::GuestStays).await;
-                    return Outcome {
+                    return Some(Outcome {
                         state: MigrationState::Failed,
                         guest: GuestSide::Source,
                         failure: Some(reason),
-                    };
+                    });
                 }
                 Action::Dropped => {
                     self.let_go(hold, Resolution::GuestStays).await;
-                    return Outcome {
+                    return Some(Outcome {
                         state: MigrationState::Failed,
                         guest: GuestSide::Destination,
                         failure: Some(failure(
@@ -123,7 +137,7 @@ impl Run {
                             "the destination took the guest over and ended before it was seen to run",
                             "the source still has the guest, stopped: `cont` it there once the destination is known to be gone",
                         )),
-                    };
+                    });
                 }
             }
         }
@@ -143,6 +157,8 @@ impl Run {
         };
         if info.phase() == MigrationPhase::Completed && !state.running {
             SourceGuest::HandedOver
+        } else if info.phase().is_postcopy() && !state.running {
+            SourceGuest::Postcopy
         } else if state.running {
             SourceGuest::Running
         } else {
@@ -268,7 +284,7 @@ impl Run {
         }
     }
 
-    fn note(&mut self, text: &str) {
+    pub(super) fn note(&mut self, text: &str) {
         self.update(|record| record.view.notes.push(text.to_owned()));
     }
 
@@ -287,7 +303,7 @@ impl Run {
 
     /// A second, or until an order comes: all orders are refused while nobody knows.
     async fn pause(&mut self) {
-        let refused = || Err(JobError::Undecided(self.session.to_string()));
+        let refused = || Err(JobError::Undecided(self.id.to_string()));
         tokio::select! {
             () = sleep(ASK_PAUSE) => {}
             order = self.orders.recv() => {
@@ -295,7 +311,8 @@ impl Run {
                     Some(
                         SourceOrder::Cancel(answer)
                         | SourceOrder::Limit(_, answer)
-                        | SourceOrder::Redirect(_, answer),
+                        | SourceOrder::Redirect(_, answer)
+                        | SourceOrder::Recover(answer),
                     ) => {
                         let _ = answer.send(refused());
                     }
@@ -306,20 +323,35 @@ impl Run {
         }
     }
 
+    /// Has the source's hypervisor given the guest away?
+    async fn is_in_postcopy(&mut self) -> bool {
+        let info = self.migration().await;
+        info.is_ok_and(|info| info.phase().is_postcopy())
+    }
+
     /// Cancels, if that is still possible. The destination fails closed first: what it says then holds
     /// for ever, so that the source may go on.
     pub(super) async fn cancel(
         &mut self,
         answer: oneshot::Sender<Result<MigrationView, JobError>>,
     ) -> Option<Outcome> {
-        let id = self.session.to_string();
-        let verdict = self.peer.verdict(self.session).await;
+        let id = self.id.to_string();
+        if self.record().postcopy_asked {
+            // The destination must not fail closed now: the guest is there, or on its way.
+            let refusal = match self.is_in_postcopy().await {
+                true => JobError::TooLate(id),
+                false => JobError::Undecided(id),
+            };
+            let _ = answer.send(Err(refusal));
+            return None;
+        }
+        let verdict = self.peer.verdict(self.id).await;
         let refusal = match verdict.map_or(GuestVerdict::Unknown, |verdict| verdict.guest) {
             GuestVerdict::NeverHere => {
                 self.let_go(self.hold(), Resolution::GuestStays).await;
                 None
             }
-            GuestVerdict::Here => Some(JobError::TooLate(id)),
+            GuestVerdict::Here | GuestVerdict::HereInPart => Some(JobError::TooLate(id)),
             GuestVerdict::Unknown if self.record().handed => Some(JobError::Undecided(id)),
             // The destination cannot be asked. Our data plane knows whether the end of RAM has left it,
             // and refuses if so; if not, the destination is incomplete for ever.
@@ -353,7 +385,7 @@ impl Run {
     }
 }
 
-const fn moved() -> Outcome {
+pub(super) const fn moved() -> Outcome {
     Outcome {
         state: MigrationState::Completed,
         guest: GuestSide::Destination,

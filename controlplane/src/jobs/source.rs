@@ -19,9 +19,10 @@ use crate::qmp::{MigrationInfo, MigrationPhase, MonitorPath, Qmp, QmpCommand, Qm
 
 use super::error::JobError;
 use super::peer::Peer;
-use super::prepare::configure;
+use super::prepare::{can_preempt, configure};
 use super::progress::Progress;
 use super::record::{SourceRecord, Stage, failure, unix_ms};
+use super::recover::Recovery;
 use super::request::IncomingRequest;
 use super::settings::End;
 use super::sockets::path_text;
@@ -44,6 +45,9 @@ pub(super) struct Outcome {
 /// Everything that the task works with.
 pub(super) struct Run {
     pub(super) table: Arc<Table>,
+    /// The migration.
+    pub(super) id: SessionId,
+    /// The session that carries it: its own, until it is recovered over another.
     pub(super) session: SessionId,
     pub(super) entry: Arc<SourceEntry>,
     pub(super) orders: mpsc::Receiver<SourceOrder>,
@@ -58,6 +62,11 @@ pub(super) struct Run {
     pub(super) cancelled_by: Option<oneshot::Sender<Result<MigrationView, JobError>>>,
     /// Since when the session has been over while the hypervisor still migrates.
     pub(super) stale_since: Option<Instant>,
+    /// Since when the hypervisor sends.
+    pub(super) sending_since: Option<Instant>,
+    pub(super) recovery: Recovery,
+    /// Why the last attempt at one failed.
+    pub(super) why_not: Option<String>,
     _claim: Option<Claim>,
 }
 
@@ -109,12 +118,13 @@ pub(super) async fn go_on(
 impl Run {
     fn new(
         table: Arc<Table>,
-        session: SessionId,
+        id: SessionId,
         entry: Arc<SourceEntry>,
         orders: mpsc::Receiver<SourceOrder>,
         claim: Option<Claim>,
     ) -> Self {
         let record = entry.record();
+        let session = record.carrier(id);
         let token = record
             .request
             .destination
@@ -123,6 +133,7 @@ impl Run {
         let peer = Peer::new(&table.client, &record.request.destination.api, token);
         let age = Duration::from_millis(unix_ms().saturating_sub(record.view.started_unix_ms));
         Self {
+            id,
             session,
             entry,
             orders,
@@ -134,6 +145,9 @@ impl Run {
             began: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
             cancelled_by: None,
             stale_since: None,
+            sending_since: None,
+            recovery: Recovery::Idle(Instant::now()),
+            why_not: None,
             _claim: claim,
             table,
         }
@@ -167,7 +181,7 @@ impl Run {
             (record.clone(), key(&record) != before)
         };
         if worth_writing {
-            tracing::info!(session = %self.session, state = record.view.state.as_str(),
+            tracing::info!(session = %self.id, state = record.view.state.as_str(),
                 phase = record.view.phase, "migration");
             // An error was logged; the migration itself needs no disk to end well.
             let _ = self.table.write_source(&record);
@@ -202,6 +216,12 @@ impl Run {
                         // What was begun is undone by the clean-up.
                         self.cancelled_by = Some(answer);
                         return Err(cancelled());
+                    }
+                    Some(SourceOrder::Recover(answer)) => {
+                        let _ = answer.send(Err(JobError::NotPaused {
+                            id: session.to_string(),
+                            state: record.view.state.as_str(),
+                        }));
                     }
                     Some(SourceOrder::Limit(_, answer) | SourceOrder::Redirect(_, answer)) => {
                         let _ = answer.send(Err(JobError::WrongState {
@@ -287,9 +307,9 @@ impl Run {
             let _ = qmp.execute(QmpCommand::MigrateCancel).await;
         }
         if outcome.state != MigrationState::Completed
-            && let Err(error) = self.peer.cancel(self.session).await
+            && let Err(error) = self.peer.cancel(self.id).await
         {
-            tracing::info!(session = %self.session, %error, "destination not told");
+            tracing::info!(session = %self.id, %error, "destination not told");
         }
         let verdict = match outcome.guest {
             GuestSide::Source => Resolution::GuestStays,
@@ -362,6 +382,7 @@ async fn prepare(
         qmp: request.destination.qmp.clone(),
         multifd_channels: request.options.multifd_channels,
         options: request.options.clone(),
+        postcopy_preempt: !request.options.postcopy.is_never() && can_preempt(qmp).await?,
     };
     let there = peer.open(&incoming).await?;
     let instance = table.host.status().instance();
@@ -385,7 +406,14 @@ async fn prepare(
             limits: request.options.session_limits(),
         })
         .await?;
-    configure(qmp, &request.vm.qmp, &request.options, End::Source).await
+    configure(
+        qmp,
+        &request.vm.qmp,
+        &request.options,
+        End::Source,
+        there.postcopy_preempt,
+    )
+    .await
 }
 
 pub(super) fn failed(error: &JobError) -> Outcome {

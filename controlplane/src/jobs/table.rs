@@ -24,11 +24,16 @@ use super::view::{IncomingView, MigrationView, Verdict};
 pub const RUNNING_MAX: usize = dwcp_api::session::SESSIONS_MAX;
 /// Views that a slow listener may lag behind.
 const VIEWS_KEPT: usize = 1024;
+/// How often a session that carries nothing is told to end and to be forgotten.
+const FORGET_TRIES: u32 = 50;
+const FORGET_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// What a running source job can be told.
 pub(super) enum SourceOrder {
     /// Stop, if that is still possible.
     Cancel(oneshot::Sender<Result<MigrationView, JobError>>),
+    /// Connect both sides of a broken post-copy migration again.
+    Recover(oneshot::Sender<Result<MigrationView, JobError>>),
     /// Change the bandwidth limit.
     Limit(u64, oneshot::Sender<Result<MigrationView, JobError>>),
     /// The destination's data plane is reached at this `address:port` from now on.
@@ -39,6 +44,8 @@ pub(super) enum SourceOrder {
 pub(super) enum IncomingOrder {
     /// Fail closed and say where the guest is.
     Verdict(oneshot::Sender<Verdict>),
+    /// Wait for the source of a broken post-copy migration over this session.
+    Recover(SessionId, oneshot::Sender<Result<IncomingView, JobError>>),
 }
 
 /// A job as the table knows it.
@@ -205,12 +212,14 @@ impl Table {
         for snapshot in self.host.sessions().unwrap_or_default() {
             let session = snapshot.id;
             let over = snapshot.state().is_some_and(SessionState::is_final);
-            let source = self
-                .source(session)
-                .is_some_and(|entry| !entry.is_running());
-            let incoming = self
-                .incoming(session)
-                .is_some_and(|entry| !entry.is_running());
+            let source = lock(&self.sources).iter().any(|(id, entry)| {
+                let carries = *id == session || entry.record().carrier(*id) == session;
+                carries && !entry.is_running()
+            });
+            let incoming = lock(&self.incoming).iter().any(|(id, entry)| {
+                let carries = *id == session || entry.record().carrier(*id) == session;
+                carries && !entry.is_running()
+            });
             if over && (source || incoming) {
                 let outcome = self.host.command(Command::Forget { session }).await;
                 tracing::info!(%session, ?outcome, "left-over session forgotten");
@@ -218,6 +227,31 @@ impl Table {
                 self.sockets.clear(session);
             }
         }
+    }
+
+    /// Lets go of a session that no longer carries its migration, whatever state it is in. Its hypervisor
+    /// has seen the end of its connections already.
+    pub(super) fn drop_carrier(self: &Arc<Self>, session: SessionId) {
+        self.host.escrow_release(session);
+        self.sockets.clear(session);
+        let table = Arc::clone(self);
+        tokio::spawn(async move {
+            for _ in 0..FORGET_TRIES {
+                let state = match table.host.session(session) {
+                    Ok(Some(snapshot)) => snapshot.state(),
+                    Ok(None) | Err(_) => return,
+                };
+                let command = if state.is_some_and(SessionState::is_final) {
+                    Command::Forget { session }
+                } else {
+                    Command::Cancel { session }
+                };
+                // Asked again until the session is gone: it may have to end first.
+                let _ = table.host.command(command).await;
+                tokio::time::sleep(FORGET_PAUSE).await;
+            }
+            tracing::warn!(%session, "a session that carries nothing is not forgotten");
+        });
     }
 
     pub(super) fn source_views(&self) -> Vec<MigrationView> {

@@ -26,6 +26,8 @@ pub enum SourceGuest {
     Running,
     /// The guest stands still in the middle of the hand-over.
     Stopped,
+    /// The guest was given away in post-copy: this hypervisor has memory of it and cannot run it again.
+    Postcopy,
     /// The hypervisor believes that the destination took over.
     HandedOver,
     /// The hypervisor is gone.
@@ -51,6 +53,13 @@ pub enum Action {
     Lost,
     /// The source handed over and the destination's hypervisor ended before it ran the guest.
     Dropped,
+    /// The guest runs at the destination with part of its memory: break the source's connections, which makes
+    /// its hypervisor wait, and connect the two again.
+    Recover,
+    /// The source ended while the destination needed its memory.
+    Torn,
+    /// The source gave the guest away and the destination ended before it ran the guest.
+    Stranded,
     /// Nothing can be said yet: hold everything and ask again.
     Wait,
 }
@@ -64,7 +73,7 @@ pub const fn decide(
     handed: bool,
     answer: Option<GuestVerdict>,
 ) -> Action {
-    use GuestVerdict::{Here, NeverHere, Unknown};
+    use GuestVerdict::{Here, HereInPart, NeverHere, Unknown};
     match (source, answer) {
         // It runs and its connections are held, so it never stopped: the rest of its state is still
         // inside it, and what the destination has is incomplete for ever.
@@ -73,38 +82,54 @@ pub const fn decide(
         }
         // It runs, but it may have stopped before and resumed when its connection ended.
         (_, None) => Action::Ask,
-        (SourceGuest::Running, Some(Here)) => Action::Conflict,
+        (SourceGuest::Running, Some(Here | HereInPart)) => Action::Conflict,
         // A silent hypervisor is as a rule one that stopped its guest and waits for room in a connection
         // that nobody reads any more: only letting the connection go makes it speak again.
         (SourceGuest::Running | SourceGuest::Stopped | SourceGuest::Silent, Some(NeverHere)) => {
             Action::Stay
         }
-        (SourceGuest::Stopped, Some(Here)) => Action::Move,
+        (SourceGuest::Stopped | SourceGuest::Postcopy, Some(Here)) => Action::Move,
         (SourceGuest::HandedOver | SourceGuest::Gone, Some(Here)) => Action::Moved,
         (SourceGuest::HandedOver, Some(NeverHere)) => Action::Dropped,
         (SourceGuest::Gone, Some(NeverHere)) => Action::Lost,
-        (SourceGuest::Silent, Some(Here)) | (_, Some(Unknown)) => Action::Wait,
+        (SourceGuest::Postcopy, Some(HereInPart)) => Action::Recover,
+        (SourceGuest::Postcopy, Some(NeverHere)) => Action::Stranded,
+        (SourceGuest::Gone, Some(HereInPart)) => Action::Torn,
+        // It still writes what the destination has already, or its own word is on its way.
+        (
+            SourceGuest::Stopped | SourceGuest::Silent | SourceGuest::HandedOver,
+            Some(HereInPart),
+        )
+        | (SourceGuest::Silent, Some(Here))
+        | (_, Some(Unknown)) => Action::Wait,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use GuestVerdict::{Here, NeverHere, Unknown};
+    use GuestVerdict::{Here, HereInPart, NeverHere, Unknown};
 
     const HOLDS: [Hold; 3] = [Hold::Session, Hold::Escrow, Hold::Nothing];
-    const SOURCES: [SourceGuest; 5] = [
+    const SOURCES: [SourceGuest; 6] = [
         SourceGuest::Running,
         SourceGuest::Stopped,
+        SourceGuest::Postcopy,
         SourceGuest::HandedOver,
         SourceGuest::Gone,
         SourceGuest::Silent,
     ];
-    const ANSWERS: [Option<GuestVerdict>; 4] = [None, Some(Here), Some(NeverHere), Some(Unknown)];
+    const ANSWERS: [Option<GuestVerdict>; 5] = [
+        None,
+        Some(Here),
+        Some(HereInPart),
+        Some(NeverHere),
+        Some(Unknown),
+    ];
 
     #[test]
     fn the_table() {
-        use SourceGuest::{Gone, HandedOver, Running, Silent, Stopped};
+        use SourceGuest::{Gone, HandedOver, Postcopy, Running, Silent, Stopped};
         let held = [
             (Running, None, Action::Stay),
             (Stopped, None, Action::Ask),
@@ -126,6 +151,16 @@ mod tests {
             (HandedOver, Some(Unknown), Action::Wait),
             (Gone, Some(Unknown), Action::Wait),
             (Silent, Some(Unknown), Action::Wait),
+            (Postcopy, None, Action::Ask),
+            (Postcopy, Some(Here), Action::Move),
+            (Postcopy, Some(HereInPart), Action::Recover),
+            (Postcopy, Some(NeverHere), Action::Stranded),
+            (Postcopy, Some(Unknown), Action::Wait),
+            (Running, Some(HereInPart), Action::Conflict),
+            (Stopped, Some(HereInPart), Action::Wait),
+            (HandedOver, Some(HereInPart), Action::Wait),
+            (Gone, Some(HereInPart), Action::Torn),
+            (Silent, Some(HereInPart), Action::Wait),
         ];
         for (source, answer, action) in held {
             for hold in [Hold::Session, Hold::Escrow] {
@@ -165,8 +200,14 @@ mod tests {
                         if action == Action::Move {
                             assert_eq!(answer, Some(Here));
                         }
-                        if answer == Some(Here) {
+                        if matches!(answer, Some(Here | HereInPart)) {
                             assert_ne!(action, Action::Stay);
+                        }
+                        if answer == Some(HereInPart) {
+                            assert!(
+                                !matches!(action, Action::Move | Action::Moved),
+                                "its memory is here"
+                            );
                         }
                     }
                 }

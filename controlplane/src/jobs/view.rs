@@ -17,6 +17,12 @@ pub enum MigrationState {
     Reconnecting,
     /// The guest is stopped at the source; the destination may take over at any moment.
     Switchover,
+    /// The guest is at the destination and fetches the rest of its memory from the source.
+    PostcopyActive,
+    /// The same, but the two are not connected: the guest stands still where it needs a page.
+    PostcopyPaused,
+    /// The two are being connected again.
+    Recovering,
     /// It is not known yet which side runs the guest; both are held until it is.
     Undecided,
     /// The guest is at the destination.
@@ -34,6 +40,15 @@ impl MigrationState {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
+    /// Is the guest's memory on both sides?
+    #[must_use]
+    pub const fn is_postcopy(self) -> bool {
+        matches!(
+            self,
+            Self::PostcopyActive | Self::PostcopyPaused | Self::Recovering
+        )
+    }
+
     /// The word used in the API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -42,6 +57,9 @@ impl MigrationState {
             Self::Active => "active",
             Self::Reconnecting => "reconnecting",
             Self::Switchover => "switchover",
+            Self::PostcopyActive => "postcopy_active",
+            Self::PostcopyPaused => "postcopy_paused",
+            Self::Recovering => "recovering",
             Self::Undecided => "undecided",
             Self::Completed => "completed",
             Self::Failed => "failed",
@@ -246,9 +264,13 @@ pub enum IncomingState {
     Setup,
     /// Ready, or receiving.
     Active,
+    /// The guest is here and fetches the rest of its memory.
+    PostcopyActive,
+    /// The same, but nothing comes: the guest stands still where it needs a page.
+    PostcopyPaused,
     /// The guest is here.
     Completed,
-    /// It failed: the guest never ran here.
+    /// It failed: the guest never ran here, or could not go on without the memory that was still to come.
     Failed,
     /// What happened is not known; see the guest.
     Undecided,
@@ -268,6 +290,8 @@ impl IncomingState {
 pub enum GuestVerdict {
     /// It is, or it was: the destination's hypervisor took it over.
     Here,
+    /// It runs here with part of its memory; the rest is at the source and nowhere else.
+    HereInPart,
     /// It never ran here and never will.
     NeverHere,
     /// Nobody can say.
@@ -292,6 +316,9 @@ pub struct IncomingView {
     pub state: IncomingState,
     /// Is the guest here? Unknown until it is settled.
     pub guest: GuestVerdict,
+    /// In post-copy, pages that the guest waits for come over a connection of their own.
+    #[serde(default)]
+    pub postcopy_preempt: bool,
     /// The hypervisor's own word for its state, as last seen.
     pub hypervisor: Option<String>,
     /// Why it failed; absent if it did not.

@@ -27,13 +27,15 @@ const POLL_EVERY: Duration = Duration::from_millis(250);
 const HYPERVISOR_END_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the watch found.
-enum Found {
+pub(super) enum Found {
     /// Nothing new.
     Nothing,
     /// The hypervisor says that the destination has the guest.
     Completed,
     /// It is open who has the guest, or the source has it: settle.
     Open(Hold, FailureView),
+    /// It has ended.
+    Ended(Outcome),
 }
 
 impl Run {
@@ -54,6 +56,11 @@ impl Run {
                             return outcome;
                         }
                     }
+                    Some(SourceOrder::Recover(answer)) => {
+                        if let Some(outcome) = self.answer_recover(answer).await {
+                            return outcome;
+                        }
+                    }
                     Some(SourceOrder::Limit(bytes_per_s, answer)) => {
                         let _ = answer.send(self.limit(bytes_per_s).await);
                     }
@@ -65,8 +72,17 @@ impl Run {
             }
             match self.look().await {
                 Found::Nothing => {}
-                Found::Completed => return self.confirm().await,
-                Found::Open(hold, reason) => return self.settle(hold, reason).await,
+                Found::Completed => {
+                    if let Some(outcome) = self.confirm().await {
+                        return outcome;
+                    }
+                }
+                Found::Open(hold, reason) => {
+                    if let Some(outcome) = self.settle(hold, reason).await {
+                        return outcome;
+                    }
+                }
+                Found::Ended(outcome) => return outcome,
             }
         }
     }
@@ -92,7 +108,7 @@ impl Run {
             );
             return Found::Open(self.hold(), reason);
         };
-        if info.phase() == MigrationPhase::Device {
+        if info.phase() == MigrationPhase::Device || info.phase().is_postcopy() {
             self.note_handed();
         }
         self.measure(Some(&info), snapshot.as_ref());
@@ -105,9 +121,13 @@ impl Run {
             MigrationPhase::Failed | MigrationPhase::Cancelled => {
                 return Found::Open(Hold::Nothing, self.reason(snapshot.as_ref(), &info, dead));
             }
+            phase if phase.is_postcopy() => {
+                return self.look_at_postcopy(&info, snapshot.as_ref(), dead).await;
+            }
             _ if dead => {
                 return Found::Open(self.hold(), self.reason(snapshot.as_ref(), &info, true));
             }
+            MigrationPhase::Active => self.turn_into_postcopy(&info).await,
             _ => {}
         }
         self.judge_session(snapshot.as_ref(), &info, record.handed)

@@ -52,6 +52,8 @@ struct Inner {
     shared: Arc<Shared>,
     next_id: AtomicU64,
     reader: JoinHandle<()>,
+    /// Some commands overtake others.
+    oob: bool,
 }
 
 #[derive(Debug)]
@@ -99,11 +101,11 @@ impl Qmp {
         timeout(limit, read_line(&mut reader, &mut line))
             .await
             .map_err(silent)??;
-        if parse(&line)? != Message::Greeting {
+        let Message::Greeting { oob } = parse(&line)? else {
             return Err(QmpError::Garbled(
                 "its first line is no greeting".to_owned(),
             ));
-        }
+        };
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
@@ -116,9 +118,10 @@ impl Qmp {
                 shared,
                 next_id: AtomicU64::new(1),
                 reader,
+                oob,
             }),
         };
-        qmp.execute(QmpCommand::Capabilities).await?;
+        qmp.execute(QmpCommand::Capabilities { oob }).await?;
         Ok(qmp)
     }
 
@@ -134,7 +137,7 @@ impl Qmp {
     pub async fn execute(&self, command: QmpCommand) -> Result<Value, QmpError> {
         // Relaxed: only uniqueness matters.
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut line = command.encode(id).to_string().into_bytes();
+        let mut line = command.encode(id, self.inner.oob).to_string().into_bytes();
         line.push(b'\n');
         let (sender, answer) = oneshot::channel();
         self.inner.shared.register(id, sender)?;
@@ -279,7 +282,7 @@ async fn read_loop(mut reader: BufReader<OwnedReadHalf>, mut line: Vec<u8>, shar
                 // Nobody listening is fine.
                 let _ = shared.events.send(QmpEvent { name, data });
             }
-            Ok(Message::Greeting | Message::Other) => {}
+            Ok(Message::Greeting { .. } | Message::Other) => {}
             Err(error) => {
                 if error != QmpError::Closed {
                     tracing::warn!(%error, "monitor dropped");

@@ -15,7 +15,10 @@ const TEXT_BYTES_MAX: usize = 500;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     /// First line of every connection.
-    Greeting,
+    Greeting {
+        /// The monitor can carry commands out that overtake others.
+        oob: bool,
+    },
     /// A command was carried out.
     Return {
         /// Its id; absent if the monitor could not read it.
@@ -71,8 +74,10 @@ pub fn parse(line: &[u8]) -> Result<Message, QmpError> {
             data: object.remove("data").unwrap_or(Value::Null),
         });
     }
-    if object.contains_key("QMP") {
-        return Ok(Message::Greeting);
+    if let Some(greeting) = object.get("QMP") {
+        let able = greeting.get("capabilities").and_then(Value::as_array);
+        let oob = able.is_some_and(|able| able.iter().any(|word| word == "oob"));
+        return Ok(Message::Greeting { oob });
     }
     Ok(Message::Other)
 }
@@ -124,7 +129,10 @@ mod tests {
 
     #[test]
     fn each_kind_of_line_is_told_apart() {
-        assert_eq!(parse(br#"{"QMP":{"version":{}}}"#), Ok(Message::Greeting));
+        assert_eq!(
+            parse(br#"{"QMP":{"version":{}}}"#),
+            Ok(Message::Greeting { oob: false })
+        );
         assert_eq!(
             parse(br#"{"return":{},"id":4}"#),
             Ok(Message::Return {

@@ -17,4 +17,4 @@ pub use client::{Qmp, QmpEvent};
 pub use command::QmpCommand;
 pub use error::QmpError;
 pub use path::MonitorPath;
-pub use status::{MigrationInfo, MigrationPhase, RunState};
+pub use status::{MigrationInfo, MigrationPhase, RunState, phase_of};

@@ -56,6 +56,12 @@ pub enum MigrationPhase {
     Active,
     /// The guest stands still and the rest is sent.
     Device,
+    /// Post-copy: the guest runs at the destination and fetches its memory.
+    Postcopy,
+    /// Post-copy with broken connections: it waits to be recovered.
+    PostcopyPaused,
+    /// Post-copy that goes on over new connections and is agreeing with the other side what is missing.
+    PostcopyRecovering,
     /// The destination has it.
     Completed,
     /// It failed.
@@ -87,6 +93,17 @@ pub struct MigrationInfo {
     pub dirty_bytes_per_s: Option<f64>,
     /// Passes over RAM.
     pub rounds: Option<u64>,
+}
+
+impl MigrationPhase {
+    /// Is the guest's memory on both sides?
+    #[must_use]
+    pub const fn is_postcopy(self) -> bool {
+        matches!(
+            self,
+            Self::Postcopy | Self::PostcopyPaused | Self::PostcopyRecovering
+        )
+    }
 }
 
 impl MigrationInfo {
@@ -134,6 +151,9 @@ pub fn phase_of(word: &str) -> MigrationPhase {
         "setup" | "wait-unplug" => MigrationPhase::Setup,
         "active" => MigrationPhase::Active,
         "pre-switchover" | "device" => MigrationPhase::Device,
+        "postcopy-active" | "postcopy-device" => MigrationPhase::Postcopy,
+        "postcopy-paused" => MigrationPhase::PostcopyPaused,
+        "postcopy-recover-setup" | "postcopy-recover" => MigrationPhase::PostcopyRecovering,
         "completed" => MigrationPhase::Completed,
         "failed" => MigrationPhase::Failed,
         "cancelled" => MigrationPhase::Cancelled,

@@ -65,6 +65,16 @@ pub struct Qemu {
 
 impl Qemu {
     pub fn start(release: &Release, dir: &Path, name: &str, incoming: bool) -> Self {
+        Self::start_with(release, dir, name, incoming, &[])
+    }
+
+    pub fn start_with(
+        release: &Release,
+        dir: &Path,
+        name: &str,
+        incoming: bool,
+        more: &[&str],
+    ) -> Self {
         let monitor = dir.join(format!("{name}.qmp"));
         let mut command = Command::new(&release.program);
         if let Some(data) = &release.data {
@@ -89,6 +99,7 @@ impl Qemu {
         if incoming {
             command.args(["-incoming", "defer"]);
         }
+        command.args(more);
         let process = command
             .stdin(Stdio::null())
             .spawn()

@@ -14,10 +14,12 @@ fuzz_target!(|data: &[u8]| {
     let [kind, cuts, rest @ ..] = data else {
         return;
     };
-    let kind = match kind % 4 {
+    let kind = match kind % 8 {
         0 => ChannelKind::Main,
         1 => ChannelKind::Multifd,
         2 => ChannelKind::ReturnPath,
+        4 => ChannelKind::Resumed,
+        5 => ChannelKind::Urgent,
         _ => ChannelKind::Opaque,
     };
     let Some((cuts, rest)) = rest.split_at_checked(usize::from(cuts % 16) * 3) else {

@@ -56,6 +56,10 @@ pub struct Channel {
     pub end_sent: bool,
     /// Our side towards the hypervisor was shut down.
     pub end_released: bool,
+    /// Its bytes leave at once, however few: the guest waits for them.
+    pub urgent: bool,
+    /// And before all others.
+    pub express: bool,
     /// Vouches for what we send.
     pub chain_out: Chain,
     /// Checks what we get.
@@ -87,9 +91,10 @@ impl Channel {
         };
         let read_as = match (keys.is_source, kind) {
             (true, kind) => kind,
-            (false, ChannelKind::Main) => ChannelKind::ReturnPath,
+            (false, ChannelKind::Main | ChannelKind::Resumed) => ChannelKind::ReturnPath,
             (false, _) => ChannelKind::Opaque,
         };
+        let express = keys.is_source && kind == ChannelKind::Urgent;
         Self {
             id,
             kind,
@@ -104,6 +109,8 @@ impl Channel {
             untaken: VecDeque::with_capacity(UNTAKEN_ROOM),
             end_sent: false,
             end_released: false,
+            urgent: read_as == ChannelKind::ReturnPath || express,
+            express,
             chain_out: Chain::new(keys.out, id.0, out),
             chain_in: Chain::new(keys.into, id.0, into),
             last_out: [0; 16],
@@ -135,6 +142,8 @@ pub const fn wire_kind(kind: ChannelKind) -> batch::ChannelKind {
     match kind {
         ChannelKind::Main => batch::ChannelKind::Main,
         ChannelKind::Multifd => batch::ChannelKind::Multifd,
+        ChannelKind::Resumed => batch::ChannelKind::Resumed,
+        ChannelKind::Urgent => batch::ChannelKind::Urgent,
         ChannelKind::ReturnPath | ChannelKind::Opaque => batch::ChannelKind::Opaque,
     }
 }
@@ -144,6 +153,8 @@ pub const fn stream_kind(kind: batch::ChannelKind) -> ChannelKind {
     match kind {
         batch::ChannelKind::Main => ChannelKind::Main,
         batch::ChannelKind::Multifd => ChannelKind::Multifd,
+        batch::ChannelKind::Resumed => ChannelKind::Resumed,
+        batch::ChannelKind::Urgent => ChannelKind::Urgent,
         batch::ChannelKind::Opaque => ChannelKind::Opaque,
     }
 }

@@ -11,7 +11,6 @@ use dwcp_drivers::lane::LaneGroup;
 
 use super::{Fault, Hands, Session, forward};
 use crate::engine::messages::{ToControl, ToDoor};
-use crate::stream::ChannelKind;
 use crate::transport::ChannelId;
 use crate::transport::wire::batch::{AbortReason, MAX_ABORT_TEXT_BYTES, Marker};
 use crate::transport::wire::control::ByeReason;
@@ -92,7 +91,7 @@ impl Session {
         let main = self
             .channels
             .iter()
-            .find(|channel| channel.kind == ChannelKind::Main)?;
+            .find(|channel| channel.kind.is_main())?;
         let short = || {
             Fault::new(
                 Failure::Hypervisor,
@@ -121,7 +120,7 @@ impl Session {
         if matches!(fault.failure, Failure::Corrupted | Failure::Protocol) {
             hands.counters.corrupted_total.add(1);
         }
-        if self.is_source() && self.destination_may_run {
+        if self.is_source() && self.destination_may_run && !self.postcopy_settled {
             let detail = format!(
                 "{}; the end of RAM had been sent, so the source waits until it is known which side \
                  runs the guest",
@@ -133,7 +132,17 @@ impl Session {
             return;
         }
         self.tell_peer(fault, hands);
-        self.finish_failed(fault.failure, &fault.detail, hands);
+        let detail = if self.postcopy_settled {
+            // Both hypervisors see their connections end and pause; neither side can run two guests.
+            format!(
+                "{}; the guest is at the destination with part of its memory and waits for pages: recover \
+                 the migration",
+                fault.detail
+            )
+        } else {
+            fault.detail.clone()
+        };
+        self.finish_failed(fault.failure, &detail, hands);
     }
 
     fn finish_failed<G: LaneGroup>(
@@ -237,7 +246,7 @@ impl Session {
         if self.is_over() {
             return Ok(());
         }
-        if self.is_source() && self.destination_may_run {
+        if self.is_source() && self.destination_may_run && !self.postcopy_settled {
             return Err(Fault::new(
                 Failure::BadCommand,
                 "the switchover has begun: the destination may already run the guest; wait for the \

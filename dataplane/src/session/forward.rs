@@ -13,12 +13,12 @@ use dwcp_drivers::lane::LaneGroup;
 use super::channel::{Channel, Untaken};
 use super::link::{Link, Retained};
 use super::{Fault, Hands, Session};
-use crate::codec::{CodecVersion, Effort, EncodeHint, EncodeStats, Encoder};
+use crate::codec::{CodecVersion, Effort, EncodeHint, EncodeStats, Encoder, Method};
 use crate::intake::{Cut, HEADROOM, ReadOutcome};
-use crate::stream::Token;
+use crate::stream::{ChannelKind, Token};
 use crate::transport::outbound::BatchMeta;
 use crate::transport::wire::batch::{
-    DataHeader, FLAG_HISTORY, MAX_MARKER_BYTES, Marker, seal_data, seal_marker,
+    DataHeader, FLAG_EXPRESS, FLAG_HISTORY, MAX_MARKER_BYTES, Marker, seal_data, seal_marker,
 };
 use crate::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
 
@@ -31,6 +31,8 @@ const SMALL_BATCH_BYTES: usize = 32 << 10;
 /// Small batches that the far hypervisor may have yet to take. The receiver has twice
 /// [`crate::transport::MAX_IN_FLIGHT`] buffers for them, one of which each channel may count on.
 const SMALL_UNTAKEN_MAX: usize = 192;
+/// So much of them fits with room to spare.
+const SMALL_WINDOW_BYTES: u64 = (SMALL_BATCH_BYTES * SMALL_UNTAKEN_MAX * 3 / 4) as u64;
 /// A batch is cut when so many buffers are free: one for what follows it, one to encode into.
 const BUFFERS_MIN: usize = 2;
 /// On a far path frames need not be smaller than this to be through their lanes soon.
@@ -55,9 +57,13 @@ impl Session {
             link.opens_rollback(hands.switches.read(), self.picture.switch_thrown_ns);
         // A different connection begins each turn, so that none starves the others.
         self.turn = self.turn.wrapping_add(1);
-        for step in 0..count {
-            let index = (self.turn + step) % count;
+        // What a guest waits for comes before all of them.
+        let rounds = (0..2 * count).map(|step| (step < count, (self.turn + step) % count));
+        for (urgent, index) in rounds {
             let channel = &mut self.channels[index];
+            if channel.urgent != urgent {
+                continue;
+            }
             link.note_taken(channel);
             if channel.end_sent {
                 continue;
@@ -67,6 +73,7 @@ impl Session {
                 counters: &mut self.picture,
                 hands,
                 rolling_back,
+                in_postcopy: self.in_postcopy,
             };
             worked |= pump.channel(channel)?;
         }
@@ -81,10 +88,12 @@ impl Session {
         }
         for channel in &self.channels {
             let facts = channel.intake.facts();
-            if channel.kind != crate::stream::ChannelKind::Multifd && facts.destination_may_run() {
+            if channel.kind != ChannelKind::Multifd && facts.destination_may_run() {
                 self.destination_may_run = true;
             }
-            if channel.kind == crate::stream::ChannelKind::Main {
+            if channel.kind.is_main() {
+                self.in_postcopy = facts.postcopy_run_seen;
+                self.postcopy_settled = facts.postcopy_settled;
                 self.picture.rounds = facts.rounds;
                 self.picture.ram_end = u64::from(facts.ram_end_seen);
             }
@@ -99,6 +108,8 @@ struct Pump<'a, 'h, G: LaneGroup> {
     hands: &'a mut Hands<'h, G>,
     /// v1 was forced and no batch was cut since: the next one goes at once, however small.
     rolling_back: bool,
+    /// The guest runs at the destination and waits for single pages: what waits leaves in small pieces.
+    in_postcopy: bool,
 }
 
 impl<G: LaneGroup> Pump<'_, '_, G> {
@@ -168,9 +179,13 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         self.link.outbound.has_queued()
     }
 
-    /// Raw bytes of a batch at most: on a far path what becomes a frame that a lane carries soon, if its pages
-    /// compress as pages do.
+    /// Raw bytes of a batch at most, while buffers last: on a far path what becomes a frame that a lane carries
+    /// soon, if its pages compress as pages do. In post-copy a page that the guest waits for may be in the middle
+    /// of the stream, so batches are small, as far as a window of them fills the line.
     fn batch_limit_bytes(&self) -> usize {
+        if self.in_postcopy && self.link.outbound.window_bytes() <= SMALL_WINDOW_BYTES {
+            return SMALL_BATCH_BYTES;
+        }
         let Some(frame) = self.link.outbound.far_frame_bytes() else {
             return MAX_BATCH_RAW_BYTES;
         };
@@ -180,10 +195,23 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         (raw as usize).clamp(SMALL_BATCH_BYTES, MAX_BATCH_RAW_BYTES)
     }
 
+    /// May a batch of `channel` be queued now?
+    fn has_turn(&mut self, channel: &Channel) -> bool {
+        if channel.express {
+            return self.link.outbound.can_push();
+        }
+        let outbound = &self.link.outbound;
+        let room = match self.in_postcopy {
+            true => outbound.can_push_beside_express(),
+            false => outbound.can_push(),
+        };
+        room && !self.lanes_are_busy()
+    }
+
     fn cut_while_due(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
         channel.look_again = false;
         let waiting = channel.intake.waiting_bytes();
-        if waiting == 0 || self.lanes_are_busy() || !self.link.outbound.can_push() {
+        if waiting == 0 || !self.has_turn(channel) {
             return Ok(false);
         }
         // Every batch that the far hypervisor has not taken fills a buffer there. When these run short,
@@ -216,7 +244,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             || ended
             || urgent
             || (starved && (eager || self.link.outbound.in_flight() == 0))
-            || (silent && (eager || channel.quiet));
+            || (silent && (eager || channel.quiet))
+            || (silent && (channel.urgent || self.in_postcopy) && channel.intake.ready_bytes() > 0);
         if !due {
             // One more look at the connection before a small batch leaves.
             channel.look_again = silent && !channel.quiet;
@@ -270,14 +299,17 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             link_bytes_per_s: link.wire_rate.bytes_per_s(),
             backlog_bytes: 0,
             idle_cores_hint: 0,
-            latency_critical: channel.intake.facts().ram_end_seen,
+            latency_critical: {
+                let facts = channel.intake.facts();
+                facts.ram_end_seen || facts.postcopy_listen_seen
+            },
             accepts_raw_as_is: true,
             effort: effort(self.counters.mode()),
         };
         let header = DataHeader {
             version,
             method: 0,
-            flags: 0,
+            flags: if channel.express { FLAG_EXPRESS } else { 0 },
             channel: channel.id,
             seq,
             offset,
@@ -293,10 +325,13 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             raw_len: raw_bytes as u32,
             version,
             read_at,
+            express: channel.express,
         };
         let encoded_bytes = sent.bytes().len() as u64;
         let share = encoded_bytes as f32 / raw_bytes.max(1) as f32;
-        link.encoded_share += (share - link.encoded_share) * NEWEST_SHARE;
+        if !channel.express {
+            link.encoded_share += (share - link.encoded_share) * NEWEST_SHARE;
+        }
         link.outbound.push(meta, sent, Nanos(monotonic_ns()))?;
         let picture = &mut *self.counters;
         picture.pages += stats.pages;
@@ -379,6 +414,12 @@ fn encode(
     mut raw: FrameMut,
     raw_bytes: usize,
 ) -> Result<(Frame, EncodeStats), Fault> {
+    let express = header.flags & FLAG_EXPRESS != 0;
+    if express && header.version == Version::V3 {
+        header.method = Method::Passthrough.code();
+        let frame = send_as_is(link, &header, raw, raw_bytes)?;
+        return Ok((frame, EncodeStats::default()));
+    }
     let needed = HEADROOM + Encoder::max_encoded_len(raw_bytes);
     let mut out = match link.scratch_out.take() {
         Some(out) if out.capacity() >= needed => out,
@@ -389,23 +430,19 @@ fn encode(
         Version::V3 => CodecVersion::V3,
     };
     let raw_slice = &raw.payload_mut()[HEADROOM..HEADROOM + raw_bytes];
-    let encoded = link.encoder.encode(
-        codec_version,
-        hint,
-        raw_slice,
-        link.tokens.as_slice(),
-        &mut out.payload_mut()[HEADROOM..],
-    )?;
+    let (tokens, payload) = (link.tokens.as_slice(), &mut out.payload_mut()[HEADROOM..]);
+    let encoder = &mut link.encoder;
+    let encoded = match express {
+        true => encoder.encode_detached_v1(raw_slice, tokens, false, payload)?,
+        false => encoder.encode(codec_version, hint, raw_slice, tokens, payload)?,
+    };
     header.method = encoded.method;
-    header.flags = if encoded.history { FLAG_HISTORY } else { 0 };
+    header.flags |= if encoded.history { FLAG_HISTORY } else { 0 };
     let stats = encoded.stats;
     if encoded.raw_as_is {
         // The raw bytes are the payload, in the buffer they were read into.
         link.scratch_out = Some(out);
-        let total = HEADROOM + raw_bytes;
-        seal_data(&link.keys_out, &header, &mut raw.payload_mut()[..total])?;
-        let frame = raw.freeze(total)?;
-        retain(link, &header, frame.clone(), raw_bytes, encoded.history);
+        let frame = send_as_is(link, &header, raw, raw_bytes)?;
         return Ok((frame, stats));
     }
     let total = HEADROOM + encoded.len;
@@ -416,6 +453,21 @@ fn encode(
         retain(link, &header, raw, raw_bytes, encoded.history);
     }
     Ok((frame, stats))
+}
+
+/// Seals a batch whose payload is its raw bytes.
+fn send_as_is(
+    link: &mut Link,
+    header: &DataHeader,
+    mut raw: FrameMut,
+    raw_bytes: usize,
+) -> Result<Frame, Fault> {
+    let total = HEADROOM + raw_bytes;
+    seal_data(&link.keys_out, header, &mut raw.payload_mut()[..total])?;
+    let frame = raw.freeze(total)?;
+    let history = header.flags & FLAG_HISTORY != 0;
+    retain(link, header, frame.clone(), raw_bytes, history);
+    Ok(frame)
 }
 
 /// A short frame moves to a small buffer, and the large one is used again.
@@ -466,7 +518,8 @@ pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
     let mut header = kept.header;
     header.version = Version::V1;
     header.method = encoded.method;
-    header.flags = if encoded.history { FLAG_HISTORY } else { 0 };
+    header.flags &= FLAG_EXPRESS;
+    header.flags |= if encoded.history { FLAG_HISTORY } else { 0 };
     let total = HEADROOM + encoded.len;
     seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
     let frame = compact(link, out, total)?;
@@ -492,6 +545,7 @@ pub(super) fn push_marker(
         raw_len: 0,
         version: Version::V1,
         read_at: now,
+        express: false,
     };
     link.outbound.push(meta, frame.freeze(bytes)?, now)?;
     Ok(())

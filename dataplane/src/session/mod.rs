@@ -157,6 +157,10 @@ pub struct Session {
     /// The stream has shown the end of RAM, or cannot be understood: from now on the destination
     /// may run the guest although we do not know it.
     destination_may_run: bool,
+    /// The destination runs the guest and fetches its memory.
+    in_postcopy: bool,
+    /// The source's hypervisor will not run the guest again, whatever becomes of its connections.
+    postcopy_settled: bool,
     pong: Option<Nanos>,
     peer_bye: Option<ByeReason>,
     /// The peer gave up; its reason, which travels in sequence, is waited for until then.
@@ -203,6 +207,8 @@ impl Session {
             pending_connects: VecDeque::new(),
             turn: 0,
             destination_may_run: false,
+            in_postcopy: false,
+            postcopy_settled: false,
             pong: None,
             peer_bye: None,
             reason_due_ns: None,
@@ -288,9 +294,15 @@ impl Session {
         let mut left = VecDeque::with_capacity(self.unsorted.len());
         while let Some(fd) = self.unsorted.pop_front() {
             match first_bytes(&fd) {
-                FirstBytes::NotYet => left.push_back(fd),
+                FirstBytes::NotYet if !self.expects_silent_channel() => left.push_back(fd),
                 FirstBytes::Closed => hands.poller.remove(&fd),
-                FirstBytes::Kind(kind) => {
+                sniffed @ (FirstBytes::NotYet | FirstBytes::Kind(_)) => {
+                    let kind = match sniffed.kind() {
+                        ChannelKind::Urgent if !self.expects_silent_channel() => {
+                            ChannelKind::Opaque
+                        }
+                        kind => kind,
+                    };
                     if self
                         .link
                         .as_ref()
@@ -308,6 +320,23 @@ impl Session {
             }
         }
         self.unsorted = left;
+    }
+
+    /// The pre-empt channel of post-copy says nothing until a page is asked for, and the receiving
+    /// hypervisor waits for it before it runs the guest. Every other kind of channel speaks first: when all
+    /// of those have spoken, one that is silent is this.
+    fn expects_silent_channel(&self) -> bool {
+        let facts = |channel: &Channel| {
+            let facts = channel.intake.facts();
+            (facts.postcopy_advised, facts.postcopy_listen_seen)
+        };
+        let main = self.channels.iter().find(|channel| channel.kind.is_main());
+        let (advised, listening) = main.map_or((false, false), facts);
+        let others = self
+            .channels
+            .iter()
+            .any(|channel| channel.kind == ChannelKind::Multifd);
+        listening || (advised && !others)
     }
 
     fn open_channel<G: LaneGroup>(
@@ -330,9 +359,12 @@ impl Session {
             is_source: true,
         };
         let channel = Channel::new(id, kind, fd, &keys);
-        if kind == ChannelKind::Opaque {
-            // Nothing is known of such a stream, so nothing rules out that the destination runs.
+        if matches!(kind, ChannelKind::Opaque | ChannelKind::Resumed) {
+            // Nothing is known of such a stream, so nothing rules out that the destination runs; or it does.
             self.destination_may_run = true;
+        }
+        if kind == ChannelKind::Urgent {
+            link.outbound.keep_express_lane();
         }
         self.adopt(channel, hands)
     }
@@ -427,7 +459,8 @@ impl Session {
         if self.state != SessionState::Undecided {
             self.check_reason(hands.now_ns)?;
         }
-        if self.sort_again
+        let again = self.sort_again || (!self.unsorted.is_empty() && self.expects_silent_channel());
+        if again
             && self
                 .link
                 .as_ref()
@@ -510,6 +543,16 @@ enum FirstBytes {
     NotYet,
     Closed,
     Kind(ChannelKind),
+}
+
+impl FirstBytes {
+    /// What a connection is, said or not.
+    const fn kind(&self) -> ChannelKind {
+        match self {
+            Self::Kind(kind) => *kind,
+            Self::NotYet | Self::Closed => ChannelKind::Urgent,
+        }
+    }
 }
 
 fn first_bytes(fd: &OwnedFd) -> FirstBytes {

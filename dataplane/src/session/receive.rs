@@ -11,7 +11,6 @@ use super::channel::{ChainKeys, Channel, stream_kind};
 use super::{Fault, Hands, Session};
 use crate::codec::{CodecVersion, Method};
 use crate::intake::HEADROOM;
-use crate::stream::ChannelKind;
 use crate::transport::inbound::Ready;
 use crate::transport::wire::FrameKind;
 use crate::transport::wire::batch::{BatchHeader, BatchKind, FLAG_HISTORY, Marker};
@@ -99,7 +98,10 @@ impl Session {
                 };
                 link.scratch_in = Some(buffer);
             }
-            let Some(ready) = link.inbound.pop_ready()? else {
+            let express = link.inbound.pop_express()?;
+            let Some(ready) =
+                express.map_or_else(|| link.inbound.pop_ready(), |ready| Ok(Some(ready)))?
+            else {
                 return Ok(worked);
             };
             worked = true;
@@ -288,10 +290,7 @@ impl Session {
                 channel.writable = !wrote.blocked;
                 // Without a return path nothing else would tell the sender, which would hand its last
                 // byte to nobody and stop its guest.
-                if receives_guest
-                    && channel.kind == ChannelKind::Main
-                    && channel.release.is_refused()
-                {
+                if receives_guest && channel.kind.is_main() && channel.release.is_refused() {
                     return Err(Fault::new(
                         Failure::Hypervisor,
                         "the receiving hypervisor closed its connection before it had the whole \

@@ -5,6 +5,8 @@
 //! Promises: a fact is set only after every byte that establishes it was consumed; once set, a mark
 //! stays set. Page contents are guest bytes and never influence a mark.
 
+use super::ChannelKind;
+
 /// Findings about one direction of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamFacts {
@@ -33,9 +35,17 @@ pub struct StreamFacts {
     pub ram_end_bytes: Option<u64>,
     /// The SWITCHOVER_START command was seen: the guest is stopped at the source.
     pub switchover_start_seen: bool,
-    /// Post-copy has begun (LISTEN, RUN or the package that holds them): the destination may run
-    /// the guest while memory is still coming, latency now counts more than ratio.
+    /// POSTCOPY_ADVISE was seen: the migration may turn into post-copy.
+    pub postcopy_advised: bool,
+    /// Post-copy has begun (LISTEN or the package that holds it): the destination may run the guest
+    /// while memory is still coming.
     pub postcopy_listen_seen: bool,
+    /// RUN was passed: whoever gets it runs the guest. From now on the guest waits for single pages,
+    /// so latency counts more than ratio.
+    pub postcopy_run_seen: bool,
+    /// Something behind RUN was passed whole, which the source writes only once it has done its part
+    /// of the switch: whatever becomes of its connection, it pauses and never runs the guest again.
+    pub postcopy_settled: bool,
     /// The EOF section was seen. In pre-copy it lies behind opaque device state and is never seen.
     pub eof_section_seen: bool,
     /// UUID of the virtual machine (multifd only; all zero when it has none).
@@ -49,6 +59,19 @@ pub struct StreamFacts {
 }
 
 impl StreamFacts {
+    /// What the kind of a channel says before its first byte.
+    #[must_use]
+    pub fn at_start(kind: ChannelKind) -> Self {
+        let resumed = kind == ChannelKind::Resumed;
+        Self {
+            postcopy_advised: resumed,
+            postcopy_listen_seen: resumed,
+            postcopy_run_seen: resumed,
+            postcopy_settled: resumed,
+            ..Self::default()
+        }
+    }
+
     /// True when the bytes passed so far may let the destination run the guest, or when that can
     /// no longer be told. False is a promise, true is not.
     #[must_use]

@@ -56,9 +56,19 @@ pub(super) struct Ram {
     pub page_sizes: u64,
     /// Blocks are listed with their guest address (capability x-ignore-shared).
     pub ignore_shared: bool,
+    /// The blocks were listed on another connection: their sizes are not known here.
+    unlisted: bool,
 }
 
 impl Ram {
+    /// A parser for RAM that was announced on another connection.
+    pub fn resumed() -> Self {
+        Self {
+            unlisted: true,
+            ..Self::default()
+        }
+    }
+
     /// Cuts a run of canonical page and zero records, as many as are complete and fit. This is the
     /// path nearly all bytes take, so it looks at headers only.
     pub fn run(&self, buf: &[u8], out: &mut TokenBuf) -> Run {
@@ -134,7 +144,10 @@ impl Ram {
             PAGE | ZERO | XBZRLE => {
                 let name = r.counted()?;
                 let id = env.blocks.intern(name);
-                let limit = id.map_or(Some(u64::MAX), |id| env.blocks.used_bytes(id));
+                let limit = id.map_or(Some(u64::MAX), |id| {
+                    let listed = env.blocks.used_bytes(id);
+                    listed.or(self.unlisted.then_some(u64::MAX))
+                });
                 limit.map(|limit| Current { id, limit })
             }
             _ => None,

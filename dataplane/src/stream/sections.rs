@@ -28,7 +28,7 @@ const FULL: u8 = 0x04;
 const SUBSECTION: u8 = 0x05;
 const VMDESCRIPTION: u8 = 0x06;
 const CONFIGURATION: u8 = 0x07;
-const COMMAND: u8 = 0x08;
+pub(super) const COMMAND: u8 = 0x08;
 const FOOTER: u8 = 0x7e;
 
 const CMD_POSTCOPY_ADVISE: u16 = 3;
@@ -36,6 +36,9 @@ const CMD_POSTCOPY_LISTEN: u16 = 4;
 const CMD_POSTCOPY_RUN: u16 = 5;
 const CMD_PACKAGED: u16 = 7;
 const CMD_SWITCHOVER_START: u16 = 11;
+/// LISTEN and RUN as they stand in the package, without payload.
+const LISTEN: [u8; 5] = [COMMAND, 0, CMD_POSTCOPY_LISTEN as u8, 0, 0];
+const RUN: [u8; 5] = [COMMAND, 0, CMD_POSTCOPY_RUN as u8, 0, 0];
 
 const RAM_VERSION: u32 = 4;
 /// Iterable sections tracked; RAM, bitmaps and one per VFIO device.
@@ -73,6 +76,10 @@ enum At {
     Boundary,
     Payload(Open),
     Footer(Open),
+    /// At the first byte of a package of so many bytes.
+    Package(u32),
+    /// Where the package's last command is due: RUN.
+    PackageEnd,
     BehindEof,
 }
 
@@ -81,6 +88,10 @@ pub(super) struct Sections {
     at: At,
     ram: Ram,
     known: ArrayVec<(u32, Kind), MAX_SECTIONS>,
+    /// A whole command behind RUN was passed.
+    behind_run: bool,
+    /// The stream began in its middle: RAM was announced on another connection, and so were its blocks.
+    resumed: bool,
 }
 
 impl Sections {
@@ -89,6 +100,18 @@ impl Sections {
             at: At::Magic,
             ram: Ram::default(),
             known: ArrayVec::new(),
+            behind_run: false,
+            resumed: false,
+        }
+    }
+
+    /// A parser for a stream that goes on where another connection broke, in post-copy.
+    pub fn resumed() -> Self {
+        Self {
+            at: At::Boundary,
+            ram: Ram::resumed(),
+            resumed: true,
+            ..Self::new()
         }
     }
 
@@ -112,6 +135,8 @@ impl Sections {
             At::Configuration | At::ConfigurationRest | At::Boundary => self.boundary(head, env),
             At::Payload(open) => self.payload(open, head, env),
             At::Footer(open) => self.footer(open, head, env),
+            At::Package(bytes) => self.package(bytes, head, env),
+            At::PackageEnd => self.package_end(head, env),
             At::BehindEof => self.description(head),
         }
     }
@@ -175,7 +200,9 @@ impl Sections {
 
     fn boundary(&mut self, head: &[u8], env: &mut Env<'_>) -> Option<Step> {
         let mut r = Reader::new(head);
-        match r.u8()? {
+        let kind = r.u8()?;
+        env.facts.postcopy_settled |= self.behind_run;
+        match kind {
             EOF => {
                 env.facts.eof_section_seen = true;
                 self.raw_to(At::BehindEof, r.pos(), 0)
@@ -183,6 +210,11 @@ impl Sections {
             part @ (START | FULL) => self.first_part(part, r, env),
             part @ (PART | END) => {
                 let id = r.be32()?;
+                if self.resumed && self.known.is_empty() {
+                    // RAM is all that is left to send, but for bitmaps at the very end.
+                    self.known.push((id, Kind::Ram));
+                    env.facts.in_ram = true;
+                }
                 match self.known.iter().find(|(known, _)| *known == id) {
                     Some(&(_, kind)) => {
                         env.facts.ram_end_begun |= part == END && kind == Kind::Ram;
@@ -262,24 +294,51 @@ impl Sections {
         let command = r.be16()?;
         let mut skip = u64::from(r.be16()?);
         match command {
-            CMD_POSTCOPY_ADVISE if skip == 16 => {
-                self.ram.page_sizes = r.be64()?;
-                skip = 8; // target page size
+            CMD_POSTCOPY_ADVISE => {
+                if skip == 16 {
+                    self.ram.page_sizes = r.be64()?;
+                    skip = 8; // target page size
+                }
+                env.facts.postcopy_advised = true;
             }
-            CMD_POSTCOPY_LISTEN | CMD_POSTCOPY_RUN => env.facts.postcopy_listen_seen = true,
+            CMD_POSTCOPY_LISTEN => env.facts.postcopy_listen_seen = true,
+            CMD_POSTCOPY_RUN => {
+                env.facts.postcopy_listen_seen = true;
+                env.facts.postcopy_run_seen = true;
+            }
             CMD_PACKAGED => {
                 if skip != 4 {
                     return Some(unknown_section(env));
                 }
                 // The blob lies behind the command and outside its length. It is used for the
                 // post-copy hand-over only: LISTEN, device state, RUN.
-                skip = u64::from(r.be32()?);
+                let bytes = r.be32()?;
                 env.facts.postcopy_listen_seen = true;
+                return self.raw_to(At::Package(bytes), r.pos(), 0);
             }
             CMD_SWITCHOVER_START => env.facts.switchover_start_seen = true,
             _ => {}
         }
+        self.behind_run |= env.facts.postcopy_run_seen && command != CMD_POSTCOPY_RUN;
         self.raw_to(At::Boundary, r.pos(), skip)
+    }
+
+    /// A package as the switch to post-copy makes it: LISTEN, device state that nobody can walk, RUN.
+    fn package(&mut self, bytes: u32, head: &[u8], env: &mut Env<'_>) -> Option<Step> {
+        let commands = (LISTEN.len() + RUN.len()) as u32;
+        let Some(state_bytes) = bytes.checked_sub(commands) else {
+            return self.raw_to(At::Boundary, 0, u64::from(bytes));
+        };
+        if *head.first_chunk()? != LISTEN {
+            return self.raw_to(At::Boundary, 0, u64::from(bytes));
+        }
+        env.facts.postcopy_listen_seen = true;
+        self.raw_to(At::PackageEnd, LISTEN.len(), u64::from(state_bytes))
+    }
+
+    fn package_end(&mut self, head: &[u8], env: &mut Env<'_>) -> Option<Step> {
+        env.facts.postcopy_run_seen |= *head.first_chunk()? == RUN;
+        self.raw_to(At::Boundary, RUN.len(), 0)
     }
 
     /// Behind EOF: the JSON description, read by nobody.

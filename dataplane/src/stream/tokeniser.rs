@@ -52,15 +52,17 @@ impl Tokeniser {
         let parser = match kind {
             ChannelKind::Main => Parser::Main(Box::new(Sections::new())),
             ChannelKind::Multifd => Parser::Multifd(Box::new(Multifd::new())),
+            ChannelKind::Resumed => Parser::Main(Box::new(Sections::resumed())),
             ChannelKind::ReturnPath => Parser::ReturnPath,
-            ChannelKind::Opaque => Parser::Opaque,
+            // Urgent pages are not looked at: it would cost them time.
+            ChannelKind::Urgent | ChannelKind::Opaque => Parser::Opaque,
         };
         Self {
             parser,
             skip: 0,
             body: None,
             held: ArrayVec::new(),
-            facts: StreamFacts::default(),
+            facts: StreamFacts::at_start(kind),
         }
     }
 

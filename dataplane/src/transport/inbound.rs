@@ -1,13 +1,16 @@
 //! The receiving end of one direction: from frames in any order to batches in sequence.
 //!
 //! In: verified batch frames from any lane, reports of what the hypervisor took. Out: batches
-//! strictly in sequence, each once, their channels' bytes without gap; what to acknowledge.
+//! strictly in sequence, each once, their channels' bytes without gap; what to acknowledge. Express
+//! batches alone may be taken before those in front of them, never before their own channel's.
 //! Promise: at most 256 batches, and never more raw bytes than the session's stated limit, wait
 //! here or with the engine; a peer that sends more is cut off with an error.
 
+use std::collections::VecDeque;
+
 use arrayvec::ArrayVec;
 
-use super::wire::batch::{BatchHeader, BatchKind, Marker, open_batch};
+use super::wire::batch::{BatchHeader, BatchKind, FLAG_EXPRESS, Marker, open_batch};
 use super::wire::control::{Ack, MAX_ACK_CHANNELS, Sack};
 use super::wire::keys::FrameKeys;
 use super::{
@@ -66,11 +69,24 @@ struct Channel {
     delivered_changed: bool,
 }
 
+/// The place of one batch in the sequence.
+#[derive(Debug)]
+enum Slot<F> {
+    /// It has not come.
+    Empty,
+    /// It waits for its turn.
+    Waiting(Ready<F>),
+    /// It was taken before its turn.
+    Taken,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Inbound<F> {
     config: InboundConfig,
-    slots: Box<[Option<Ready<F>>]>,
+    slots: Box<[Slot<F>]>,
+    /// Express batches that wait, in the order they came.
+    express: VecDeque<BatchSeq>,
     next_up: BatchSeq,
     waiting_batches: usize,
     waiting_raw_bytes: u64,
@@ -90,7 +106,8 @@ impl<F: FrameHandle> Inbound<F> {
     pub fn new(config: InboundConfig) -> Self {
         Self {
             config,
-            slots: (0..MAX_IN_FLIGHT).map(|_| None).collect(),
+            slots: (0..MAX_IN_FLIGHT).map(|_| Slot::Empty).collect(),
+            express: VecDeque::with_capacity(MAX_IN_FLIGHT),
             next_up: BatchSeq(0),
             waiting_batches: 0,
             waiting_raw_bytes: 0,
@@ -135,7 +152,7 @@ impl<F: FrameHandle> Inbound<F> {
         if seq.0 - next.0 >= MAX_IN_FLIGHT as u64 {
             return Err(TransportError::BeyondWindow { seq, next });
         }
-        if self.slots[slot_of(seq)].is_some() {
+        if self.has(seq) {
             return Ok(self.duplicate(seq));
         }
         if header.version > self.config.highest {
@@ -156,7 +173,10 @@ impl<F: FrameHandle> Inbound<F> {
         }
         self.waiting_batches += 1;
         self.waiting_raw_bytes += u64::from(header.raw_len);
-        self.slots[slot_of(seq)] = Some(Ready { header, frame });
+        if header.flags & FLAG_EXPRESS != 0 {
+            self.express.push_back(seq);
+        }
+        self.slots[slot_of(seq)] = Slot::Waiting(Ready { header, frame });
         self.ack_wanted = true;
         Ok(Accepted::Stored(seq))
     }
@@ -173,16 +193,56 @@ impl<F: FrameHandle> Inbound<F> {
     /// # Errors
     /// [`TransportError`] when the batch does not fit its channel; the session must end.
     pub fn pop_ready(&mut self) -> Result<Option<Ready<F>>, TransportError> {
-        let Some(ready) = self.slots[slot_of(self.next_up)].take() else {
-            return Ok(None);
-        };
+        loop {
+            let slot = &mut self.slots[slot_of(self.next_up)];
+            let ready = match std::mem::replace(slot, Slot::Empty) {
+                Slot::Empty => return Ok(None),
+                Slot::Waiting(ready) => Some(ready),
+                Slot::Taken => None,
+            };
+            self.next_up = self.next_up.next();
+            if let Some(ready) = ready {
+                return self.hand_up(ready).map(Some);
+            }
+        }
+    }
+
+    /// An express batch whose channel has come that far, whatever is missing in front of it.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the batch does not fit its channel; the session must end.
+    pub fn pop_express(&mut self) -> Result<Option<Ready<F>>, TransportError> {
+        for _ in 0..self.express.len() {
+            let Some(seq) = self.express.pop_front() else {
+                break;
+            };
+            // What went up in its turn is no longer here.
+            let Slot::Waiting(ready) = &self.slots[slot_of(seq)] else {
+                continue;
+            };
+            if ready.header.seq != seq {
+                continue;
+            }
+            let state = &self.channels[usize::from(ready.header.channel.0)];
+            if !state.open || state.half_closed || state.handed_up_bytes != ready.header.offset {
+                self.express.push_back(seq);
+                continue;
+            }
+            let slot = &mut self.slots[slot_of(seq)];
+            if let Slot::Waiting(ready) = std::mem::replace(slot, Slot::Taken) {
+                return self.hand_up(ready).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn hand_up(&mut self, ready: Ready<F>) -> Result<Ready<F>, TransportError> {
         let raw_len = u64::from(ready.header.raw_len);
         self.waiting_batches -= 1;
         self.waiting_raw_bytes -= raw_len;
         self.advance_channel(&ready)?;
         self.handed_up_bytes += raw_len;
-        self.next_up = self.next_up.next();
-        Ok(Some(ready))
+        Ok(ready)
     }
 
     fn advance_channel(&mut self, ready: &Ready<F>) -> Result<(), TransportError> {
@@ -271,7 +331,7 @@ impl<F: FrameHandle> Inbound<F> {
     }
 
     fn has(&self, seq: BatchSeq) -> bool {
-        self.slots[slot_of(seq)].is_some()
+        !matches!(self.slots[slot_of(seq)], Slot::Empty)
     }
 
     /// Channels that changed first; then others in turn, for an earlier ACK may have been lost.

@@ -6,6 +6,7 @@ mod inpath;
 pub mod lanes;
 pub mod lossy;
 mod mode;
+mod postcopy;
 mod ring;
 mod rollback;
 mod sampling;
@@ -37,7 +38,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 10] = [
+const BENCHES: [Bench; 11] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -61,6 +62,12 @@ const BENCHES: [Bench; 10] = [
         about: "from a change of the line to the new mode in force, under a running migration",
         kind: Kind::Product,
         run: mode::run,
+    },
+    Bench {
+        name: "postcopy",
+        about: "how long a guest waits for its pages in post-copy, over 200 Mbit/s and 40 ms",
+        kind: Kind::Product,
+        run: postcopy::run,
     },
     Bench {
         name: "ring",

@@ -3,6 +3,7 @@
 mod guest;
 mod lossless;
 mod multifd;
+mod postcopy;
 mod qemu;
 mod sections;
 

@@ -237,3 +237,52 @@ fn v3_is_refused_where_v1_was_agreed_and_a_changed_frame_always() {
         Err(TransportError::Wire(WireError::BadTag))
     );
 }
+
+fn express(seq: u64, channel: u16, offset: u64, raw_len: u32) -> Frame {
+    let header = DataHeader {
+        version: Version::V3,
+        method: 0,
+        flags: FLAG_EXPRESS,
+        channel: ChannelId(channel),
+        seq: BatchSeq(seq),
+        offset,
+        raw_len,
+        digest: [0; 16],
+    };
+    let mut frame = vec![0; BATCH_HEADER_BYTES + 8];
+    seal_data(&keys(), &header, &mut frame).unwrap();
+    frame.into()
+}
+
+#[test]
+fn express_batches_overtake_others_and_never_their_own_channel() {
+    let mut inbound = inbound();
+    let up = |inbound: &mut Inbound<Frame>| {
+        let ready = inbound.pop_express().unwrap();
+        ready.map(|ready| ready.header.seq.0)
+    };
+    // Before its channel is open nothing of it goes up.
+    inbound.on_batch(express(4, 1, 0, 10)).unwrap();
+    assert_eq!(up(&mut inbound), None);
+    inbound.on_batch(open(0, 0)).unwrap();
+    inbound.on_batch(open(1, 1)).unwrap();
+    assert_eq!(drain(&mut inbound), [0, 1]);
+    // 2 and 3 are missing: 6 must wait for 5, which is of the same channel, and for nothing else.
+    inbound.on_batch(express(6, 1, 15, 5)).unwrap();
+    assert_eq!((up(&mut inbound), up(&mut inbound)), (Some(4), None));
+    inbound.on_batch(express(5, 1, 10, 5)).unwrap();
+    assert_eq!((up(&mut inbound), up(&mut inbound)), (Some(5), Some(6)));
+    let again = inbound.on_batch(express(5, 1, 10, 5)).unwrap();
+    assert_eq!(again, Accepted::Duplicate(BatchSeq(5)));
+    let ack = inbound.ack_due(Nanos(1)).unwrap();
+    assert_eq!(ack.next_seq, BatchSeq(2));
+    assert!(ack.sack.get(2) && ack.sack.get(3) && ack.sack.get(4) && !ack.sack.get(1));
+    // The sequence goes on over the places that were taken before their turn.
+    inbound.on_batch(data(2, 0, 0, 10)).unwrap();
+    inbound.on_batch(data(3, 0, 10, 10)).unwrap();
+    inbound.on_batch(express(7, 1, 20, 5)).unwrap();
+    assert_eq!(drain(&mut inbound), [2, 3, 7]);
+    assert_eq!(up(&mut inbound), None, "it went up in its turn");
+    inbound.note_delivered(ChannelId(1), 25).unwrap();
+    assert_eq!(inbound.held_bytes(), 20);
+}

@@ -6,6 +6,11 @@ use super::Outbound;
 use crate::transport::FrameHandle;
 
 impl<F: FrameHandle> Outbound<F> {
+    /// Does a batch wait for a lane?
+    pub fn has_queued(&mut self) -> bool {
+        self.oldest_queued().is_some()
+    }
+
     /// Batches pushed and not confirmed in sequence.
     #[must_use]
     pub fn in_flight(&self) -> usize {

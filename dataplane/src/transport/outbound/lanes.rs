@@ -29,6 +29,8 @@ pub struct Lanes {
     active: usize,
     last_used: usize,
     control_frames: u64,
+    /// The last lane in use is for express batches and control frames alone, if there are two.
+    keeps_express: bool,
 }
 
 impl Lanes {
@@ -41,12 +43,35 @@ impl Lanes {
             active: active.max(1),
             last_used: 0,
             control_frames: 0,
+            keeps_express: false,
         }
     }
 
     /// Uses lanes below `active` from now on.
     pub fn set_active(&mut self, active: usize) {
         self.active = active.max(1);
+    }
+
+    /// Keeps a lane free for express batches from now on.
+    pub const fn keep_express_lane(&mut self) {
+        self.keeps_express = true;
+    }
+
+    /// The lane kept free, if it moves and is not the only one.
+    fn express_lane(&self) -> Option<LaneIx> {
+        if !self.keeps_express {
+            return None;
+        }
+        let mut moving = self
+            .lanes
+            .iter()
+            .enumerate()
+            .take(self.active)
+            .filter(|(_, lane)| lane.up && !lane.suspect)
+            .map(|(index, _)| LaneIx(index as u16));
+        // The first is for everything else.
+        moving.next()?;
+        moving.next_back()
     }
 
     /// `lane` may be written to; false when there is no such lane.
@@ -151,8 +176,10 @@ impl Lanes {
         limit_bytes: usize,
         backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
+        let spared = self.express_lane();
         let chosen = self.least_loaded(self.last_used + 1, &mut |lane| {
-            Some(backlog_bytes(lane)).filter(|&backlog| backlog < limit_bytes)
+            Some(backlog_bytes(lane))
+                .filter(|&backlog| backlog < limit_bytes && spared != Some(lane))
         })?;
         self.last_used = chosen;
         Some(LaneIx(chosen as u16))
@@ -164,11 +191,25 @@ impl Lanes {
         limit_bytes: usize,
         backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
     ) -> Option<LaneIx> {
+        let spared = self.express_lane();
         let chosen = self.least_loaded(self.last_used + 1, &mut |lane| {
-            (backlog_bytes(lane) < limit_bytes).then(|| self.on_the_way_bytes(lane))
+            (backlog_bytes(lane) < limit_bytes && spared != Some(lane))
+                .then(|| self.on_the_way_bytes(lane))
         })?;
         self.last_used = chosen;
         Some(LaneIx(chosen as u16))
+    }
+
+    /// The lane for an express batch: the one that is kept free, or the one that will write it soonest.
+    pub fn choose_for_express(
+        &self,
+        backlog_bytes: &mut impl FnMut(LaneIx) -> usize,
+    ) -> Option<LaneIx> {
+        self.express_lane().or_else(|| {
+            let load = &mut |lane| Some(backlog_bytes(lane));
+            let chosen = self.least_loaded(self.last_used + 1, load)?;
+            Some(LaneIx(chosen as u16))
+        })
     }
 
     /// The same for a control frame, whatever the backlog; equals are taken in no regular order.

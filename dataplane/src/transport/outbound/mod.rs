@@ -3,10 +3,11 @@
 //! In: encoded batches in sequence, ACKs and PONGs, lanes that come and go, the time. Out: frames
 //! with the lane to write each to, the bytes that may be read from the hypervisor, verdicts on
 //! lanes and the link. Promise: every batch pushed stays here until the peer has it and goes out
-//! again, oldest first, when its lane is lost or suspect; while `allow_v3` is false no v3 batch
+//! again, express batches first and then the oldest, when its lane is lost or suspect; while `allow_v3` is false no v3 batch
 //! is handed out, not even again; at most 256 batches are in flight.
 
 pub mod credit;
+mod express;
 pub mod far;
 mod figures;
 pub mod lanes;
@@ -78,6 +79,8 @@ pub struct BatchMeta {
     pub version: Version,
     /// When its first byte was read from the hypervisor: the window must cover encoding too.
     pub read_at: Nanos,
+    /// It goes before all that waits, and the far end need not wait for what is in front of it.
+    pub express: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +113,8 @@ pub struct Outbound<F> {
     next: BatchSeq,
     /// No slot before this is queued: where the search for the oldest begins.
     first_queued: BatchSeq,
+    /// Express batches that wait for a lane: none as a rule, and then nobody looks for them.
+    express_queued: usize,
     lanes: Lanes,
     credit: Credit,
     window: Window,
@@ -137,6 +142,7 @@ impl<F: FrameHandle> Outbound<F> {
             raw_len: 0,
             version: Version::V1,
             read_at: now,
+            express: false,
         };
         let slot = || Slot {
             state: State::Empty,
@@ -152,6 +158,7 @@ impl<F: FrameHandle> Outbound<F> {
             base: BatchSeq(0),
             next: BatchSeq(0),
             first_queued: BatchSeq(0),
+            express_queued: 0,
             lanes: Lanes::new(config.lanes_max, config.lanes_active),
             credit: Credit::new(),
             window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
@@ -260,6 +267,7 @@ impl<F: FrameHandle> Outbound<F> {
             self.credit.held_bytes(),
             meta.read_at,
         );
+        self.express_queued += usize::from(meta.express);
         self.slots[slot_of(seq)] = Slot {
             state: State::Queued,
             frame: Some(frame),
@@ -284,18 +292,20 @@ impl<F: FrameHandle> Outbound<F> {
         if self.expired {
             return SendStep::Idle;
         }
-        let Some(seq) = self.oldest_queued() else {
+        let Some(seq) = self.oldest_express().or_else(|| self.oldest_queued()) else {
             return SendStep::Idle;
         };
         let slot = &mut self.slots[slot_of(seq)];
         if !allow_v3 && slot.meta.version == Version::V3 {
             return SendStep::NeedsTranscode(seq);
         }
-        if slot.times_sent == 0 && !self.far.may_send() {
+        if slot.times_sent == 0 && !slot.meta.express && !self.far.may_send() {
             return SendStep::Idle;
         }
         let limit_bytes = self.config.lane_backlog_limit_bytes;
-        let chosen = if self.far.is_far() {
+        let chosen = if slot.meta.express {
+            self.lanes.choose_for_express(&mut backlog_bytes)
+        } else if self.far.is_far() {
             // The network below takes far more than a lane's backlog shows: what the peer has not got yet
             // tells a slow lane from a fast one.
             self.lanes.choose_emptiest(limit_bytes, &mut backlog_bytes)
@@ -306,6 +316,7 @@ impl<F: FrameHandle> Outbound<F> {
             return SendStep::Idle;
         };
         slot.state = State::InFlight(lane);
+        self.express_queued -= usize::from(slot.meta.express);
         slot.sent_at = now;
         slot.wire_bytes = frame.bytes().len() as u64;
         self.lanes.add_on_the_way(lane, slot.wire_bytes);
@@ -329,16 +340,12 @@ impl<F: FrameHandle> Outbound<F> {
             slot.state = State::Queued;
             self.lanes.take_off_the_way(lane, slot.wire_bytes);
             slot.times_sent = slot.times_sent.saturating_sub(1);
+            self.express_queued += usize::from(slot.meta.express);
             if slot.times_sent == 0 {
                 self.far.on_taken_back(slot.first_wire_bytes);
             }
             self.first_queued = self.first_queued.min(seq);
         }
-    }
-
-    /// Does a batch wait for a lane?
-    pub fn has_queued(&mut self) -> bool {
-        self.oldest_queued().is_some()
     }
 
     fn oldest_queued(&mut self) -> Option<BatchSeq> {
@@ -455,6 +462,8 @@ impl<F: FrameHandle> Outbound<F> {
         if let State::InFlight(lane) = slot.state {
             self.lanes.take_off_the_way(lane, slot.wire_bytes);
         }
+        // Its first copy arrived after all, while it waited to go out again.
+        self.express_queued -= usize::from(slot.meta.express && slot.state == State::Queued);
         slot.state = State::Received;
         slot.frame = None;
         if slot.times_sent > 0 {
@@ -529,6 +538,7 @@ impl<F: FrameHandle> Outbound<F> {
             if slot.state == State::InFlight(lane) {
                 slot.state = State::Queued;
                 self.lanes.take_off_the_way(lane, slot.wire_bytes);
+                self.express_queued += usize::from(slot.meta.express);
                 self.first_queued = self.first_queued.min(seq);
             }
         }

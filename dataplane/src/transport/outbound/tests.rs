@@ -34,6 +34,7 @@ fn push(outbound: &mut Outbound<Frame>, version: Version, now: Nanos) -> BatchSe
         raw_len: 10,
         version,
         read_at: now,
+        express: false,
     };
     outbound.push(meta, frame, now).unwrap()
 }
@@ -149,6 +150,7 @@ fn at_most_256_in_flight() {
         raw_len: 0,
         version: Version::V1,
         read_at: at(0),
+        express: false,
     };
     assert_eq!(
         outbound.push(meta, frame(0), at(0)),
@@ -329,4 +331,55 @@ fn a_reserve_is_read_once_and_never_beyond_the_limit() {
     assert_eq!(outbound.held_bytes(), limit);
     outbound.open_reserve(1000);
     assert_eq!(outbound.may_read(channel), 0, "the limit holds");
+}
+
+#[test]
+fn express_batches_go_first_over_the_lane_kept_for_them_whatever_lies_in_it() {
+    let mut outbound = outbound(3);
+    outbound.keep_express_lane();
+    for _ in 0..4 {
+        push(&mut outbound, Version::V3, at(0));
+    }
+    outbound.on_read(ChannelId(0), 10).unwrap();
+    let meta = BatchMeta {
+        channel: ChannelId(0),
+        raw_len: 10,
+        version: Version::V3,
+        read_at: at(0),
+        express: true,
+    };
+    outbound.push(meta, frame(4), at(0)).unwrap();
+    let sent = send_all(&mut outbound, at(0));
+    assert_eq!(sent[0], (2, 4), "{sent:?}");
+    assert!(sent[1..].iter().all(|(lane, _)| *lane != 2), "{sent:?}");
+    // Lost with its lane it goes first again; the lanes left are all there is.
+    outbound.lane_down(LaneIx(2));
+    let full = |outbound: &mut Outbound<Frame>| outbound.poll_send(at(1), true, |_| usize::MAX - 1);
+    assert!(matches!(
+        full(&mut outbound),
+        SendStep::Send(LaneIx(0 | 1), _)
+    ));
+    assert_eq!(full(&mut outbound), SendStep::Idle);
+    outbound.take_back(BatchSeq(4));
+    assert!(matches!(full(&mut outbound), SendStep::Send(..)));
+    // A copy that comes after all ends it.
+    outbound.lane_down(LaneIx(0));
+    outbound.lane_down(LaneIx(1));
+    outbound.on_ack(&ack(0, &[4]), at(2), |_| ()).unwrap();
+    outbound.lane_up(LaneIx(0)).unwrap();
+    let sent = send_all(&mut outbound, at(2));
+    assert!(
+        sent.iter().all(|(_, seq)| *seq != 4) && sent.len() == 4,
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn others_leave_room_for_express_batches() {
+    let mut outbound = outbound(1);
+    while outbound.can_push_beside_express() {
+        push(&mut outbound, Version::V1, at(0));
+    }
+    assert!(outbound.can_push());
+    assert_eq!(outbound.in_flight(), 224);
 }

@@ -78,6 +78,8 @@ pub struct Plan {
     pub agreed: Version,
     /// Bytes that the far hypervisor takes in a second.
     pub take_bytes_s: u64,
+    /// The last channel's bytes go by express, and a lane is kept for them.
+    pub express: bool,
     /// The first channel's bytes are taken when all others' are.
     pub barrier: bool,
     /// One frame in so many comes again later.
@@ -114,6 +116,7 @@ impl Plan {
             resume_limit_ns: 30 * SECOND,
             agreed: Version::V3,
             take_bytes_s: 1 << 40,
+            express: false,
             barrier: false,
             repeats_one_in: 0,
             refusals_one_in: 0,
@@ -177,6 +180,7 @@ impl Plan {
             } else {
                 1 << 40
             },
+            express: seed.is_multiple_of(3),
             barrier: r.percent(20),
             repeats_one_in: if r.percent(40) { r.within(5, 50) } else { 0 },
             refusals_one_in: if r.percent(20) { r.within(10, 100) } else { 0 },
@@ -186,6 +190,11 @@ impl Plan {
         };
         plan.choose_events(r);
         plan
+    }
+
+    /// Do the bytes of this channel go by express?
+    pub fn is_express(&self, side: usize, channel: usize) -> bool {
+        self.express && side == SOURCE && channel > 0 && channel + 1 == usize::from(self.channels)
     }
 
     /// How long the streams take at least, more or less.

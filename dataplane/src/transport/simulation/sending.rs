@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::super::outbound::{BatchMeta, SendStep, Verdict};
 use super::super::wire::batch::{
-    BATCH_HEADER_BYTES, BatchKind, ChannelKind, DataHeader, MAX_MARKER_BYTES, Marker, seal_data,
-    seal_marker,
+    BATCH_HEADER_BYTES, BatchKind, ChannelKind, DataHeader, FLAG_EXPRESS, MAX_MARKER_BYTES, Marker,
+    seal_data, seal_marker,
 };
 use super::super::wire::control::{Ack, ControlFrame, MAX_CONTROL_BYTES};
 use super::super::wire::keys::FrameKeys;
@@ -48,6 +48,7 @@ impl World {
 
     fn read_batch(&mut self, side: usize, index: usize) -> Result<bool, Broken> {
         let channel = ChannelId(index as u16);
+        let express = self.plan.is_express(side, index);
         let ends = &mut self.sides[side];
         let stream = &mut self.streams[side][index];
         let mut credit = ends.outbound.may_read(channel) as u64;
@@ -70,7 +71,11 @@ impl World {
         let ready = stream.offered(&self.plan, self.now) - stream.read;
         // Without credit a small batch waits for the next acknowledgement, if there is one to come.
         let due = credit >= wanted || (credit > 0 && ends.outbound.in_flight() == 0);
-        if wanted == 0 || ready < wanted || !due || !ends.outbound.can_push() {
+        let room = match self.plan.express && !express {
+            true => ends.outbound.can_push_beside_express(),
+            false => ends.outbound.can_push(),
+        };
+        if wanted == 0 || ready < wanted || !due || !room {
             return Ok(false);
         }
         let raw_len = wanted.min(credit);
@@ -88,7 +93,7 @@ impl World {
         let header = DataHeader {
             version,
             method: 0,
-            flags: 0,
+            flags: if express { FLAG_EXPRESS } else { 0 },
             channel,
             seq: ends.outbound.next_seq(),
             offset,
@@ -130,6 +135,7 @@ impl World {
             raw_len,
             version,
             read_at: self.now,
+            express: self.plan.is_express(side, usize::from(channel.0)) && raw_len > 0,
         };
         self.sides[side].outbound.push(meta, frame, self.now)?;
         self.sides[1 - side].came.push(false);

@@ -108,6 +108,9 @@ impl World {
             };
             let mut outbound = Outbound::new(limits, Nanos(0));
             outbound.expect_delay(2 * plan.delay_ns);
+            if plan.express {
+                outbound.keep_express_lane();
+            }
             Side {
                 outbound,
                 inbound: Inbound::new(inbound),
@@ -403,7 +406,13 @@ impl World {
             return Ok(());
         }
         let mut ready = Vec::new();
-        while let Some(batch) = side.inbound.pop_ready()? {
+        loop {
+            while let Some(batch) = side.inbound.pop_express()? {
+                ready.push(batch);
+            }
+            let Some(batch) = side.inbound.pop_ready()? else {
+                break;
+            };
             ready.push(batch);
         }
         if self.bug == Some(Bug::BatchesSwapped) && ready.len() > 1 {

@@ -8,7 +8,7 @@
 //! | 0 | 1 | kind: 1 OPEN, 2 DATA, 3 HALF_CLOSE, 4 ABORT |
 //! | 1 | 1 | version: 1 or 3; always 1 unless DATA, so that a rollback never meets a v3 close |
 //! | 2 | 1 | method, the codec's; 0 unless DATA |
-//! | 3 | 1 | flags: bit 0 history; 0 unless DATA |
+//! | 3 | 1 | flags: bit 0 history, bit 1 express, never both; 0 unless DATA |
 //! | 4 | 2 | channel |
 //! | 6 | 2 | zero |
 //! | 8 | 8 | seq |
@@ -33,6 +33,9 @@ use super::keys::{FrameKeys, tags_equal};
 pub const BATCH_HEADER_BYTES: usize = 56;
 /// The batch changes the page history that both ends mirror.
 pub const FLAG_HISTORY: u8 = 1;
+/// The batch may be handed up before those in front of it, once its channel has come that far. It
+/// neither changes nor needs the page history.
+pub const FLAG_EXPRESS: u8 = 2;
 /// Bytes of an ABORT's text at most.
 pub const MAX_ABORT_TEXT_BYTES: usize = 200;
 /// A buffer of this size takes any batch but DATA.
@@ -78,7 +81,7 @@ pub struct DataHeader {
     pub version: Version,
     /// The codec's method; transport only carries and protects it.
     pub method: u8,
-    /// [`FLAG_HISTORY`] or 0.
+    /// [`FLAG_HISTORY`], [`FLAG_EXPRESS`] or 0.
     pub flags: u8,
     /// The channel whose bytes these are.
     pub channel: ChannelId,
@@ -102,6 +105,10 @@ pub enum ChannelKind {
     Multifd = 2,
     /// Bytes not understood, carried as they are.
     Opaque = 3,
+    /// QEMU's main migration stream where a post-copy is recovered.
+    Resumed = 4,
+    /// Pages that a guest waits for in post-copy.
+    Urgent = 5,
 }
 
 /// Why one side gives a session up.
@@ -369,7 +376,7 @@ fn check_data(header: &BatchHeader) -> Result<(), WireError> {
     if header.payload_len == 0 || header.payload_len as usize > max_payload_bytes(raw_len) {
         return Err(bad("payload_len", header.payload_len));
     }
-    if header.flags & !FLAG_HISTORY != 0 {
+    if !matches!(header.flags, 0 | FLAG_HISTORY | FLAG_EXPRESS) {
         return Err(bad("flags", header.flags));
     }
     if header
@@ -406,6 +413,8 @@ fn parse_marker<'a>(header: &BatchHeader, payload: &'a [u8]) -> Result<Marker<'a
             [1] => Ok(Marker::Open(ChannelKind::Main)),
             [2] => Ok(Marker::Open(ChannelKind::Multifd)),
             [3] => Ok(Marker::Open(ChannelKind::Opaque)),
+            [4] => Ok(Marker::Open(ChannelKind::Resumed)),
+            [5] => Ok(Marker::Open(ChannelKind::Urgent)),
             [kind] => Err(bad("channel kind", *kind)),
             _ => Err(wrong_length),
         },

@@ -119,7 +119,8 @@ fn limits_hold_when_sealing() {
             offset: u64::MAX,
             ..header
         },
-        DataHeader { flags: 2, ..header },
+        DataHeader { flags: 3, ..header },
+        DataHeader { flags: 4, ..header },
         DataHeader {
             channel: ChannelId(260),
             ..header
