@@ -8,6 +8,7 @@ mod ring;
 mod rollback;
 mod sampling;
 pub mod scaling;
+mod seal;
 mod stream;
 
 use crate::row::Row;
@@ -34,7 +35,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -76,6 +77,12 @@ const BENCHES: [Bench; 8] = [
         about: "what 1 to 16 workers a side carry, over loopback TCP and memif, as far as cores go",
         kind: Kind::Own,
         run: scaling::run,
+    },
+    Bench {
+        name: "seal",
+        about: "encrypting and decrypting batches on one core, against AES-128-GCM of ring",
+        kind: Kind::Own,
+        run: seal::run,
     },
     Bench {
         name: "stream",
