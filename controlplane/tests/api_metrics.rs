@@ -10,6 +10,7 @@ use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
 use dwcp_api::worker::WorkerCounters;
 use dwcp_api::{Failure, Mode, PathLoad, Role, SessionId, SessionState};
 use dwcp_controlplane::flags::{Flags, NodeId, NotAttached, SwitchBoard};
+use dwcp_controlplane::host::DoorFigures;
 use dwcp_controlplane::mode::Figures;
 use dwcp_controlplane::store::Store;
 use dwcp_controlplane::telemetry::exposition::{openmetrics, prometheus};
@@ -67,6 +68,13 @@ fn picture(workers: u64) -> Picture {
         taken_ns: 3_000_000_000,
         taken_unix_s: 1_000.0,
         workers: (workers > 0).then(|| (0..workers).map(figures).collect()),
+        door: (workers > 0).then(|| DoorFigures {
+            under_way: 7,
+            admitted: 6,
+            reloads: 8,
+            reload_failures: 9,
+            refused: vec![("expired", 5), ("revoked", 0)],
+        }),
         sessions,
         flags: flags.view(),
         switch_changes: (2, 1),
@@ -231,7 +239,11 @@ fn figures_are_those_of_the_workers_and_the_table() {
         ),
         ("dwcp_held_bytes", sum("held_bytes")),
         ("dwcp_frames_refused_total", sum("corrupted_total")),
-        ("dwcp_peers_refused_total", sum("refused_total")),
+        ("dwcp_peers_refused_total{reason=\"expired\"}", 5.0),
+        ("dwcp_peers_refused_total{reason=\"revoked\"}", 0.0),
+        ("dwcp_lanes_admitted_total", 6.0),
+        ("dwcp_handshakes_under_way", 7.0),
+        ("dwcp_certificate_reloads_total{outcome=\"refused\"}", 9.0),
         (
             "dwcp_hugepage_fallbacks_total",
             sum("hugepage_fallbacks_total"),

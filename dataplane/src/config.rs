@@ -2,6 +2,7 @@
 //! in which every value lies inside its limits. An unknown key is refused by name.
 
 mod driver;
+mod tls;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +15,7 @@ pub use driver::{
     BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
     TcpCongestion,
 };
+pub use tls::TlsConfig;
 
 /// Largest shared key file, in bytes.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
@@ -94,8 +96,10 @@ pub struct Config {
     /// Where peers are told to connect, if that is not `listen`: where that is the wildcard address, so that the
     /// host's may change, or behind a router that translates.
     pub advertise: Option<SocketAddr>,
-    /// File with the key shared by all data planes.
+    /// File with the key shared by all data planes; not read where every peer needs TLS.
     pub psk_file: PathBuf,
+    /// Peers prove themselves by certificates; without it by the shared key, and pages travel readable.
+    pub tls: Option<TlsConfig>,
     /// Cores to pin workers to, one worker each; empty: one worker, on the last core.
     pub cores: Vec<usize>,
     /// How a worker waits; absent: `shared` on up to two cores, else `dedicated`.
@@ -146,6 +150,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 4790)),
             advertise: None,
             psk_file: PathBuf::from("/etc/dwcp/psk"),
+            tls: None,
             cores: Vec::new(),
             idle: None,
             max_version: 3,
@@ -298,12 +303,26 @@ impl Config {
             self.sessions_max.to_string(),
             "1 to 64",
         )?;
+        if let Some(tls) = &self.tls {
+            limit(
+                tls.required || !tls.trusted_networks.is_empty(),
+                "tls.required",
+                "false".to_owned(),
+                "needs trusted_networks: name the networks in which the shared key is enough",
+            )?;
+        }
         limit(
             self.cores.len() <= dwcp_api::worker::WORKERS_MAX,
             "cores",
             self.cores.len().to_string(),
             "at most 64 cores",
         )
+    }
+
+    /// Is there a peer for which the shared key is enough?
+    #[must_use]
+    pub fn uses_psk(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| !tls.required)
     }
 
     /// Reads the shared key.
@@ -372,6 +391,27 @@ mod tests {
         assert_eq!(offered("lanes_max = 512\nsessions_max = 64"), 16);
         assert!(load("lanes_min = 32\nlanes_max = 512\ntcp_congestion = \"bbr\"").is_ok());
         assert!(load("tcp_congestion = \"vegas\"").is_err());
+    }
+
+    #[test]
+    fn the_tls_table_is_complete_or_refused_by_name() {
+        let files = "[tls]\nca = \"a\"\ncert = \"b\"\nkey = \"c\"\n";
+        let config = load(files).unwrap();
+        assert!(!config.uses_psk() && config.tls.unwrap().required);
+        let some = format!("{files}required = false\ntrusted_networks = [\"10.0.0.0/8\"]\n");
+        assert!(load(&some).unwrap().uses_psk());
+        for (wrong, named) in [
+            ("[tls]\nca = \"a\"\ncert = \"b\"\n".to_owned(), "key"),
+            (format!("{files}cipher = \"x\"\n"), "cipher"),
+            (format!("{files}required = false\n"), "trusted_networks"),
+            (
+                format!("{files}trusted_networks = [\"10.0.0.0\"]\n"),
+                "10.0.0.0",
+            ),
+        ] {
+            let error = load(&wrong).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`release`] | writes the hypervisor | raw bytes → socket |
 //! | [`session`] | one migration: all of the above together | |
 //! | [`engine`] | threads, lanes, the border to the control plane | |
+//! | [`tls`] | who the peer is | |
 //! | [`config`] | what the operator says | |
 
 pub mod codec;
@@ -18,4 +19,5 @@ pub mod intake;
 pub mod release;
 pub mod session;
 pub mod stream;
+pub mod tls;
 pub mod transport;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use dwcp_dataplane::config::Config;
 use dwcp_dataplane::engine::start::Engine;
+use dwcp_dataplane::tls::credentials::Credentials;
 
 /// Moves running virtual machines between hypervisors: the part that carries the bytes.
 #[derive(Debug, Parser)]
@@ -20,15 +21,23 @@ struct Args {
         default_value = "/etc/dwcp/dataplane.toml"
     )]
     config: PathBuf,
-    /// Check the configuration and the key, and end.
+    /// Check the configuration, the key and the certificates, and end.
     #[arg(long)]
     check: bool,
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-extern "C" fn on_signal(_: libc::c_int) {
-    STOP.store(true, Ordering::Release);
+/// The certificate files are to be read again.
+static READ_FILES: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(signal: libc::c_int) {
+    let word = if signal == libc::SIGHUP {
+        &READ_FILES
+    } else {
+        &STOP
+    };
+    word.store(true, Ordering::Release);
 }
 
 fn main() -> anyhow::Result<()> {
@@ -42,11 +51,16 @@ fn main() -> anyhow::Result<()> {
         .init();
     let config = Config::load(&args.config)?;
     if args.check {
-        config.read_psk()?;
+        if config.uses_psk() {
+            config.read_psk()?;
+        }
+        if let Some(tls) = &config.tls {
+            Credentials::load(tls, &config.node)?;
+        }
         println!("{}: good", args.config.display());
         return Ok(());
     }
-    for signal in [libc::SIGTERM, libc::SIGINT] {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let handler = on_signal as extern "C" fn(libc::c_int);
         // SAFETY: needed because std has no signals. The handler only stores to an atomic, which is
         // allowed in a signal handler, and lives as long as the process.
@@ -58,6 +72,9 @@ fn main() -> anyhow::Result<()> {
     tracing::info!(listen = %engine.listen(), "ready");
     while !STOP.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_millis(50));
+        if READ_FILES.swap(false, Ordering::AcqRel) {
+            engine.read_files();
+        }
         if engine.is_broken() {
             anyhow::bail!("a worker ended; see the log above, and start the data plane again");
         }

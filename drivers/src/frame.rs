@@ -204,6 +204,21 @@ impl Frame {
         self.header().len as usize
     }
 
+    /// The frame as its only owner may change it.
+    ///
+    /// # Errors
+    /// The frame itself, if somebody else has it too.
+    pub fn into_mut(self) -> Result<FrameMut, Self> {
+        // Acquire: what owners who are gone read comes before what is written now. Pairs with the
+        // release in `drop`. A count of one cannot grow: the only owner is here.
+        if self.header().refs.load(Ordering::Acquire) != 1 {
+            return Err(self);
+        }
+        let header = self.header;
+        std::mem::forget(self); // its one reference is the buffer's now
+        Ok(FrameMut { header })
+    }
+
     /// The pools that the frame came from.
     pub(crate) fn pools(&self) -> FramePools {
         FramePools {

@@ -203,7 +203,19 @@ impl Pair {
     #[must_use]
     pub fn add_source(&self, node: &str, key: &str) -> (Engine, PathBuf, PathBuf) {
         write_key(self.dir.path(), node, key);
+        self.add_source_with(node, |_| ())
+    }
+
+    /// One more sending node, after `change` was told of its configuration. Gives it with its passive
+    /// socket and its control socket.
+    #[must_use]
+    pub fn add_source_with(
+        &self,
+        node: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> (Engine, PathBuf, PathBuf) {
         let mut config = config(self.dir.path(), node, 3, 8 << 20);
+        change(&mut config);
         let listen = self.dir.path().join(format!("{node}-to-b.sock"));
         let peer = self.destination.listen();
         let target = TARGET.to_owned();

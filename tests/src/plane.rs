@@ -17,11 +17,12 @@ use std::time::Duration;
 
 use dwcp_api::attach::{BUSY_MAGIC, Escrow, GREETING_FDS, GREETING_MAGIC, Greeting};
 use dwcp_api::command::{Command, CommandRecord};
+use dwcp_api::door::{DoorCounters, Refusal};
 use dwcp_api::event::{Event, EventRecord};
 use dwcp_api::layout::{
-    COMMAND_PARK_OFFSET, COMMAND_RING_OFFSET, COMMAND_SLOTS, EVENT_PARK_OFFSET, EVENT_SLOTS,
-    SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRIDE, event_ring_offset, rings_layout, stats_layout,
-    switches_layout,
+    COMMAND_PARK_OFFSET, COMMAND_RING_OFFSET, COMMAND_SLOTS, DOOR_OFFSET, EVENT_PARK_OFFSET,
+    EVENT_SLOTS, SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRIDE, event_ring_offset, rings_layout,
+    stats_layout, switches_layout,
 };
 use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
 use dwcp_api::switches::{Component, Switches};
@@ -221,6 +222,18 @@ impl Plane {
             .at::<WorkerCounters>(worker * WORKER_STRIDE)
             .unwrap();
         block.read().find(|(known, _)| *known == name).unwrap().1
+    }
+
+    /// How often a peer was refused for this reason.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.door().refused(refusal)
+    }
+
+    /// The counters of the door.
+    #[must_use]
+    pub fn door(&self) -> &DoorCounters {
+        self.stats.body().at::<DoorCounters>(DOOR_OFFSET).unwrap()
     }
 
     /// Gives a command and waits for its answer.

@@ -13,6 +13,7 @@ use std::thread;
 
 use dwcp_dataplane::stream::testing::StreamBuilder;
 use dwcp_tests::pair::{Pair, PairOptions, noise};
+use dwcp_tests::pki::{Authority, Kind};
 use dwcp_tests::plane::Plane;
 
 /// Counts what workers allocate while it is told to.
@@ -99,13 +100,21 @@ fn batches(plane: &Plane) -> u64 {
     plane.counter_of(0, "batches_v1_total") + plane.counter_of(0, "batches_v3_total")
 }
 
-fn carry_and_count(version: u32) {
+fn carry_and_count(version: u32, over_tls: bool) {
     let options = PairOptions {
         source_version: version,
         destination_version: version,
         ..PairOptions::default()
     };
-    let pair = Pair::start(options);
+    let dir = tempfile::tempdir().unwrap();
+    let mut authority = Authority::new(&dir.path().join("pki"));
+    for node in ["a", "b"] {
+        authority.issue(node, Kind::Good);
+    }
+    let pair = Pair::start_with(options, |a, b| {
+        a.tls = over_tls.then(|| authority.table("a"));
+        b.tls = over_tls.then(|| authority.table("b"));
+    });
     let plane = Plane::attach(&pair.source_control());
     plane.allow_v3(version == 3);
     let stream = stream();
@@ -153,10 +162,15 @@ fn carry_and_count(version: u32) {
 // One test a process: the counter is the process's.
 #[test]
 fn a_worker_takes_no_memory_for_a_batch_of_v1() {
-    carry_and_count(1);
+    carry_and_count(1, false);
 }
 
 #[test]
 fn a_worker_takes_no_memory_for_a_batch_of_v3() {
-    carry_and_count(3);
+    carry_and_count(3, false);
+}
+
+#[test]
+fn a_worker_takes_no_memory_for_an_encrypted_batch() {
+    carry_and_count(3, true);
 }

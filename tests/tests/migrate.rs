@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use dwcp_lab::guest::Arrival;
 use dwcp_lab::link::Shape;
+use dwcp_lab::pki::Authority;
 use dwcp_lab::qemu::QemuVersion;
+use dwcp_lab::watchdog::poll_until;
 use dwcp_tests::scene::{Ground, PATIENCE, Scene, SceneConfig};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// Moves one guest and gives the migration as the source shows it.
@@ -184,6 +187,46 @@ fn a_bandwidth_limit_holds_and_can_be_lifted() {
         let lifted = json!({ "bandwidth_limit_bytes_per_s": 0 });
         assert_eq!(scene.a.api("PATCH", &path, Some(&lifted)).unwrap().0, 200);
         scene.check_arrived(id);
+    });
+}
+
+#[test]
+fn a_guest_moves_over_tls_while_its_certificates_are_rotated() {
+    let authority = Authority::new(&["a", "b"]).unwrap();
+    let config = SceneConfig {
+        shape: Shape::new(100.0, 10.0, 0.0),
+        dataplane_extra: ["a", "b"].map(|node| authority.table(node)),
+        ..SceneConfig::default()
+    };
+    Scene::migrating(config, |scene, id| {
+        scene.wait_underway(id);
+        for node in ["a", "b"] {
+            authority.rotate(node).unwrap();
+        }
+        scene.b.dataplane().signal(Signal::HUP).unwrap();
+        let reloaded = poll_until(PATIENCE, || {
+            let (_, metrics) = scene.b.api("GET", "/v1/health/detailed", None).ok()?;
+            assert_eq!(metrics["handshakes"]["refused"], json!({}), "{metrics:#}");
+            (metrics["handshakes"]["certificate_reloads"].as_u64()? > 0).then_some(())
+        });
+        assert!(reloaded.is_some(), "the certificates were not read anew");
+        // A whole link that goes and comes back, under certificates that no lane began with.
+        scene.ground.link.cut();
+        std::thread::sleep(Duration::from_secs(1));
+        scene.ground.link.restore();
+        let view = scene.check_arrived(id);
+        assert_eq!(view["version"], "v3", "{view:#}");
+        let (_, health) = scene.b.api("GET", "/v1/health/detailed", None).unwrap();
+        assert!(
+            health["handshakes"]["admitted"].as_u64().unwrap() > 0,
+            "{health:#}"
+        );
+    });
+    // And another, which begins with the new ones.
+    moves(SceneConfig {
+        dataplane_extra: ["a", "b"].map(|node| authority.table(node)),
+        multifd: 2,
+        ..SceneConfig::default()
     });
 }
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit;
 use crate::nic::Nic;
+use crate::pki::Pki;
 
 /// Moves running virtual machines, and steers how.
 #[derive(Parser, Debug)]
@@ -114,6 +115,12 @@ pub enum Command {
         /// What to show
         #[command(subcommand)]
         command: Perf,
+    },
+    /// Make certificates for TLS between data planes, in a folder; needs no control plane
+    Pki {
+        /// What to make
+        #[command(subcommand)]
+        command: Pki,
     },
 }
 

@@ -226,6 +226,7 @@ pub async fn health(api: &Api, detailed: bool, as_json: bool) -> Result<Exit, Ap
             for key in [
                 "data_plane",
                 "workers",
+                "handshakes",
                 "store",
                 "hugepage_fallbacks",
                 "sessions",

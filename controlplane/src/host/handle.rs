@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::error::HostError;
 use super::escrow::Escrow;
-use super::link::Link;
+use super::link::{DoorFigures, Link};
 use super::run;
 
 /// How long the data plane may take to answer a command.
@@ -183,6 +183,14 @@ impl Host {
     /// [`HostError::Disconnected`].
     pub fn workers(&self) -> Result<Vec<Vec<(&'static str, u64)>>, HostError> {
         self.live()?.workers()
+    }
+
+    /// What the data plane's door counts.
+    ///
+    /// # Errors
+    /// [`HostError::Disconnected`].
+    pub fn door(&self) -> Result<DoorFigures, HostError> {
+        self.live()?.door()
     }
 
     /// Sends a command and waits for its answer, at most five seconds.

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dwcp_api::SessionId;
 use dwcp_api::command::CommandRecord;
-use dwcp_api::layout::{SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRIDE};
+use dwcp_api::door::{DoorCounters, Refusal};
+use dwcp_api::layout::{DOOR_OFFSET, SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRIDE};
 use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
@@ -17,6 +18,21 @@ use dwcp_hugepages::segment::Segment;
 use dwcp_hugepages::shared_pod::SharedRef;
 
 use super::error::HostError;
+
+/// What the data plane's door counts.
+#[derive(Clone, Debug, Default)]
+pub struct DoorFigures {
+    /// Handshakes under way with peers that dialled this node.
+    pub under_way: u64,
+    /// Lanes let in.
+    pub admitted: u64,
+    /// Times that changed certificates came into use.
+    pub reloads: u64,
+    /// Times that they did not.
+    pub reload_failures: u64,
+    /// Peers turned away, by reason.
+    pub refused: Vec<(&'static str, u64)>,
+}
 
 pub(super) struct Link {
     pub(super) instance: u64,
@@ -100,5 +116,22 @@ impl Link {
                 Ok(block.read().collect())
             })
             .collect()
+    }
+
+    /// What the door counts.
+    pub(super) fn door(&self) -> Result<DoorFigures, HostError> {
+        let door = self
+            .stats
+            .body()
+            .at::<DoorCounters>(DOOR_OFFSET)
+            .map_err(|error| HostError::Disconnected(error.to_string()))?;
+        let refused = |refusal: &Refusal| (refusal.as_str(), door.refused(*refusal));
+        Ok(DoorFigures {
+            under_way: door.under_way.get(),
+            admitted: door.admitted_total.get(),
+            reloads: door.reloads_total.get(),
+            reload_failures: door.reload_failures_total.get(),
+            refused: Refusal::ALL.iter().map(refused).collect(),
+        })
     }
 }

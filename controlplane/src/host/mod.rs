@@ -15,3 +15,4 @@ mod run;
 
 pub use error::HostError;
 pub use handle::{Host, HostStatus};
+pub use link::DoorFigures;

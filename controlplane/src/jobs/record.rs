@@ -175,7 +175,9 @@ pub const fn failure_cure(failure: dwcp_api::Failure) -> &'static str {
     match failure {
         F::None | F::Cancelled => "nothing",
         F::PeerLost => "check the link between the hosts, then start the migration again",
-        F::WrongKey => "give both data planes the same key file",
+        F::WrongKey => {
+            "give both data planes the same key file, or good certificates of one authority; the detail says which"
+        }
         F::Refused | F::PeerAborted => "look at the destination's data plane log",
         F::VersionMismatch => "allow v1 on both hosts, or install one release on both",
         F::Corrupted => "start again; if it repeats, check memory and network cards of both hosts",

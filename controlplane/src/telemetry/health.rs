@@ -82,6 +82,21 @@ pub struct StoreHealth {
     pub detail: Option<String>,
 }
 
+/// The door for peers.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct HandshakeHealth {
+    /// Under way now, with peers that dialled this node.
+    pub under_way: u64,
+    /// Lanes let in since the data plane started.
+    pub admitted: u64,
+    /// Peers turned away since then, by reason; reasons that never came are left out.
+    pub refused: std::collections::BTreeMap<&'static str, u64>,
+    /// Times that changed certificate files came into use.
+    pub certificate_reloads: u64,
+    /// Times that they could not be used.
+    pub certificate_reload_failures: u64,
+}
+
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
 pub struct Health {
@@ -97,6 +112,8 @@ pub struct Health {
     pub data_plane: HostStatus,
     /// Its workers; empty if none is attached.
     pub workers: Vec<WorkerHealth>,
+    /// The door for peers; `null` if no data plane is attached.
+    pub handshakes: Option<HandshakeHealth>,
     /// Arenas that had to use ordinary pages.
     pub hugepage_fallbacks: u64,
     /// The store.
@@ -170,6 +187,18 @@ impl Health {
                     .to_owned(),
             );
         }
+        let handshakes = picture.door.as_ref().map(|door| HandshakeHealth {
+            under_way: door.under_way,
+            admitted: door.admitted,
+            refused: door
+                .refused
+                .iter()
+                .copied()
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            certificate_reloads: door.reloads,
+            certificate_reload_failures: door.reload_failures,
+        });
         let sessions = picture
             .sessions
             .iter()
@@ -191,6 +220,7 @@ impl Health {
             uptime_s,
             data_plane,
             workers,
+            handshakes,
             hugepage_fallbacks,
             store,
             sessions,
@@ -229,6 +259,7 @@ mod tests {
             taken_ns: 100_000_000_000,
             taken_unix_s: 0.0,
             workers,
+            door: None,
             sessions: Vec::new(),
             flags: FlagsView {
                 node: NodeId::new("n").unwrap(),

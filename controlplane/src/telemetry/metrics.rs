@@ -19,6 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::picture::{Picture, WorkerFigures, figure};
 use super::stages;
 use super::tally::is_error;
+use crate::host::DoorFigures;
 
 /// Labels of one series.
 type Labels = Vec<(&'static str, String)>;
@@ -102,6 +103,9 @@ impl Collector for Picture {
         if let Some(workers) = &self.workers {
             self.data_plane_families(&mut out)?;
             worker_families(&mut out, self, workers)?;
+        }
+        if let Some(door) = &self.door {
+            door_families(&mut out, door)?;
         }
         Ok(())
     }
@@ -406,13 +410,8 @@ impl Picture {
             ),
             (
                 "dwcp_frames_refused",
-                "Frames, batches and handshakes whose digest, tag, length or order was wrong",
+                "Frames and batches whose digest, tag, length or order was wrong",
                 "corrupted_total",
-            ),
-            (
-                "dwcp_peers_refused",
-                "Peers turned away at the door",
-                "refused_total",
             ),
             (
                 "dwcp_hugepage_fallbacks",
@@ -424,6 +423,37 @@ impl Picture {
         }
         Ok(())
     }
+}
+
+/// What the door counts.
+fn door_families(out: &mut Families<'_>, door: &DoorFigures) -> fmt::Result {
+    let refused = door
+        .refused
+        .iter()
+        .map(|(reason, count)| (label("reason", *reason), *count));
+    out.counters(
+        "dwcp_peers_refused",
+        "Peers turned away in the handshake, by reason",
+        refused.collect(),
+    )?;
+    out.counter(
+        "dwcp_lanes_admitted",
+        "Lanes of peers that proved themselves and were let in",
+        door.admitted,
+    )?;
+    out.gauge(
+        "dwcp_handshakes_under_way",
+        "Handshakes with peers that dialled this node and have not proved themselves yet",
+        door.under_way as f64,
+    )?;
+    out.counters(
+        "dwcp_certificate_reloads",
+        "Times that the certificate files changed and were read anew, by outcome",
+        vec![
+            (label("outcome", "in_use"), door.reloads),
+            (label("outcome", "refused"), door.reload_failures),
+        ],
+    )
 }
 
 /// What exists once per worker.

@@ -9,7 +9,7 @@ use dwcp_api::session::SessionSnapshot;
 
 use super::tally::Tally;
 use crate::flags::{Flags, FlagsView};
-use crate::host::Host;
+use crate::host::{DoorFigures, Host};
 use crate::mode::{Figures, Modes};
 
 /// Counters of one worker, by name.
@@ -24,6 +24,8 @@ pub struct Picture {
     pub taken_unix_s: f64,
     /// Each worker's counters; `None` if no data plane is attached.
     pub workers: Option<Vec<WorkerFigures>>,
+    /// What the door counts; `None` if no data plane is attached.
+    pub door: Option<DoorFigures>,
     /// Sessions in the table, ended ones included.
     pub sessions: Vec<SessionSnapshot>,
     /// The flags and the kill switch.
@@ -41,6 +43,7 @@ impl Picture {
     #[must_use]
     pub fn take(host: &Host, flags: &Flags, modes: &Modes, tally: &Tally) -> Self {
         let workers = host.workers().ok();
+        let door = host.door().ok();
         let sessions = host.sessions().unwrap_or_default();
         tally.observe_sessions(&sessions);
         let since_epoch = SystemTime::now()
@@ -50,6 +53,7 @@ impl Picture {
             taken_ns: monotonic_ns(),
             taken_unix_s: since_epoch.as_secs_f64(),
             workers,
+            door,
             sessions,
             flags: flags.view(),
             switch_changes: flags.switch_changes(),

@@ -162,7 +162,7 @@ closed_set! {
         Cancelled = 1, "cancelled";
         /// The peer did not answer within the resume limit.
         PeerLost = 2, "peer_lost";
-        /// The peer proved no knowledge of the shared key, or we proved none to it.
+        /// The peer proved no knowledge of the shared key or showed no good certificate, or we did not.
         WrongKey = 3, "wrong_key";
         /// The peer refused the session.
         Refused = 4, "refused";

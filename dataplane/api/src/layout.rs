@@ -2,7 +2,7 @@
 //!
 //! | segment | who writes | what |
 //! |---|---|---|
-//! | stats | data plane; mapped read-only by the control plane | worker counters, then the session table |
+//! | stats | data plane; mapped read-only by the control plane | worker counters, then the session table, then the door's counters |
 //! | switches | control plane | [`crate::switches::Switches`] |
 //! | rings | one ring each, new at every attach | command ring, event ring, two park flags |
 
@@ -12,6 +12,7 @@ use dwcp_hugepages::counters::SeqCell;
 use dwcp_hugepages::segment::{SegmentLayout, layout_hash};
 
 use crate::command::CommandRecord;
+use crate::door::DoorCounters;
 use crate::event::EventRecord;
 use crate::session::{SESSIONS_MAX, SessionSnapshot};
 use crate::switches::Switches;
@@ -35,8 +36,10 @@ pub const WORKER_STRIDE: usize = round_up(size_of::<WorkerCounters>(), 128);
 pub const SESSIONS_OFFSET: usize = round_up(WORKER_STRIDE * WORKERS_MAX, 4096);
 /// Distance of one session's cell to the next.
 pub const SESSION_STRIDE: usize = round_up(size_of::<SeqCell<SessionSnapshot>>(), 128);
+/// Offset of the door's counters in the stats segment.
+pub const DOOR_OFFSET: usize = SESSIONS_OFFSET + SESSION_STRIDE * SESSIONS_MAX;
 /// Bytes of the stats segment's body.
-pub const STATS_BYTES: usize = SESSIONS_OFFSET + SESSION_STRIDE * SESSIONS_MAX;
+pub const STATS_BYTES: usize = DOOR_OFFSET + round_up(size_of::<DoorCounters>(), 128);
 
 /// Offset of the park flag of the command doorbell in the rings segment.
 pub const COMMAND_PARK_OFFSET: usize = 0;
@@ -73,6 +76,7 @@ pub const LAYOUT_HASH: u64 = layout_hash(&[
     ("switches", 0, size_of::<Switches>()),
     ("worker", WORKER_STRIDE, size_of::<WorkerCounters>()),
     ("session", SESSIONS_OFFSET, SESSION_STRIDE),
+    ("door", DOOR_OFFSET, size_of::<DoorCounters>()),
     (
         "session.state",
         offset_of!(SessionSnapshot, state),

@@ -14,12 +14,14 @@
 //! | [`event`] | data plane → control plane |
 //! | [`session`] | the coherent picture of one session |
 //! | [`worker`] | counters of one worker |
+//! | [`door`] | counters of the door |
 //! | [`stage`] | the parts of a worker's work |
 //! | [`attach`] | the socket messages that hand the segments and the escrowed descriptors over |
 //! | [`layout`] | offsets inside the segments, and their hash |
 
 pub mod attach;
 pub mod command;
+pub mod door;
 pub mod event;
 pub mod ids;
 pub mod layout;

@@ -126,10 +126,8 @@ worker_counters! {
     window_bytes,
     /// Bytes held between hypervisors by this worker's source sessions.
     held_bytes,
-    /// Frames, batches or handshakes refused: digest, tag, length or order was wrong.
+    /// Frames and batches refused: digest, tag, length or order was wrong.
     corrupted_total,
-    /// Peers refused at the door.
-    refused_total,
     /// Arenas that fell back to ordinary pages.
     hugepage_fallbacks_total,
 }

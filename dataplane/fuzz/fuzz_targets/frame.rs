@@ -2,13 +2,13 @@
 #![no_main]
 
 use dwcp_dataplane::transport::wire::batch::{
-    BATCH_HEADER_BYTES, BatchKind, DataHeader, MAX_MARKER_BYTES, open_batch, parse_batch_layout,
-    seal_data, seal_marker,
+    BATCH_HEADER_BYTES, BatchKind, DataHeader, MAX_MARKER_BYTES, open_batch, open_payload,
+    parse_batch_layout, seal_data, seal_marker,
 };
 use dwcp_dataplane::transport::wire::control::{
     ControlOpener, ControlSealer, MAX_CONTROL_BYTES, parse_control_layout,
 };
-use dwcp_dataplane::transport::wire::keys::{Direction, FrameKeys, Psk, SessionKey};
+use dwcp_dataplane::transport::wire::keys::{Direction, FrameKeys, KeyHalf, Psk, SessionKey};
 use dwcp_dataplane::transport::wire::{FrameKind, WireError};
 use dwcp_dataplane::transport::{NodeId, SessionEpoch, SessionId};
 use libfuzzer_sys::fuzz_target;
@@ -19,8 +19,16 @@ fn keys() -> FrameKeys {
         .frame_keys(Direction::ToAcceptor)
 }
 
+fn keys_over_tls() -> FrameKeys {
+    let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
+    let halves = [&KeyHalf([1; 32]), &KeyHalf([2; 32])];
+    SessionKey::of_halves(halves, SessionId([1; 16]), a, b, SessionEpoch(0))
+        .frame_keys(Direction::ToAcceptor)
+}
+
 fuzz_target!(|frame: &[u8]| {
     let keys = keys();
+    encrypted(frame);
     match FrameKind::peek(frame) {
         Ok(FrameKind::Batch) => batch(&keys, frame),
         Ok(FrameKind::Control) => control(&keys, frame),
@@ -28,6 +36,33 @@ fuzz_target!(|frame: &[u8]| {
         Err(error) => panic!("peek says {error}"),
     }
 });
+
+/// Nothing decrypts but what was encrypted, and that comes back as it was.
+fn encrypted(frame: &[u8]) {
+    let keys = keys_over_tls();
+    assert!(open_payload(&keys, &mut frame.to_vec()).is_err(), "forged");
+    let Ok(view) = parse_batch_layout(frame) else {
+        return;
+    };
+    let header = view.header;
+    let data = DataHeader {
+        version: header.version,
+        method: header.method,
+        flags: header.flags,
+        channel: header.channel,
+        seq: header.seq,
+        offset: header.offset,
+        raw_len: header.raw_len,
+        digest: header.digest,
+    };
+    let mut sealed = frame.to_vec();
+    sealed.resize(frame.len() + keys.seal_bytes(), 0);
+    if view.marker.is_some() || seal_data(&keys, &data, &mut sealed).is_err() {
+        return;
+    }
+    let left = open_payload(&keys, &mut sealed).expect("what is encrypted opens");
+    assert_eq!(sealed[BATCH_HEADER_BYTES..left], *view.payload);
+}
 
 fn batch(keys: &FrameKeys, frame: &[u8]) {
     assert!(open_batch(keys, frame).is_err(), "forged without the key");

@@ -8,7 +8,7 @@
 use arrayvec::ArrayString;
 use dwcp_dataplane::transport::handshake::{
     Acceptor, AcceptorStep, Answer, Initiator, InitiatorConfig, InitiatorStep, Join, Message,
-    Purpose, SessionParams, Way,
+    Proof, Purpose, SessionParams, Way,
 };
 use dwcp_dataplane::transport::wire::keys::Psk;
 use dwcp_dataplane::transport::{LaneIx, NodeId, SessionEpoch, SessionId, Version};
@@ -25,7 +25,7 @@ fn params() -> SessionParams {
 
 fn config(psk: Psk) -> InitiatorConfig {
     InitiatorConfig {
-        psk,
+        proof: Proof::Node(psk),
         node: NodeId::of_name("a"),
         peer: None,
         session: SessionId([1; 16]),
@@ -63,7 +63,7 @@ fn next_message(input: &mut &[u8], own: &Message, stranger: &Message) -> Option<
 }
 
 fn to_acceptor(mut input: &[u8]) {
-    let mut acceptor = Acceptor::new(Psk([7; 32]), NodeId::of_name("b"), [2; 32]);
+    let mut acceptor = Acceptor::new(Proof::Node(Psk([7; 32])), NodeId::of_name("b"));
     let (mut stranger, mut says) = Initiator::new(config(Psk([8; 32])), [3; 32]);
     let mut own = Message::new();
     while let Some(bytes) = next_message(&mut input, &own, &says) {
@@ -77,7 +77,7 @@ fn to_acceptor(mut input: &[u8]) {
             rest = &rest[taken..];
             match step {
                 None => break,
-                Some(AcceptorStep::Hello(_)) => match acceptor.challenge(Version::V3, params()) {
+                Some(AcceptorStep::Hello(_)) => match acceptor.challenge(Version::V3, params(), [2; 32]) {
                     Ok(Answer::Challenge(message)) => {
                         if let Ok((_, Some(InitiatorStep::Send(proof)))) = stranger.feed(&message) {
                             says = proof;
@@ -95,10 +95,10 @@ fn to_acceptor(mut input: &[u8]) {
 
 fn to_initiator(mut input: &[u8]) {
     let (mut initiator, hello) = Initiator::new(config(Psk([7; 32])), [1; 32]);
-    let mut stranger = Acceptor::new(Psk([8; 32]), NodeId::of_name("b"), [2; 32]);
+    let mut stranger = Acceptor::new(Proof::Node(Psk([8; 32])), NodeId::of_name("b"));
     let mut says = Message::new();
     if let Ok((_, Some(AcceptorStep::Hello(_)))) = stranger.feed(&hello)
-        && let Ok(Answer::Challenge(message)) = stranger.challenge(Version::V3, params())
+        && let Ok(Answer::Challenge(message)) = stranger.challenge(Version::V3, params(), [2; 32])
     {
         says = message;
     }

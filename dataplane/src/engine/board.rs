@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
+use dwcp_api::door::DoorCounters;
 use dwcp_api::layout::{
-    SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRIDE, stats_layout, switches_layout,
+    DOOR_OFFSET, SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRIDE, stats_layout, switches_layout,
 };
 use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
 use dwcp_api::switches::Switches;
@@ -96,6 +97,14 @@ impl Board {
     #[must_use]
     pub fn seats(&self) -> &Seats {
         &self.seats
+    }
+
+    /// The counters of the door, which alone may write them.
+    ///
+    /// # Errors
+    /// [`SegmentError`] if the layout were wrong.
+    pub fn door(&self) -> Result<&DoorCounters, SegmentError> {
+        self.stats.body().at::<DoorCounters>(DOOR_OFFSET)
     }
 
     /// Takes a cell for a session; `None` if all are in use.

@@ -1,20 +1,37 @@
-//! The thread that lets lanes in: it accepts and dials TCP connections and runs the handshake on them.
+//! The thread that lets lanes in: it accepts and dials TCP connections and runs the handshake on them, over
+//! TLS where `[tls]` says so.
 //!
-//! In: strangers, dial orders, sessions to expect. Out: proven connections, each to the worker that has
-//! its session. Promises: a stranger holds a fixed amount of memory and for a limited time, and at most
-//! so many at once; who does not prove the key reaches no session; a worker never waits for a peer here.
+//! In: strangers, dial orders, sessions to expect, certificate files. Out: proven connections, each to the
+//! worker that has its session; counts of those refused. Promises: a stranger holds a fixed amount of
+//! memory and for a limited time, and at most so many at once; who does not prove itself reaches no
+//! session; a worker never waits for a peer here; certificates that change are read anew, and touch no
+//! session that runs.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`stranger`] | one connection under handshake |
+//! | [`lobby`] | all of them, and how many there may be |
+//! | [`known`] | the sessions they come for |
+//! | [`greet`] | the steps of the handshake |
+//! | [`error`] | why one is turned away |
 
 mod error;
+mod greet;
+mod known;
+mod lobby;
+mod stranger;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use arrayvec::ArrayString;
+use dwcp_api::door::Refusal;
 use dwcp_api::{Failure, SessionId, monotonic_ns};
 use dwcp_drivers::tcp::socket::{SocketTuning, tune};
 
+use super::board::Board;
 use super::drivers::{Drivers, LaneEnd};
 use super::mailbox::{Mailbox, Sender};
 use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker};
@@ -22,49 +39,34 @@ use super::path_choice::PathChoice;
 use super::poller::{Poller, Token};
 use super::sockets;
 use crate::config::PassiveTarget;
-use crate::transport::handshake::{
-    Acceptor, AcceptorStep, Agreed, Answer, Initiator, InitiatorConfig, InitiatorStep, Join,
-    MAX_MESSAGE_BYTES, Message, Proven, Purpose, RefuseReason, SessionParams, Way,
-};
+use crate::tls::credentials::Credentials;
+use crate::transport::handshake::{Agreed, Purpose, RefuseReason, SessionParams, Way};
 use crate::transport::wire::keys::Psk;
-use crate::transport::{BatchSeq, NodeId, SessionEpoch, Version};
+use crate::transport::{NodeId, Version};
 use error::DoorError;
+use known::Sessions;
+use lobby::Lobby;
+use stranger::{Side, Stranger};
 
 /// A handshake that is not done by then is given up.
 const HANDSHAKE_LIMIT_NS: u64 = 5_000_000_000;
-/// Strangers at once; for one more, the one who came first goes.
-const STRANGERS_MAX: usize = 256;
-/// Sessions remembered after their end, so that a late lane learns that it is late.
-const GONE_MAX: usize = 256;
+/// Who was turned away has so long to hear of it.
+const SEE_OFF_NS: u64 = 1_000_000_000;
 /// Deadlines are looked at this often.
 const TICK_NS: u64 = 100_000_000;
+/// Certificate files are looked at this often.
+const FILES_EVERY_NS: u64 = 2_000_000_000;
 /// Unsent bytes in the kernel, per lane: what lies there cannot be taken back.
 const UNSENT_BYTES_MAX: u32 = 64 << 10;
 
 const LISTENER: Token = Token(u64::MAX);
 const MAIL: Token = Token(u64::MAX - 1);
 
-enum Side {
-    Connecting(Box<Dial>),
-    Initiator(Box<Initiator>, Box<Dial>),
-    Acceptor(Box<Acceptor>),
-    /// A last message is being written; then the connection is closed.
-    TurnedAway,
-    /// The last message is being written; then the connection is a lane.
-    Welcomed(Box<Agreed>),
-}
-
-struct Stranger {
-    fd: OwnedFd,
-    side: Side,
-    unsent: VecDeque<u8>,
-    deadline_ns: u64,
-    peer: SocketAddr,
-}
-
 /// See the module.
 pub struct Door {
     psk: Psk,
+    credentials: Option<Credentials>,
+    files_ns: u64,
     node: NodeId,
     max_version: Version,
     offer: Offer,
@@ -73,26 +75,20 @@ pub struct Door {
     mail: Mailbox<ToDoor>,
     workers: Vec<Sender<ToWorker>>,
     drivers: Drivers,
+    board: Arc<Board>,
     next_worker: usize,
-    expected: HashMap<SessionId, Known>,
-    gone: VecDeque<SessionId>,
-    strangers: HashMap<u64, Stranger>,
-    next_stranger: u64,
+    sessions: Sessions,
+    lobby: Lobby,
     poller: Poller,
-    refused: u64,
     paths: PathChoice,
-}
-
-#[derive(Clone, Copy)]
-struct Known {
-    worker: usize,
-    offer: Offer,
 }
 
 /// What the door is made of.
 pub struct DoorOptions {
-    /// The shared key.
+    /// The shared key; where no peer is let in by it, 32 random bytes.
     pub psk: Psk,
+    /// Our certificate and whom we trust.
+    pub credentials: Option<Credentials>,
     /// This node.
     pub node: NodeId,
     /// What this node can agree to.
@@ -105,6 +101,8 @@ pub struct DoorOptions {
     pub drivers: Drivers,
     /// What decides over the rate of a TCP lane.
     pub paths: PathChoice,
+    /// Where it counts.
+    pub board: Arc<Board>,
 }
 
 impl Door {
@@ -123,6 +121,8 @@ impl Door {
         poller.add_readable(mail.fd(), MAIL)?;
         Ok(Self {
             psk: options.psk,
+            credentials: options.credentials,
+            files_ns: 0,
             node: options.node,
             max_version: wire_version(options.offer.max_version),
             offer: options.offer,
@@ -131,13 +131,11 @@ impl Door {
             mail,
             workers,
             drivers: options.drivers,
+            board: options.board,
             next_worker: 0,
-            expected: HashMap::new(),
-            gone: VecDeque::with_capacity(GONE_MAX),
-            strangers: HashMap::new(),
-            next_stranger: 0,
+            sessions: Sessions::default(),
+            lobby: Lobby::default(),
             poller,
-            refused: 0,
             paths: options.paths,
         })
     }
@@ -175,7 +173,11 @@ impl Door {
                 self.serve(id);
             }
             self.expire();
+            self.look_at_files();
             self.drivers.tend();
+            if let Ok(counters) = self.board.door() {
+                counters.under_way.set(self.lobby.knocking() as u64);
+            }
         }
     }
 
@@ -189,27 +191,27 @@ impl Door {
                         worker,
                         offer,
                     } = *expected;
-                    self.expected.insert(session, Known { worker, offer });
+                    self.expect(session, worker, offer);
                 }
                 ToDoor::Dial(dial) => self.dial(dial),
                 ToDoor::Forget(session) => {
-                    if self.expected.remove(&session).is_some() {
-                        if self.gone.len() == GONE_MAX {
-                            self.gone.pop_front();
-                        }
-                        self.gone.push_back(session);
-                    }
-                    self.strangers.retain(|_, stranger| match &stranger.side {
-                        Side::Connecting(dial) | Side::Initiator(_, dial) => {
-                            dial.session != session
-                        }
-                        _ => true,
-                    });
+                    self.sessions.forget(session);
+                    self.lobby
+                        .retain(|one| one.dial().is_none_or(|dial| dial.session != session));
                 }
+                ToDoor::ReadFiles => self.read_files(),
                 ToDoor::Stop => return true,
             }
         }
         false
+    }
+
+    /// Without random bytes a session is not expected, and its lanes are refused.
+    fn expect(&mut self, session: SessionId, worker: usize, offer: Offer) {
+        match fresh_bytes() {
+            Some(half) => self.sessions.expect(session, worker, offer, half),
+            None => tracing::error!(%session, "the system has no random bytes to give"),
+        }
     }
 
     fn accept(&mut self) {
@@ -217,26 +219,10 @@ impl Door {
             let Ok(peer) = sockets::peer_address(&fd) else {
                 continue;
             };
-            self.make_room();
-            let Some(nonce) = fresh_nonce() else { continue };
-            let acceptor = Acceptor::new(self.psk.clone(), self.node, nonce);
-            self.admit(fd, Side::Acceptor(Box::new(acceptor)), peer);
-        }
-    }
-
-    /// When too many strangers stand in the door, the one who has stood there longest goes: an honest
-    /// peer is through in a few round trips, so those who say nothing keep nobody out.
-    fn make_room(&mut self) {
-        let acceptors = || {
-            let all = self.strangers.iter();
-            all.filter(|(_, stranger)| matches!(stranger.side, Side::Acceptor(_)))
-        };
-        if acceptors().count() < STRANGERS_MAX {
-            return;
-        }
-        let longest = acceptors().map(|(id, _)| *id).min();
-        if let Some(stranger) = longest.and_then(|id| self.strangers.remove(&id)) {
-            self.give_up(&stranger, &DoorError::Crowded);
+            if let Some(stranger) = self.lobby.crowded_out(peer) {
+                self.give_up(&stranger, &DoorError::Crowded);
+            }
+            self.admit(fd, Side::Silent, peer);
         }
     }
 
@@ -256,8 +242,7 @@ impl Door {
         if let Err(error) = tune(&fd, &tuning) {
             tracing::warn!(%peer, %error, "a lane's socket is not set up as it should be");
         }
-        let id = self.next_stranger;
-        self.next_stranger += 1;
+        let id = self.lobby.next_id();
         if let Err(error) = self.poller.add_stream(&fd, Token(id)) {
             tracing::warn!(%peer, %error, "a connection cannot be watched");
             return;
@@ -265,40 +250,102 @@ impl Door {
         let deadline_ns = monotonic_ns() + HANDSHAKE_LIMIT_NS;
         let stranger = Stranger {
             fd,
+            tls: None,
+            node: None,
             side,
             unsent: VecDeque::new(),
             deadline_ns,
             peer,
         };
-        self.strangers.insert(id, stranger);
+        self.lobby.add(stranger);
     }
 
     fn serve(&mut self, id: u64) {
-        let Some(mut stranger) = self.strangers.remove(&id) else {
+        let Some(mut stranger) = self.lobby.take(id) else {
             return;
         };
+        let was_turned_away = matches!(stranger.side, Side::TurnedAway);
         match self.advance(&mut stranger) {
-            Ok(Next::Wait) => {
-                self.strangers.insert(id, stranger);
-            }
-            Ok(Next::Close) => {}
+            Ok(Next::Wait) => {}
+            Ok(Next::Close) => return,
             Ok(Next::Lane(agreed)) => {
                 self.poller.remove(&stranger.fd);
                 self.hand_over(*agreed, stranger);
+                return;
             }
-            Err(error) => self.give_up(&stranger, &error),
+            Err(error) => {
+                if !was_turned_away {
+                    self.give_up(&stranger, &error);
+                }
+                // What TLS has to say about it still goes out; a peer that is gone hears nothing.
+                let can_hear = matches!(error, DoorError::Tls(_)) && stranger.knocks();
+                let said = stranger.flush();
+                if !can_hear || said.is_err() || stranger.see_off() {
+                    return;
+                }
+                stranger.side = Side::TurnedAway;
+            }
         }
+        if matches!(stranger.side, Side::TurnedAway) && !was_turned_away {
+            stranger.deadline_ns = monotonic_ns() + SEE_OFF_NS;
+        }
+        self.lobby.put_back(id, stranger);
     }
 
-    fn give_up(&mut self, stranger: &Stranger, error: &DoorError) {
-        match &stranger.side {
-            Side::Connecting(dial) | Side::Initiator(_, dial) => {
+    fn give_up(&self, stranger: &Stranger, error: &DoorError) {
+        match stranger.dial() {
+            Some(dial) => {
                 let (failure, fatal) = error.verdict();
                 self.dial_failed(dial, failure, &error.to_string(), fatal);
             }
-            _ => {
-                self.refused += 1;
+            // It has been counted and told.
+            None if matches!(stranger.side, Side::TurnedAway) => {}
+            None => {
+                self.count(error.refusal());
                 tracing::warn!(peer = %stranger.peer, %error, "a stranger was turned away");
+            }
+        }
+    }
+
+    fn count(&self, refusal: Refusal) {
+        if let Ok(counters) = self.board.door() {
+            counters.count(refusal);
+        }
+    }
+
+    fn note_admitted(&self) {
+        if let Ok(counters) = self.board.door() {
+            counters.admitted_total.add(1);
+        }
+    }
+
+    fn look_at_files(&mut self) {
+        let now_ns = monotonic_ns();
+        if now_ns.saturating_sub(self.files_ns) < FILES_EVERY_NS {
+            return;
+        }
+        self.files_ns = now_ns;
+        if self.credentials.as_ref().is_some_and(Credentials::is_stale) {
+            self.read_files();
+        }
+    }
+
+    fn read_files(&mut self) {
+        let Some(credentials) = &mut self.credentials else {
+            return;
+        };
+        let outcome = credentials.reload();
+        let Ok(counters) = self.board.door() else {
+            return;
+        };
+        match outcome {
+            Ok(()) => {
+                counters.reloads_total.add(1);
+                tracing::info!("certificates were read anew; handshakes from now on use them");
+            }
+            Err(error) => {
+                counters.reload_failures_total.add(1);
+                tracing::error!(%error, "certificates stay as they were");
             }
         }
     }
@@ -315,148 +362,15 @@ impl Door {
         let _ = self.workers[dial.worker].send(message);
     }
 
-    fn advance(&mut self, stranger: &mut Stranger) -> Result<Next, DoorError> {
-        if let Side::Connecting(_) = stranger.side {
-            if !sockets::is_connected(&stranger.fd)? {
-                return Ok(Next::Wait);
-            }
-            let Side::Connecting(dial) = std::mem::replace(&mut stranger.side, Side::TurnedAway)
-            else {
-                return Ok(Next::Close);
-            };
-            let (initiator, hello) = self.initiator(&dial)?;
-            stranger.side = Side::Initiator(Box::new(initiator), dial);
-            stranger.unsent.extend(hello);
+    /// May a peer that has proven itself open a lane of this session?
+    fn admission(&mut self, session: SessionId, purpose: &Purpose) -> Result<(), RefuseReason> {
+        if self.sessions.get(session).is_some() {
+            return Ok(());
         }
-        loop {
-            if !flush(stranger)? {
-                return Ok(Next::Wait);
-            }
-            match std::mem::replace(&mut stranger.side, Side::TurnedAway) {
-                Side::TurnedAway => return Ok(Next::Close),
-                Side::Welcomed(agreed) => return Ok(Next::Lane(agreed)),
-                side => stranger.side = side,
-            }
-            let wanted = match &stranger.side {
-                Side::Initiator(initiator, _) => initiator.wanted(),
-                Side::Acceptor(acceptor) => acceptor.wanted(),
-                _ => 0,
-            };
-            let mut bytes = [0u8; MAX_MESSAGE_BYTES];
-            let wanted = wanted.clamp(1, MAX_MESSAGE_BYTES);
-            let got = match rustix::io::read(&stranger.fd, &mut bytes[..wanted]) {
-                Ok(0) => return Err(DoorError::Ended),
-                Ok(got) => got,
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Next::Wait),
-                Err(error) => return Err(DoorError::Io(error.into())),
-            };
-            if let Some(next) = self.feed(stranger, &bytes[..got])? {
-                return Ok(next);
-            }
-        }
-    }
-
-    fn initiator(&self, dial: &Dial) -> Result<(Initiator, Message), DoorError> {
-        let purpose = match &dial.target {
-            None => Purpose::Expected,
-            Some(name) => Purpose::Passive {
-                target: ArrayString::from(name).map_err(|_| DoorError::TargetTooLong)?,
-            },
-        };
-        let config = InitiatorConfig {
-            psk: self.psk.clone(),
-            node: self.node,
-            peer: None,
-            session: crate::transport::SessionId(dial.session.0),
-            epoch: SessionEpoch(0),
-            lane: dial.lane,
-            lane_attempt: 0,
-            join: Join::New,
-            purpose,
-            highest: wire_version(dial.offer.max_version),
-            params: params(&dial.offer),
-            way: dial.way,
-        };
-        let nonce = fresh_nonce().ok_or(DoorError::NoRandom)?;
-        Ok(Initiator::new(config, nonce))
-    }
-
-    /// Gives bytes to the handshake. The number read was what it wanted at most, so all are taken.
-    fn feed(&mut self, stranger: &mut Stranger, bytes: &[u8]) -> Result<Option<Next>, DoorError> {
-        match &mut stranger.side {
-            Side::Initiator(initiator, _) => match initiator.feed(bytes)?.1 {
-                None => Ok(None),
-                Some(InitiatorStep::Send(message)) => {
-                    stranger.unsent.extend(message);
-                    Ok(None)
-                }
-                Some(InitiatorStep::Done { agreed, .. }) => Ok(Some(Next::Lane(Box::new(agreed)))),
-                Some(InitiatorStep::Refused { reason, verified }) => {
-                    Err(DoorError::Refused { reason, verified })
-                }
-            },
-            Side::Acceptor(acceptor) => match acceptor.feed(bytes)?.1 {
-                None => Ok(None),
-                Some(AcceptorStep::Hello(hello)) => {
-                    let session = SessionId(hello.session.0);
-                    let offer = self
-                        .expected
-                        .get(&session)
-                        .map_or(self.offer, |known| known.offer);
-                    let highest = wire_version(offer.max_version).min(self.max_version);
-                    match acceptor.challenge(highest, params(&offer))? {
-                        Answer::Challenge(message) => stranger.unsent.extend(message),
-                        Answer::VersionMismatch(message) => {
-                            stranger.unsent.extend(message);
-                            stranger.side = Side::TurnedAway;
-                        }
-                    }
-                    Ok(None)
-                }
-                Some(AcceptorStep::WrongKey(message)) => {
-                    self.refused += 1;
-                    tracing::warn!(peer = %stranger.peer, "a stranger does not have the shared key");
-                    stranger.unsent.extend(message);
-                    stranger.side = Side::TurnedAway;
-                    Ok(None)
-                }
-                Some(AcceptorStep::Proven(proven)) => {
-                    match self.admission(&proven) {
-                        Ok(worker) => {
-                            let way = self.drivers.ways(worker).answer(proven.wanted);
-                            let (message, agreed) = acceptor.welcome(proven, BatchSeq(0), way)?;
-                            stranger.unsent.extend(message);
-                            if let Way::Rdma(_) = way {
-                                let lane =
-                                    lane_up(agreed.clone(), stranger.peer, false, LaneEnd::Agreed);
-                                self.drivers.expect(lane, self.workers[worker].clone());
-                            }
-                            stranger.side = Side::Welcomed(Box::new(agreed));
-                        }
-                        Err(reason) => {
-                            self.refused += 1;
-                            tracing::warn!(peer = %stranger.peer, %reason, "a peer was refused");
-                            stranger.unsent.extend(acceptor.refuse(reason)?);
-                            stranger.side = Side::TurnedAway;
-                        }
-                    }
-                    Ok(None)
-                }
-            },
-            _ => Ok(Some(Next::Close)),
-        }
-    }
-
-    /// May a peer that has the key open this lane? Then with this worker.
-    fn admission(&mut self, proven: &Proven) -> Result<usize, RefuseReason> {
-        let session = SessionId(proven.session.0);
-        if let Some(known) = self.expected.get(&session) {
-            return Ok(known.worker);
-        }
-        if self.gone.contains(&session) {
+        if self.sessions.is_gone(session) {
             return Err(RefuseReason::SessionGone);
         }
-        let Purpose::Passive { target } = &proven.purpose else {
+        let Purpose::Passive { target } = purpose else {
             return Err(RefuseReason::UnknownSession);
         };
         let target = self
@@ -474,21 +388,15 @@ impl Door {
         self.workers[worker]
             .send(ToWorker::OpenDestination(Box::new(order), None))
             .map_err(|_| RefuseReason::Busy)?;
-        self.expected.insert(
-            session,
-            Known {
-                worker,
-                offer: self.offer,
-            },
-        );
-        Ok(worker)
+        self.expect(session, worker, self.offer);
+        Ok(())
     }
 
     fn hand_over(&mut self, agreed: Agreed, stranger: Stranger) {
         let session = SessionId(agreed.session.0);
-        let (worker, dialled) = match &stranger.side {
-            Side::Initiator(_, dial) => (Some(dial.worker), true),
-            _ => (self.expected.get(&session).map(|known| known.worker), false),
+        let (worker, dialled) = match stranger.dial() {
+            Some(dial) => (Some(dial.worker), true),
+            None => (self.sessions.get(session).map(|known| known.worker), false),
         };
         let Some(worker) = worker.map(|index| self.workers[index].clone()) else {
             return;
@@ -515,17 +423,8 @@ impl Door {
     }
 
     fn expire(&mut self) {
-        let now_ns = monotonic_ns();
-        let late: Vec<u64> = self
-            .strangers
-            .iter()
-            .filter(|(_, stranger)| stranger.deadline_ns < now_ns)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in late {
-            if let Some(stranger) = self.strangers.remove(&id) {
-                self.give_up(&stranger, &DoorError::TooLate);
-            }
+        for stranger in self.lobby.late(monotonic_ns()) {
+            self.give_up(&stranger, &DoorError::TooLate);
         }
     }
 }
@@ -534,25 +433,6 @@ enum Next {
     Wait,
     Close,
     Lane(Box<Agreed>),
-}
-
-fn flush(stranger: &mut Stranger) -> Result<bool, DoorError> {
-    while !stranger.unsent.is_empty() {
-        let (bytes, _) = stranger.unsent.as_slices();
-        match rustix::net::send(
-            &stranger.fd,
-            bytes,
-            rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
-        ) {
-            Ok(sent) => {
-                stranger.unsent.drain(..sent);
-            }
-            Err(rustix::io::Errno::AGAIN) => return Ok(false),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(DoorError::Io(error.into())),
-        }
-    }
-    Ok(true)
 }
 
 fn lane_up(agreed: Agreed, peer: SocketAddr, dialled: bool, end: LaneEnd) -> LaneUp {
@@ -586,8 +466,8 @@ const fn wire_version(version: dwcp_api::Version) -> Version {
     }
 }
 
-fn fresh_nonce() -> Option<[u8; 32]> {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce).ok()?;
-    Some(nonce)
+fn fresh_bytes() -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).ok()?;
+    Some(bytes)
 }

@@ -143,6 +143,8 @@ pub enum ToDoor {
     Dial(Box<Dial>),
     /// Refuse lanes of this session from now on and stop dialling it.
     Forget(SessionId),
+    /// Read the certificate files again.
+    ReadFiles,
     /// Stop.
     Stop,
 }

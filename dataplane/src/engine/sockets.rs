@@ -12,6 +12,8 @@ use rustix::net::{
 
 /// Connections that may wait to be accepted: a hypervisor opens all its channels at once.
 const BACKLOG: i32 = 128;
+/// The same for peers, among whom may be a crowd that says nothing.
+const PEER_BACKLOG: i32 = 1024;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -62,7 +64,7 @@ pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = socket_with(family(address), SocketType::STREAM, FLAGS, None)?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &address)?;
-    listen(&socket, BACKLOG)?;
+    listen(&socket, PEER_BACKLOG)?;
     Ok(socket)
 }
 

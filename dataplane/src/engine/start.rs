@@ -20,6 +20,7 @@ use super::messages::{Offer, ToDoor, ToWorker};
 use super::path_choice::PathChoice;
 use super::worker::{Worker, WorkerOptions};
 use crate::config::{Config, IdlePolicy};
+use crate::tls::credentials::Credentials;
 use crate::transport::NodeId;
 use crate::transport::handshake::Way;
 use crate::transport::wire::keys::Psk;
@@ -42,10 +43,22 @@ impl Engine {
     /// # Errors
     /// The first thing that could not be made, with what to do about it.
     pub fn start(config: Config) -> Result<Self> {
-        let psk = Psk(blake3::derive_key(
-            "dwcp pre-shared key",
-            &config.read_psk()?,
-        ));
+        let psk = if config.uses_psk() {
+            Psk(blake3::derive_key(
+                "dwcp pre-shared key",
+                &config.read_psk()?,
+            ))
+        } else {
+            // Nobody has it, so nobody is let in by it.
+            let mut nobodys = [0; 32];
+            getrandom::fill(&mut nobodys).context("random bytes")?;
+            Psk(nobodys)
+        };
+        let credentials = config
+            .tls
+            .as_ref()
+            .map(|tls| Credentials::load(tls, &config.node))
+            .transpose()?;
         let config = Arc::new(config);
         let mut instance = [0; 8];
         getrandom::fill(&mut instance).context("random bytes")?;
@@ -87,12 +100,14 @@ impl Engine {
         }
         let door_options = DoorOptions {
             psk,
+            credentials,
             node: NodeId::of_name(&config.node),
             offer,
             listen: config.listen,
             targets: config.incoming.clone(),
             drivers,
             paths: PathChoice::new(config.tcp_congestion),
+            board: Arc::clone(&board),
         };
         let mut door = Door::new(door_options, door_mail, senders.clone())
             .with_context(|| format!("listening for peers on {}", config.listen))?;
@@ -161,6 +176,11 @@ impl Engine {
     #[must_use]
     pub const fn listen(&self) -> std::net::SocketAddr {
         self.listen
+    }
+
+    /// Reads the certificate files again; they are also read when they change.
+    pub fn read_files(&self) {
+        let _ = self.door.0.send(ToDoor::ReadFiles);
     }
 
     /// Has a worker ended by itself? Then the data plane must end too.

@@ -11,14 +11,15 @@ use dwcp_drivers::frame::{Frame, FrameMut};
 use dwcp_drivers::lane::LaneGroup;
 
 use super::channel::{Channel, Untaken};
-use super::link::{Link, Retained};
+use super::link::{Kept, Link, Retained};
 use super::{Fault, Hands, Session};
 use crate::codec::{CodecVersion, Effort, EncodeHint, EncodeStats, Encoder, Method};
 use crate::intake::{Cut, HEADROOM, ReadOutcome};
 use crate::stream::{ChannelKind, Token};
 use crate::transport::outbound::BatchMeta;
 use crate::transport::wire::batch::{
-    DataHeader, FLAG_EXPRESS, FLAG_HISTORY, MAX_MARKER_BYTES, Marker, seal_data, seal_marker,
+    DataHeader, FLAG_EXPRESS, FLAG_HISTORY, MAX_MARKER_BYTES, Marker, open_payload, seal_data,
+    seal_marker,
 };
 use crate::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
 
@@ -303,7 +304,9 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
                 let facts = channel.intake.facts();
                 facts.ram_end_seen || facts.postcopy_listen_seen
             },
-            accepts_raw_as_is: true,
+            // Sealed where they lie, so there must be room for the seal behind them.
+            accepts_raw_as_is: frame.capacity()
+                >= HEADROOM + raw_bytes + link.keys_out.seal_bytes(),
             effort: effort(self.counters.mode()),
         };
         let header = DataHeader {
@@ -414,13 +417,15 @@ fn encode(
     mut raw: FrameMut,
     raw_bytes: usize,
 ) -> Result<(Frame, EncodeStats), Fault> {
+    let seal_bytes = link.keys_out.seal_bytes();
     let express = header.flags & FLAG_EXPRESS != 0;
     if express && header.version == Version::V3 {
         header.method = Method::Passthrough.code();
+        let raw = with_room(link, raw, raw_bytes, seal_bytes)?;
         let frame = send_as_is(link, &header, raw, raw_bytes)?;
         return Ok((frame, EncodeStats::default()));
     }
-    let needed = HEADROOM + Encoder::max_encoded_len(raw_bytes);
+    let needed = HEADROOM + Encoder::max_encoded_len(raw_bytes) + seal_bytes;
     let mut out = match link.scratch_out.take() {
         Some(out) if out.capacity() >= needed => out,
         _ => link.pools_out.take(needed).ok_or_else(Fault::buffers)?,
@@ -445,14 +450,36 @@ fn encode(
         let frame = send_as_is(link, &header, raw, raw_bytes)?;
         return Ok((frame, stats));
     }
-    let total = HEADROOM + encoded.len;
+    let total = HEADROOM + encoded.len + seal_bytes;
     seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
     let frame = compact(link, out, total)?;
     if header.version == Version::V3 {
-        let raw = raw.freeze(HEADROOM + raw_bytes)?;
-        retain(link, &header, raw, raw_bytes, encoded.history);
+        let kept = Kept {
+            frame: raw.freeze(HEADROOM + raw_bytes)?,
+            sealed: false,
+        };
+        retain(link, &header, kept, raw_bytes, encoded.history);
     }
     Ok((frame, stats))
+}
+
+/// The same bytes with room for the seal behind them.
+fn with_room(
+    link: &Link,
+    mut raw: FrameMut,
+    raw_bytes: usize,
+    seal_bytes: usize,
+) -> Result<FrameMut, Fault> {
+    let end = HEADROOM + raw_bytes;
+    if raw.capacity() >= end + seal_bytes {
+        return Ok(raw);
+    }
+    let mut larger = link
+        .pools_out
+        .take(end + seal_bytes)
+        .ok_or_else(Fault::buffers)?;
+    larger.payload_mut()[..end].copy_from_slice(&raw.payload_mut()[..end]);
+    Ok(larger)
 }
 
 /// Seals a batch whose payload is its raw bytes.
@@ -462,11 +489,15 @@ fn send_as_is(
     mut raw: FrameMut,
     raw_bytes: usize,
 ) -> Result<Frame, Fault> {
-    let total = HEADROOM + raw_bytes;
+    let total = HEADROOM + raw_bytes + link.keys_out.seal_bytes();
     seal_data(&link.keys_out, header, &mut raw.payload_mut()[..total])?;
     let frame = raw.freeze(total)?;
+    let kept = Kept {
+        frame: frame.clone(),
+        sealed: link.keys_out.encrypts(),
+    };
     let history = header.flags & FLAG_HISTORY != 0;
-    retain(link, header, frame.clone(), raw_bytes, history);
+    retain(link, header, kept, raw_bytes, history);
     Ok(frame)
 }
 
@@ -482,7 +513,7 @@ fn compact(link: &mut Link, mut out: FrameMut, total: usize) -> Result<Frame, Fa
     Ok(out.freeze(total)?)
 }
 
-fn retain(link: &mut Link, header: &DataHeader, raw: Frame, raw_bytes: usize, history: bool) {
+fn retain(link: &mut Link, header: &DataHeader, raw: Kept, raw_bytes: usize, history: bool) {
     let mut tokens: Vec<Token> = link.spare_tokens.pop().unwrap_or_default();
     tokens.extend_from_slice(link.tokens.as_slice());
     link.retained.push_back(Retained {
@@ -506,9 +537,19 @@ pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
                 "a v3 batch to be re-encoded was not kept",
             )
         })?;
-    let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes);
+    let seal_bytes = link.keys_out.seal_bytes();
+    let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes) + seal_bytes;
     let mut out = link.pools_out.take(needed).ok_or_else(Fault::buffers)?;
-    let raw = &kept.raw.bytes()[HEADROOM..HEADROOM + kept.raw_bytes];
+    let held = if kept.raw.sealed {
+        // The frame may lie in a lane, so it is decrypted beside it.
+        link.unsealed.clear();
+        link.unsealed.extend_from_slice(kept.raw.frame.bytes());
+        open_payload(&link.keys_out, &mut link.unsealed)?;
+        &link.unsealed[..]
+    } else {
+        kept.raw.frame.bytes()
+    };
+    let raw = &held[HEADROOM..HEADROOM + kept.raw_bytes];
     let encoded = link.encoder.encode_detached_v1(
         raw,
         &kept.tokens,
@@ -520,7 +561,7 @@ pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
     header.method = encoded.method;
     header.flags &= FLAG_EXPRESS;
     header.flags |= if encoded.history { FLAG_HISTORY } else { 0 };
-    let total = HEADROOM + encoded.len;
+    let total = HEADROOM + encoded.len + seal_bytes;
     seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
     let frame = compact(link, out, total)?;
     link.outbound.replace(seq, Version::V1, frame)?;

@@ -53,13 +53,21 @@ fn spare_tokens(is_source: bool) -> Vec<Vec<Token>> {
     spare
 }
 
+/// Raw bytes behind room for a header: by themselves, or as the payload of the frame that was sent.
+pub struct Kept {
+    /// The buffer.
+    pub frame: Frame,
+    /// It was encrypted where it lies.
+    pub sealed: bool,
+}
+
 /// The raw bytes of a batch that was sent in v3, kept until the peer has it: after a rollback it may
 /// not go out again as it is.
 pub struct Retained {
     /// Its header as it was sealed.
     pub header: DataHeader,
     /// Header room, then the raw bytes.
-    pub raw: Frame,
+    pub raw: Kept,
     /// Raw bytes behind the header room.
     pub raw_bytes: usize,
     /// Their tokens.
@@ -114,6 +122,8 @@ pub struct Link {
     pub window_limit_bytes: u64,
     /// A large buffer to encode into, kept for the next batch when a batch came out small.
     pub scratch_out: Option<FrameMut>,
+    /// Where a kept frame is decrypted for a rollback; empty until the first.
+    pub unsealed: Vec<u8>,
     /// A large buffer to decode into.
     pub scratch_in: Option<FrameMut>,
     /// Encoded bytes for each raw one, of the latest batches.
@@ -249,6 +259,7 @@ impl Link {
             lanes_v3: agreed.params.lanes_v3,
             window_limit_bytes: window,
             scratch_out: None,
+            unsealed: Vec::new(),
             scratch_in: None,
             encoded_share: 1.0,
             wire_rate: WireRate::default(),

@@ -8,12 +8,13 @@ use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 
 use super::channel::{ChainKeys, Channel, stream_kind};
+use super::link::Link;
 use super::{Fault, Hands, Session};
 use crate::codec::{CodecVersion, Method};
 use crate::intake::HEADROOM;
 use crate::transport::inbound::Ready;
 use crate::transport::wire::FrameKind;
-use crate::transport::wire::batch::{BatchHeader, BatchKind, FLAG_HISTORY, Marker};
+use crate::transport::wire::batch::{BatchHeader, BatchKind, FLAG_HISTORY, Marker, open_payload};
 use crate::transport::wire::control::{ByeReason, ControlFrame};
 use crate::transport::{MAX_BATCH_RAW_BYTES, Nanos, Version};
 
@@ -106,7 +107,7 @@ impl Session {
             };
             worked = true;
             match ready.header.kind {
-                BatchKind::Data => self.on_data(&ready, hands)?,
+                BatchKind::Data => self.on_data(ready, hands)?,
                 _ => self.on_marker(&ready, hands)?,
             }
         }
@@ -114,7 +115,7 @@ impl Session {
 
     fn on_data<G: LaneGroup>(
         &mut self,
-        ready: &Ready<Frame>,
+        ready: Ready<Frame>,
         hands: &mut Hands<'_, G>,
     ) -> Result<(), Fault> {
         let BatchHeader {
@@ -143,7 +144,8 @@ impl Session {
             Version::V1 => CodecVersion::V1,
             Version::V3 => CodecVersion::V3,
         };
-        let payload = &ready.frame.bytes()[HEADROOM..];
+        let frame = unseal(link, ready.frame)?;
+        let payload = &frame.bytes()[HEADROOM..];
         let as_is = matches!(
             Method::from_code(codec_version, method),
             Ok(Method::Passthrough)
@@ -153,7 +155,7 @@ impl Session {
             channel.chain_in.verify(seq.0, offset, payload, digest)?;
             channel
                 .release
-                .push(ready.frame.clone(), HEADROOM..HEADROOM + raw_len);
+                .push(frame.clone(), HEADROOM..HEADROOM + raw_len);
         } else {
             let mut out = link.scratch_in.take().ok_or_else(Fault::buffers)?;
             let raw = &mut out.payload_mut()[..raw_len];
@@ -313,4 +315,23 @@ impl Session {
         }
         Ok(worked)
     }
+}
+
+/// The frame with its payload readable: decrypted where it lies, or, if somebody else holds it too, beside
+/// it.
+fn unseal(link: &Link, frame: Frame) -> Result<Frame, Fault> {
+    if !link.keys_in.encrypts() {
+        return Ok(frame);
+    }
+    let bytes = frame.len();
+    let mut buffer = match frame.into_mut() {
+        Ok(buffer) => buffer,
+        Err(shared) => {
+            let mut copy = link.pools_in.take(bytes).ok_or_else(Fault::buffers)?;
+            copy.payload_mut()[..bytes].copy_from_slice(shared.bytes());
+            copy
+        }
+    };
+    let left = open_payload(&link.keys_in, &mut buffer.payload_mut()[..bytes])?;
+    Ok(buffer.freeze(left)?)
 }

@@ -11,6 +11,7 @@ mod ring;
 mod rollback;
 mod sampling;
 pub mod scaling;
+mod seal;
 mod sharing;
 mod stream;
 
@@ -38,7 +39,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 11] = [
+const BENCHES: [Bench; 12] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -98,6 +99,12 @@ const BENCHES: [Bench; 11] = [
         about: "four guests at once over one thin and far line: how evenly, and what each guest notices",
         kind: Kind::Product,
         run: sharing::run,
+    },
+    Bench {
+        name: "seal",
+        about: "encrypting and decrypting batches on one core, against AES-128-GCM of ring",
+        kind: Kind::Own,
+        run: seal::run,
     },
     Bench {
         name: "stream",

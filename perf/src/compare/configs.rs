@@ -17,6 +17,9 @@ const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
 pub enum Config {
     /// The product: both planes on both hosts, asked by the REST API.
     Dwcp,
+    /// The product, its data planes speaking TLS and every page encrypted.
+    #[value(name = "dwcp-tls")]
+    DwcpTls,
     /// One connection.
     Plain,
     /// One connection, changed pages as differences.
@@ -39,6 +42,7 @@ impl Config {
     pub fn name(self) -> &'static str {
         match self {
             Self::Dwcp => "dwcp",
+            Self::DwcpTls => "dwcp-tls",
             Self::Plain => "plain",
             Self::Xbzrle => "xbzrle",
             Self::Multifd4 => "multifd4",
@@ -48,10 +52,16 @@ impl Config {
         }
     }
 
+    /// Is it one of the product's?
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Dwcp | Self::DwcpTls)
+    }
+
     /// Connections for pages, if more than the one for everything.
     fn channels(self) -> Option<u8> {
         match self {
-            Self::Dwcp | Self::Plain | Self::Xbzrle => None,
+            Self::Dwcp | Self::DwcpTls | Self::Plain | Self::Xbzrle => None,
             Self::Multifd4 | Self::Multifd4Zstd => Some(4),
             Self::Multifd8 | Self::Multifd8Zstd => Some(8),
         }

@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 use dwcp_lab::debian::{DebianGuest, WORK_LIMIT, goes_on};
 use dwcp_lab::guest::{Arrival, Guest, GuestConfig};
 use dwcp_lab::netns::{Cable, Host};
+use dwcp_lab::pki::Authority;
 use dwcp_lab::qemu::QemuVersion;
 use dwcp_lab::stack::{Node, NodeConfig};
 use dwcp_lab::ticks::Side;
@@ -72,6 +73,8 @@ enum Mover<'h> {
     Product {
         nodes: Box<[Node<'h>; 2]>,
         id: RefCell<String>,
+        /// Its files are looked at while the nodes run.
+        _authority: Option<Authority>,
     },
     Hypervisor {
         uri: String,
@@ -107,7 +110,7 @@ pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<
     let mut mover = mover(config, [&a, &b], &line, &management)?;
     let mut source = saved.restored(&a)?;
     let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
-    if config != Config::Dwcp {
+    if !config.is_ours() {
         prepare(config, &mut source, &mut destination)?;
     }
     std::thread::sleep(SETTLE);
@@ -155,18 +158,24 @@ fn mover<'h>(
     management: &Cable,
 ) -> anyhow::Result<Mover<'h>> {
     let addresses = line.addresses();
-    if config != Config::Dwcp {
+    if !config.is_ours() {
         let uri = format!("tcp:{}:{PORT}", addresses[1]);
         return Ok(Mover::Hypervisor { uri });
     }
+    let authority = match config {
+        Config::DwcpTls => Some(Authority::new(&["a", "b"])?),
+        _ => None,
+    };
     let node = |index: usize, name, management| {
         let mut config = NodeConfig::new(name, addresses[index], management);
-        config.dataplane_extra = own_core(index);
+        let table = authority.as_ref().map(|authority| authority.table(name));
+        config.dataplane_extra = format!("{}\n{}", own_core(index), table.unwrap_or_default());
         Node::start(hosts[index], config)
     };
     Ok(Mover::Product {
         nodes: Box::new([node(0, "a", management.a)?, node(1, "b", management.b)?]),
         id: RefCell::default(),
+        _authority: authority,
     })
 }
 
@@ -210,7 +219,7 @@ impl Mover<'_> {
                 destination.execute("migrate-incoming", json!({ "uri": uri }))?;
                 source.execute("migrate", json!({ "uri": uri }))?;
             }
-            Self::Product { nodes, id } => {
+            Self::Product { nodes, id, .. } => {
                 let [a, b] = &**nodes;
                 let body = json!({
                     "vm": { "qmp": source.control_monitor() },
@@ -244,7 +253,7 @@ impl Mover<'_> {
     }
 
     fn view(&self) -> Option<Value> {
-        let Self::Product { nodes, id } = self else {
+        let Self::Product { nodes, id, .. } = self else {
             return None;
         };
         let path = format!("/v1/migrations/{}", id.borrow());

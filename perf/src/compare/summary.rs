@@ -122,12 +122,15 @@ impl Runs {
     }
 }
 
-/// The product's median over the least median of the others.
+/// The product's median over the least median of the hypervisor's ways.
 pub(super) fn ratio(configs: &[ConfigFigures]) -> Ratio {
     let of = |pick: fn(&ConfigFigures) -> Option<Figure>| {
-        let is_ours = |config: &&ConfigFigures| config.name == Config::Dwcp.name();
-        let ours = configs.iter().find(is_ours).and_then(pick)?.median;
-        let others = configs.iter().filter(|config| !is_ours(config));
+        let is_dwcp = |config: &&ConfigFigures| config.name == Config::Dwcp.name();
+        let is_tls = |config: &&ConfigFigures| config.name == Config::DwcpTls.name();
+        let ours = configs.iter().find(is_dwcp).and_then(pick)?.median;
+        let others = configs
+            .iter()
+            .filter(|config| !is_dwcp(config) && !is_tls(config));
         let best = others
             .filter_map(pick)
             .map(|figure| figure.median)

@@ -8,6 +8,7 @@
 //! - [`vm`]: a machine with a kernel of its own, for RDMA and VFIO, on this machine's file system
 //! - [`direct`]: QEMU's own migration as the reference, and the measuring of any other
 //! - [`stack`]: the product on a host: both planes, its API and its command line
+//! - [`pki`]: certificates for its nodes
 //! - [`demo`]: the main job beside QEMU's own, as a table
 //! - [`syscalls`]: what a thread asks of the kernel, counted
 //! - [`procs`], [`dir`], [`watchdog`]: nothing outlives a test, nothing hangs
@@ -26,6 +27,7 @@ pub mod image;
 pub mod link;
 pub mod mitm;
 pub mod netns;
+pub mod pki;
 pub mod procs;
 pub mod qemu;
 pub mod qmp;

@@ -55,7 +55,11 @@ struct State {
     struck: AtomicU64,
     stop: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
+    /// What came from either side of each connection, if it is written down.
+    heard: Mutex<Option<Heard>>,
 }
+
+type Heard = std::collections::BTreeMap<(u64, bool), Vec<u8>>;
 
 /// A running man in the middle.
 pub struct Mitm {
@@ -100,6 +104,22 @@ impl Mitm {
     /// Adds a fault while traffic flows.
     pub fn add(&self, fault: Fault) {
         locked(&self.state.faults).push(fault);
+    }
+
+    /// Writes down from now on what passes, as it came.
+    pub fn listen_in(&self) {
+        locked(&self.state.heard).get_or_insert_default();
+    }
+
+    /// What came from the clients (forward) or the servers, by the number of the connection.
+    #[must_use]
+    pub fn heard(&self, way: Way) -> std::collections::BTreeMap<u64, Vec<u8>> {
+        let heard = locked(&self.state.heard);
+        let of_way = heard.iter().flatten();
+        of_way
+            .filter(|((_, forward), _)| *forward == (way == Way::Forward))
+            .map(|((connection, _), bytes)| (*connection, bytes.clone()))
+            .collect()
     }
 
     /// Ends all connections at once; new ones are still accepted.
@@ -187,6 +207,10 @@ fn pump(
         }
         counter.fetch_add(count as u64, Ordering::Relaxed);
         let mut bytes = block[..count].to_vec();
+        if let Some(heard) = locked(&state.heard).as_mut() {
+            let of_way = heard.entry((connection, way == Way::Forward));
+            of_way.or_default().extend_from_slice(&bytes);
+        }
         let range = offset..offset + count as u64;
         let due = take_due(state, |fault| {
             fault.connection == connection && fault.way == way && range.contains(&fault.offset)

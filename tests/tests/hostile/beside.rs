@@ -164,7 +164,11 @@ pub struct Stage {
 impl Stage {
     /// Sets the stage.
     pub fn start(options: dwcp_tests::pair::PairOptions) -> Self {
-        let pair = Pair::start(options);
+        Self::around(Pair::start(options))
+    }
+
+    /// Sets it around these nodes.
+    pub fn around(pair: Pair) -> Self {
         let source = Plane::attach(&pair.source_control());
         let destination = Plane::attach(&pair.destination_control());
         source.allow_v3(true);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayString;
 use dwcp_api::command::Command;
 use dwcp_api::{Failure, SessionState};
-use dwcp_dataplane::transport::handshake::{InitiatorConfig, Purpose, RefuseReason};
+use dwcp_dataplane::transport::handshake::{InitiatorConfig, Proof, Purpose, RefuseReason};
 use dwcp_dataplane::transport::{LaneIx, NodeId};
 use dwcp_tests::pair::{PairOptions, noise};
 use dwcp_tests::plane::Plane;
@@ -216,7 +216,7 @@ fn a_recorded_handshake_is_worth_nothing() {
             lane: LaneIx(lane),
             ..proposal(stage.id)
         };
-        config.psk = psk("a key that nobody else has");
+        config.proof = Proof::Node(psk("a key that nobody else has"));
         config.node = NodeId::of_name("a");
         let knocked = knock(address, &config);
         assert!(

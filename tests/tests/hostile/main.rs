@@ -12,3 +12,5 @@ mod hypervisor;
 mod liar;
 mod peer;
 mod starve;
+mod tls;
+mod tls_strangers;

@@ -9,7 +9,8 @@ use arrayvec::ArrayString;
 use dwcp_api::SessionId;
 use dwcp_dataplane::codec::{Chain, Direction as ChainDirection};
 use dwcp_dataplane::transport::handshake::{
-    Initiator, InitiatorConfig, InitiatorStep, Join, Purpose, RefuseReason, SessionParams, Way,
+    Initiator, InitiatorConfig, InitiatorStep, Join, Proof, Purpose, RefuseReason, SessionParams,
+    Way,
 };
 use dwcp_dataplane::transport::wire::batch::{
     BATCH_HEADER_BYTES, ChannelKind, DataHeader, MAX_MARKER_BYTES, Marker, seal_data, seal_marker,
@@ -36,7 +37,7 @@ pub fn fresh_id() -> SessionId {
 /// What a well-behaved peer would propose for session `id`.
 pub fn proposal(id: SessionId) -> InitiatorConfig {
     InitiatorConfig {
-        psk: psk(PSK),
+        proof: Proof::Node(psk(PSK)),
         node: NodeId::of_name("liar"),
         peer: None,
         session: id,

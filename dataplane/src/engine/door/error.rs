@@ -1,10 +1,13 @@
-//! Why a stranger does not become a lane. In: what broke. Out: the failure that the API shows, and whether
-//! dialling again is of any use.
+//! Why a stranger does not become a lane. In: what broke. Out: the failure that the API shows, whether
+//! dialling again is of any use, and under what it is counted.
 
 use std::io;
 
 use dwcp_api::Failure;
+use dwcp_api::door::Refusal;
 
+use crate::tls::TlsError;
+use crate::tls::peers::Flaw;
 use crate::transport::handshake::{HandshakeError, RefuseReason};
 
 /// Why a handshake came to nothing.
@@ -14,16 +17,22 @@ pub enum DoorError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("the peer closed the connection during the handshake")]
     Ended,
     #[error("the handshake took too long; check that a data plane listens there")]
     TooLate,
-    #[error("{max} others are at the door and it did not get through in time", max = super::STRANGERS_MAX)]
+    #[error("others are at the door and it did not get through in time")]
     Crowded,
     #[error("the passive target's name is longer than 64 bytes; shorten it in both configurations")]
     TargetTooLong,
     #[error("the system has no random bytes to give")]
     NoRandom,
+    #[error("the peer gives this lane another key than the session's first: end the session")]
+    OtherKey,
+    #[error("a lane over TLS says that it is proven by its session: the peer is broken")]
+    ByBoth,
     #[error("{reason}")]
     Refused {
         reason: RefuseReason,
@@ -38,16 +47,55 @@ impl DoorError {
             Self::Io(_) | Self::Ended | Self::TooLate | Self::Crowded => (Failure::PeerLost, false),
             Self::TargetTooLong => (Failure::BadCommand, true),
             Self::NoRandom => (Failure::System, false),
-            Self::Handshake(HandshakeError::WrongKey) => (Failure::WrongKey, true),
-            Self::Handshake(_) => (Failure::Protocol, false),
+            Self::Handshake(HandshakeError::WrongKey)
+            | Self::Tls(
+                TlsError::Certificate(_) | TlsError::NoCertificate | TlsError::Refused(_),
+            ) => (Failure::WrongKey, true),
+            Self::Handshake(_) | Self::Tls(_) | Self::OtherKey | Self::ByBoth => {
+                (Failure::Protocol, false)
+            }
             Self::Refused { reason, verified } => match reason {
                 // Without the key in common a refusal cannot be vouched for: the session decides
                 // by what it knows already.
-                RefuseReason::WrongKey => (Failure::WrongKey, true),
+                RefuseReason::WrongKey | RefuseReason::TlsRequired => (Failure::WrongKey, true),
                 RefuseReason::Busy => (Failure::PeerLost, false),
                 RefuseReason::VersionMismatch => (Failure::VersionMismatch, *verified),
                 _ => (Failure::Refused, *verified),
             },
         }
+    }
+
+    /// Under what a peer that dialled us is counted.
+    pub const fn refusal(&self) -> Refusal {
+        match self {
+            Self::TooLate => Refusal::TooLate,
+            Self::Crowded => Refusal::Crowded,
+            Self::Io(_) | Self::Ended => Refusal::Ended,
+            Self::Tls(TlsError::NoCertificate) => Refusal::NoCertificate,
+            Self::Tls(TlsError::Certificate(flaw)) => match flaw {
+                Flaw::UnknownAuthority => Refusal::UnknownAuthority,
+                Flaw::Expired => Refusal::Expired,
+                Flaw::Revoked | Flaw::RevocationUnknown => Refusal::Revoked,
+                Flaw::NotForMigration => Refusal::NotForMigration,
+                Flaw::Broken => Refusal::BadCertificate,
+            },
+            Self::Refused { reason, .. } => refusal_for(*reason),
+            _ => Refusal::Protocol,
+        }
+    }
+}
+
+/// Under what a refusal in words is counted.
+pub const fn refusal_for(reason: RefuseReason) -> Refusal {
+    match reason {
+        RefuseReason::WrongKey => Refusal::WrongKey,
+        RefuseReason::UnknownSession => Refusal::UnknownSession,
+        RefuseReason::VersionMismatch => Refusal::Version,
+        RefuseReason::TooManySessions | RefuseReason::Busy => Refusal::Busy,
+        RefuseReason::PassiveTargetUnknown => Refusal::UnknownTarget,
+        RefuseReason::SessionGone => Refusal::SessionGone,
+        RefuseReason::TlsRequired => Refusal::TlsRequired,
+        RefuseReason::NotYourSession => Refusal::NotItsSession,
+        RefuseReason::WrongNode => Refusal::WrongNode,
     }
 }

@@ -1,19 +1,20 @@
 //! The side that is dialled.
 //!
-//! In: a stranger's bytes. Out: CHALLENGE, and after the proof WELCOME or REFUSE as the caller
-//! decides. Nothing that a stranger says is acted upon before the proof, but for choosing which
+//! In: a stranger's bytes, or those of a peer that TLS knows. Out: CHALLENGE, and after the proof WELCOME or
+//! REFUSE as the caller decides. Nothing that a stranger says is acted upon before the proof, but for choosing which
 //! offer to answer with.
 
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::super::wire::keys::{Psk, SessionKey};
+use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
-    HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC,
-    MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse, RawWelcome, Reader,
-    Transcript, frame, parse_exact,
+    BY_SESSION, HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE,
+    KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse,
+    RawWelcome, Reader, Transcript, frame, parse_exact,
 };
+use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
 use super::{Agreed, HandshakeError, Join, Message, Proven, Purpose, RefuseReason, SessionParams};
 
@@ -28,6 +29,10 @@ pub struct Hello {
     pub join: Join,
     /// Who the session is for.
     pub purpose: Purpose,
+    /// The lane is to be proven by the session's own key: see [`Acceptor::prove_by`].
+    pub by_session: bool,
+    /// Its nonce; over TLS its half of the session's key.
+    pub nonce: [u8; 32],
 }
 
 /// What to do next.
@@ -37,7 +42,7 @@ pub struct Hello {
     reason = "lives for one step of a cold path"
 )]
 pub enum AcceptorStep {
-    /// Answer with [`Acceptor::challenge`], also when the session is unknown (a stranger must not
+    /// Answer with [`Acceptor::challenge`], over TLS with [`Acceptor::answer_at_once`], also when the session is unknown (a stranger must not
     /// learn which exist), or with [`Acceptor::refuse`] when there is no room at all.
     Hello(Hello),
     /// The peer has the key. Answer with [`Acceptor::welcome`] or [`Acceptor::refuse`].
@@ -67,23 +72,23 @@ enum State {
 /// See the module.
 #[derive(Debug)]
 pub struct Acceptor {
-    psk: Psk,
+    proof: Proof,
+    mac_key: Psk,
     node: NodeId,
-    nonce: [u8; 32],
     reader: Reader,
     transcript: Transcript,
     state: State,
 }
 
 impl Acceptor {
-    /// `nonce` must be fresh from the system's random source.
+    /// One that lets peers in by `proof`.
     #[must_use]
-    pub fn new(psk: Psk, node: NodeId, nonce: [u8; 32]) -> Self {
+    pub fn new(proof: Proof, node: NodeId) -> Self {
         let (reader, transcript) = (Reader::default(), Transcript::default());
         Self {
-            psk,
+            mac_key: proof.mac_key(),
+            proof,
             node,
-            nonce,
             reader,
             transcript,
             state: State::WaitHello,
@@ -135,6 +140,8 @@ impl Acceptor {
             node: NodeId(raw.node),
             join: raw.join()?,
             purpose: raw.purpose(name)?,
+            by_session: raw.offers & BY_SESSION != 0,
+            nonce: raw.nonce,
         };
         let proposal = raw.params.parse()?;
         let wanted = raw.way.parse()?;
@@ -143,7 +150,41 @@ impl Acceptor {
         Ok(AcceptorStep::Hello(hello))
     }
 
-    /// Answers a HELLO with what this side can do.
+    /// From here on the peer has to prove this; call it before anything is answered.
+    pub fn prove_by(&mut self, proof: Proof) {
+        self.mac_key = proof.mac_key();
+        self.proof = proof;
+    }
+
+    /// Answers a HELLO over TLS with what this side can do; the peer is proven. `half` is this side's half
+    /// of the session's key, the same on all its lanes. Write the message and go on with
+    /// [`Acceptor::welcome`] or [`Acceptor::refuse`].
+    ///
+    /// # Errors
+    /// As [`Acceptor::challenge`]; [`HandshakeError::OutOfTurn`] also without [`Proof::Tls`].
+    pub fn answer_at_once(
+        &mut self,
+        highest: Version,
+        params: SessionParams,
+        half: [u8; 32],
+    ) -> Result<(Answer, Option<Proven>), HandshakeError> {
+        if !self.proof.needs_no_answer() {
+            return Err(HandshakeError::OutOfTurn);
+        }
+        let answer = self.challenge(highest, params, half)?;
+        match std::mem::replace(&mut self.state, State::Deciding) {
+            State::WaitProof(agreed) => {
+                self.reader.clear();
+                Ok((answer, Some(Proven::of(*agreed))))
+            }
+            ended => {
+                self.state = ended;
+                Ok((answer, None))
+            }
+        }
+    }
+
+    /// Answers a HELLO with what this side can do. `nonce` must be fresh from the system's random source.
     ///
     /// # Errors
     /// [`HandshakeError::OutOfTurn`] unless a HELLO was just taken; [`HandshakeError::BadField`]
@@ -152,6 +193,7 @@ impl Acceptor {
         &mut self,
         highest: Version,
         params: SessionParams,
+        nonce: [u8; 32],
     ) -> Result<Answer, HandshakeError> {
         let State::Challenging(pending) = std::mem::replace(&mut self.state, State::Ended) else {
             return Err(HandshakeError::OutOfTurn);
@@ -166,7 +208,7 @@ impl Acceptor {
             kind: KIND_CHALLENGE,
             version: version as u8,
             node: self.node.0,
-            nonce: self.nonce,
+            nonce,
             params: answer,
         };
         let epoch = SessionEpoch(raw.epoch.get());
@@ -181,7 +223,10 @@ impl Acceptor {
             purpose: hello.purpose,
             version,
             params: answer.parse()?,
-            key: SessionKey::derive(&self.psk, hello.session, hello.node, self.node, epoch),
+            key: self.proof.session_key(
+                (hello.session, hello.node, self.node, epoch),
+                [&raw.nonce, &nonce],
+            ),
             // As it is until the caller decides, with the WELCOME.
             way: LaneWay {
                 initiator: wanted,
@@ -199,18 +244,13 @@ impl Acceptor {
         let proof: RawProof = parse_exact(KIND_PROOF, self.reader.body())?;
         let fits = self
             .transcript
-            .check(&self.psk, MacPurpose::Proof, &proof.mac);
+            .check(&self.mac_key, MacPurpose::Proof, &proof.mac);
         self.transcript = self.transcript.with(self.reader.message());
         if !fits {
             return Ok(AcceptorStep::WrongKey(self.refusal(RefuseReason::WrongKey)));
         }
         self.state = State::Deciding;
-        Ok(AcceptorStep::Proven(Proven {
-            session: agreed.session,
-            purpose: agreed.purpose.clone(),
-            wanted: agreed.way.initiator,
-            agreed,
-        }))
+        Ok(AcceptorStep::Proven(Proven::of(agreed)))
     }
 
     /// Lets the proven peer in. `next_seq` is the batch that this side hands up next, 0 for a new
@@ -246,13 +286,13 @@ impl Acceptor {
                 proven.wanted
             },
             acceptor: way,
-            secret: LaneSecret(said.mac(&self.psk, MacPurpose::LaneSecret)),
+            secret: LaneSecret(said.mac(&self.mac_key, MacPurpose::LaneSecret)),
         };
         let welcome = RawWelcome {
             kind: KIND_WELCOME,
             next_seq,
             way: raw_way,
-            mac: said.mac(&self.psk, MacPurpose::Welcome),
+            mac: said.mac(&self.mac_key, MacPurpose::Welcome),
         };
         Ok((frame([welcome.as_bytes(), &[]]), agreed))
     }
@@ -270,7 +310,7 @@ impl Acceptor {
 
     fn refusal(&self, reason: RefuseReason) -> Message {
         let said = self.transcript.with(&[KIND_REFUSE, reason as u8]);
-        let mac = said.mac(&self.psk, MacPurpose::Refuse);
+        let mac = said.mac(&self.mac_key, MacPurpose::Refuse);
         frame([
             RawRefuse {
                 kind: KIND_REFUSE,

@@ -5,24 +5,25 @@
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 
-use super::super::wire::keys::{Psk, SessionKey};
+use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
-    HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC,
-    MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse, RawWelcome, Reader,
-    Transcript, frame, parse_exact,
+    BY_SESSION, HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE,
+    KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse,
+    RawWelcome, Reader, Transcript, frame, parse_exact,
 };
+use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
 use super::{Agreed, HandshakeError, Join, Message, Purpose, RefuseReason, SessionParams};
 
 /// What the initiator brings.
 #[derive(Debug, Clone)]
 pub struct InitiatorConfig {
-    /// The shared key.
-    pub psk: Psk,
+    /// What the lane is proven by.
+    pub proof: Proof,
     /// This node.
     pub node: NodeId,
-    /// The node that must answer; `None` takes any that has the key.
+    /// The node that must answer; `None` takes any that has the proof.
     pub peer: Option<NodeId>,
     /// The session.
     pub session: SessionId,
@@ -81,13 +82,16 @@ enum Waiting {
 #[derive(Debug)]
 pub struct Initiator {
     config: InitiatorConfig,
+    mac_key: Psk,
+    nonce: [u8; 32],
     reader: Reader,
     transcript: Transcript,
     waiting: Waiting,
 }
 
 impl Initiator {
-    /// The machine and its HELLO. `nonce` must be fresh from the system's random source.
+    /// The machine and its HELLO. `nonce` must be fresh from the system's random source; over TLS, with
+    /// [`Proof::Tls`], it is this side's half of the session's key, the same on all its lanes.
     #[must_use]
     pub fn new(config: InitiatorConfig, nonce: [u8; 32]) -> (Self, Message) {
         let (join, next_seq) = match config.join {
@@ -99,11 +103,16 @@ impl Initiator {
             Purpose::Expected => (0, ""),
             Purpose::Passive { target } => (1, target.as_str()),
         };
+        let versions = if config.highest == Version::V3 { 3 } else { 1 };
+        let offers = match config.proof {
+            Proof::Session(_) => versions | BY_SESSION,
+            _ => versions,
+        };
         let hello = RawHello {
             kind: KIND_HELLO,
             magic: MAGIC,
             revision: HANDSHAKE_REVISION,
-            offers: if config.highest == Version::V3 { 3 } else { 1 },
+            offers,
             join,
             purpose,
             session: config.session.0,
@@ -121,7 +130,9 @@ impl Initiator {
         let reader = Reader::default();
         (
             Self {
+                mac_key: config.proof.mac_key(),
                 config,
+                nonce,
                 reader,
                 transcript,
                 waiting: Waiting::Challenge,
@@ -137,7 +148,7 @@ impl Initiator {
     }
 
     /// Takes bytes from the connection; returns how many it took and what to do. Bytes not taken
-    /// belong to the next message or to the lane: feed again after `Send`.
+    /// belong to the next message or to the lane: feed again unless it was the last one.
     ///
     /// # Errors
     /// [`HandshakeError`]; close the connection.
@@ -152,16 +163,16 @@ impl Initiator {
         let waiting = std::mem::replace(&mut self.waiting, Waiting::Nothing);
         let body = self.reader.body();
         let step = if body.first() == Some(&KIND_REFUSE) {
-            self.on_refuse()?
+            Some(self.on_refuse()?)
         } else {
             match waiting {
                 Waiting::Challenge => self.on_challenge()?,
-                Waiting::Welcome { challenge } => self.on_welcome(&challenge)?,
+                Waiting::Welcome { challenge } => Some(self.on_welcome(&challenge)?),
                 Waiting::Nothing => return Err(HandshakeError::OutOfTurn),
             }
         };
         self.reader.clear();
-        Ok((taken, Some(step)))
+        Ok((taken, step))
     }
 
     fn on_refuse(&self) -> Result<InitiatorStep, HandshakeError> {
@@ -169,11 +180,11 @@ impl Initiator {
         let reason = RefuseReason::from_wire(refuse.reason)
             .ok_or(HandshakeError::BadField { field: "reason" })?;
         let said = self.transcript.with(&[refuse.kind, refuse.reason]);
-        let verified = said.check(&self.config.psk, MacPurpose::Refuse, &refuse.mac);
+        let verified = said.check(&self.mac_key, MacPurpose::Refuse, &refuse.mac);
         Ok(InitiatorStep::Refused { reason, verified })
     }
 
-    fn on_challenge(&mut self) -> Result<InitiatorStep, HandshakeError> {
+    fn on_challenge(&mut self) -> Result<Option<InitiatorStep>, HandshakeError> {
         let challenge: RawChallenge = parse_exact(KIND_CHALLENGE, self.reader.body())?;
         let version = Version::from_wire(challenge.version)
             .ok_or(HandshakeError::BadField { field: "version" })?;
@@ -191,7 +202,11 @@ impl Initiator {
             return Err(HandshakeError::WrongPeer { expected, got });
         }
         self.transcript = self.transcript.with(self.reader.message());
-        let mac = self.transcript.mac(&self.config.psk, MacPurpose::Proof);
+        if self.config.proof.needs_no_answer() {
+            self.waiting = Waiting::Welcome { challenge };
+            return Ok(None);
+        }
+        let mac = self.transcript.mac(&self.mac_key, MacPurpose::Proof);
         let message = frame([
             RawProof {
                 kind: KIND_PROOF,
@@ -202,7 +217,7 @@ impl Initiator {
         ]);
         self.transcript = self.transcript.with(&message);
         self.waiting = Waiting::Welcome { challenge };
-        Ok(InitiatorStep::Send(message))
+        Ok(Some(InitiatorStep::Send(message)))
     }
 
     fn on_welcome(&self, challenge: &RawChallenge) -> Result<InitiatorStep, HandshakeError> {
@@ -212,7 +227,7 @@ impl Initiator {
             .with(&[welcome.kind])
             .with(welcome.next_seq.as_bytes())
             .with(welcome.way.as_bytes());
-        if !said.check(&self.config.psk, MacPurpose::Welcome, &welcome.mac) {
+        if !said.check(&self.mac_key, MacPurpose::Welcome, &welcome.mac) {
             return Err(HandshakeError::WrongKey);
         }
         let config = &self.config;
@@ -227,7 +242,7 @@ impl Initiator {
                 config.way
             },
             acceptor: answer,
-            secret: LaneSecret(said.mac(&config.psk, MacPurpose::LaneSecret)),
+            secret: LaneSecret(said.mac(&self.mac_key, MacPurpose::LaneSecret)),
         };
         let acceptor = NodeId(challenge.node);
         let (session, epoch, initiator) = (config.session, config.epoch, config.node);
@@ -243,7 +258,10 @@ impl Initiator {
             version: Version::from_wire(challenge.version)
                 .ok_or(HandshakeError::BadField { field: "version" })?,
             params: challenge.params.parse()?,
-            key: SessionKey::derive(&config.psk, session, initiator, acceptor, epoch),
+            key: config.proof.session_key(
+                (session, initiator, acceptor, epoch),
+                [&self.nonce, &challenge.nonce],
+            ),
             way,
         };
         let peer_next_seq = BatchSeq(welcome.next_seq.get());

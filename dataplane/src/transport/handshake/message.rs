@@ -21,6 +21,9 @@ pub const KIND_PROOF: u8 = 3;
 pub const KIND_WELCOME: u8 = 4;
 pub const KIND_REFUSE: u8 = 5;
 
+/// In `RawHello::offers`: the lane is proven by the session's own key.
+pub const BY_SESSION: u8 = 0x80;
+
 /// The first bytes of every connection.
 pub const MAGIC: [u8; 4] = *b"DWCP";
 /// The handshake's own version: it differs where the messages do.
@@ -48,7 +51,7 @@ pub struct RawHello {
     pub kind: u8,
     pub magic: [u8; 4],
     pub revision: u8,
-    /// Bit 0: v1; bit 1: v3.
+    /// Bit 0: v1; bit 1: v3; bit 7: [`BY_SESSION`].
     pub offers: u8,
     /// 0 new, 1 lane, 2 resume.
     pub join: u8,
@@ -64,6 +67,12 @@ pub struct RawHello {
     pub params: RawParams,
     pub way: RawWay,
 }
+
+/// A connection over TLS begins with 22: no HELLO does, for the low byte of its length comes first.
+const _: () = assert!(
+    size_of::<RawHello>() > 22 && size_of::<RawHello>() + MAX_TARGET_BYTES < 256 + 22,
+    "the first byte must tell a HELLO from a TLS record"
+);
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]

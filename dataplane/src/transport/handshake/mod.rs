@@ -1,10 +1,11 @@
 //! Proving, before the first frame of a lane, who is there and what both can do.
 //!
-//! In: bytes of a fresh connection, a shared key, 32 random bytes, what this side can agree to.
-//! Out: messages to send, and at the end an [`Agreed`] with the session's key, or a typed refusal.
-//! Promise: without the key nobody is authenticated, whatever they send, replay or reflect; a
-//! change to any field on the way (the versions offered among them) fails the proof; a pending
-//! handshake holds a fixed amount of memory. Deadlines are the caller's.
+//! In: bytes of a fresh connection, or what TLS made of them; a [`Proof`]; 32 random bytes; what this side
+//! can agree to. Out: messages to send, and at the end an [`Agreed`] with the session's key, or a typed
+//! refusal. Promise: without the proof nobody is authenticated, whatever they send, replay or reflect; a
+//! change to any field on the way (the versions offered among them) fails the proof, so a session runs in
+//! v1 only because one of the two nodes was told to, never because of the network; a pending handshake
+//! holds a fixed amount of memory. Deadlines are the caller's.
 //!
 //! ```text
 //! initiator                                   acceptor
@@ -14,12 +15,15 @@
 //!    ◀────────── WELCOME  way, MAC over all of it         (or REFUSE)
 //! ```
 //!
+//! Over TLS there is no PROOF, and WELCOME or REFUSE follows CHALLENGE at once (see [`proof`]).
+//!
 //! Each message is its length (u16, little-endian) and a body of 1 to 1022 bytes. The MACs are
 //! keyed BLAKE3 over a hash chain of all messages so far, their keys differ by sender and purpose.
 
 mod acceptor;
 mod initiator;
 mod message;
+pub mod proof;
 mod way;
 
 use arrayvec::{ArrayString, ArrayVec};
@@ -29,6 +33,7 @@ use super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 
 pub use acceptor::{Acceptor, AcceptorStep, Answer, Hello};
 pub use initiator::{Initiator, InitiatorConfig, InitiatorStep};
+pub use proof::Proof;
 pub use way::{Guard, LaneSecret, LaneWay, Way};
 
 /// Bytes of a message at most, its length included.
@@ -135,6 +140,29 @@ pub struct Proven {
     agreed: Agreed,
 }
 
+impl Proven {
+    fn of(agreed: Agreed) -> Self {
+        Self {
+            session: agreed.session,
+            purpose: agreed.purpose.clone(),
+            wanted: agreed.way.initiator,
+            agreed,
+        }
+    }
+
+    /// The session's key.
+    #[must_use]
+    pub const fn key(&self) -> &SessionKey {
+        &self.agreed.key
+    }
+
+    /// The node that dialled.
+    #[must_use]
+    pub const fn peer(&self) -> NodeId {
+        self.agreed.initiator
+    }
+}
+
 /// Which end of the handshake one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -193,6 +221,20 @@ pub enum RefuseReason {
     /// There was such a session, but no longer.
     #[error("the session has ended at the peer: end it here, the guest goes on at the source")]
     SessionGone = 7,
+    /// A handshake without TLS from a network where it is needed.
+    #[error(
+        "the peer wants TLS from this address: add a [tls] table with this node's certificate, or take \
+         this network into trusted_networks at both nodes"
+    )]
+    TlsRequired = 8,
+    /// The session was begun by another node, or in another way.
+    #[error("the session belongs to another node or was begun in another way: begin a new one")]
+    NotYourSession = 9,
+    /// The node's name is not that of its certificate.
+    #[error(
+        "the certificate is another node's: issue one for the name that `node` says in the configuration"
+    )]
+    WrongNode = 10,
 }
 
 impl RefuseReason {
@@ -205,6 +247,9 @@ impl RefuseReason {
             5 => Self::Busy,
             6 => Self::PassiveTargetUnknown,
             7 => Self::SessionGone,
+            8 => Self::TlsRequired,
+            9 => Self::NotYourSession,
+            10 => Self::WrongNode,
             _ => return None,
         })
     }

@@ -25,7 +25,7 @@ fn dpdk(host: u8) -> Way {
 
 fn config(secret: [u8; 32]) -> InitiatorConfig {
     InitiatorConfig {
-        psk: Psk(secret),
+        proof: Proof::Node(Psk(secret)),
         node: NodeId::of_name("source"),
         peer: Some(NodeId::of_name("destination")),
         session: SessionId([9; 16]),
@@ -61,12 +61,12 @@ fn run(
 ) -> End {
     let (mut initiator, mut hello) = Initiator::new(config, [1; 32]);
     let node = NodeId::of_name("destination");
-    let mut acceptor = Acceptor::new(Psk(secret), node, [2; 32]);
+    let mut acceptor = Acceptor::new(Proof::Node(Psk(secret)), node);
     middleman(0, &mut hello);
     let Ok((_, Some(AcceptorStep::Hello(_)))) = acceptor.feed(&hello) else {
         return End::Broken;
     };
-    let answer = acceptor.challenge(highest, params(2));
+    let answer = acceptor.challenge(highest, params(2), [2; 32]);
     let (mut message, more) = match answer {
         Ok(Answer::Challenge(message)) => (message, true),
         Ok(Answer::VersionMismatch(message)) => (message, false),
@@ -190,6 +190,9 @@ fn refusals_are_typed_and_vouched_for() {
         RefuseReason::Busy,
         RefuseReason::PassiveTargetUnknown,
         RefuseReason::SessionGone,
+        RefuseReason::TlsRequired,
+        RefuseReason::NotYourSession,
+        RefuseReason::WrongNode,
     ] {
         let end = run(config(KEY), KEY, Version::V3, Some(reason), untouched);
         assert!(
@@ -249,12 +252,12 @@ fn a_recorded_handshake_does_not_open_the_door_again() {
         recorded.push(message.clone())
     });
     let node = NodeId::of_name("destination");
-    let mut acceptor = Acceptor::new(Psk(KEY), node, [3; 32]);
+    let mut acceptor = Acceptor::new(Proof::Node(Psk(KEY)), node);
     assert!(matches!(
         acceptor.feed(&recorded[0]),
         Ok((_, Some(AcceptorStep::Hello(_))))
     ));
-    acceptor.challenge(Version::V3, params(2)).unwrap();
+    acceptor.challenge(Version::V3, params(2), [3; 32]).unwrap();
     assert!(matches!(
         acceptor.feed(&recorded[2]),
         Ok((_, Some(AcceptorStep::WrongKey(_))))
@@ -287,7 +290,7 @@ fn another_node_with_the_key_is_not_the_peer() {
 #[test]
 fn lengths_and_turns_are_checked() {
     let node = NodeId::of_name("destination");
-    let fresh = || Acceptor::new(Psk(KEY), node, [2; 32]);
+    let fresh = || Acceptor::new(Proof::Node(Psk(KEY)), node);
     for length in [0u16, 1023, u16::MAX] {
         let error = fresh().feed(&length.to_le_bytes()).unwrap_err();
         assert_eq!(
@@ -313,15 +316,20 @@ fn lengths_and_turns_are_checked() {
         lanes_v1: 0,
         ..params(1)
     };
-    assert!(acceptor.challenge(Version::V3, zero_lanes).is_err());
+    assert!(
+        acceptor
+            .challenge(Version::V3, zero_lanes, [2; 32])
+            .is_err()
+    );
 }
 
 /// An initiator that wants a DPDK lane and an acceptor that is about to welcome it.
 fn up_to_the_welcome() -> (Initiator, Acceptor, Proven) {
     let (mut initiator, hello) = Initiator::new(config(KEY), [1; 32]);
-    let mut acceptor = Acceptor::new(Psk(KEY), NodeId::of_name("destination"), [2; 32]);
+    let mut acceptor = Acceptor::new(Proof::Node(Psk(KEY)), NodeId::of_name("destination"));
     acceptor.feed(&hello).unwrap();
-    let Ok(Answer::Challenge(challenge)) = acceptor.challenge(Version::V3, params(2)) else {
+    let Ok(Answer::Challenge(challenge)) = acceptor.challenge(Version::V3, params(2), [2; 32])
+    else {
         panic!("no challenge");
     };
     let Ok((_, Some(InitiatorStep::Send(proof)))) = initiator.feed(&challenge) else {
@@ -359,4 +367,82 @@ fn a_driver_that_nobody_asked_for_is_neither_answered_nor_believed() {
         initiator.feed(&welcome),
         Err(HandshakeError::BeyondProposal { field: "driver" })
     ));
+}
+
+/// Two machines over one TLS connection whose exporter gave `exporter`, their halves 5 and 6.
+fn over_tls(exporter: [[u8; 32]; 2]) -> Option<(Agreed, Agreed)> {
+    let [here, there] = exporter.map(|secret| Proof::Tls(Psk(secret)));
+    let config = InitiatorConfig {
+        proof: here,
+        ..config(KEY)
+    };
+    let (mut initiator, hello) = Initiator::new(config, [5; 32]);
+    let mut acceptor = Acceptor::new(there, NodeId::of_name("destination"));
+    let Ok((_, Some(AcceptorStep::Hello(said)))) = acceptor.feed(&hello) else {
+        panic!("no hello");
+    };
+    assert_eq!((said.nonce, said.by_session), ([5; 32], false));
+    let (answer, proven) = acceptor
+        .answer_at_once(Version::V3, params(2), [6; 32])
+        .unwrap();
+    let Answer::Challenge(challenge) = answer else {
+        panic!("no challenge");
+    };
+    let (welcome, there) = acceptor
+        .welcome(proven.unwrap(), BatchSeq(0), Way::Tcp)
+        .unwrap();
+    assert!(matches!(initiator.feed(&challenge), Ok((_, None))));
+    match initiator.feed(&welcome) {
+        Ok((_, Some(InitiatorStep::Done { agreed, .. }))) => Some((agreed, there)),
+        Err(HandshakeError::WrongKey) => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn over_tls_a_hello_and_its_answer_are_enough_and_the_key_encrypts() {
+    let (here, there) = over_tls([[9; 32]; 2]).unwrap();
+    assert!(here.key.is(&there.key));
+    assert!(here.key.frame_keys(Side::Initiator.sends()).encrypts());
+    let (_, on_another_lane) = over_tls([[8; 32]; 2]).unwrap();
+    assert!(here.key.is(&on_another_lane.key), "one key for all lanes");
+    assert!(over_tls([[9; 32], [8; 32]]).is_none());
+}
+
+#[test]
+fn a_later_lane_is_proven_by_the_session_alone() {
+    let (first, _) = over_tls([[9; 32]; 2]).unwrap();
+    let lane = |key: &SessionKey| {
+        let config = InitiatorConfig {
+            proof: Proof::Session(first.key.clone()),
+            ..config(KEY)
+        };
+        let (mut initiator, hello) = Initiator::new(config, [1; 32]);
+        let mut acceptor = Acceptor::new(Proof::Node(Psk(KEY)), NodeId::of_name("destination"));
+        let Ok((_, Some(AcceptorStep::Hello(said)))) = acceptor.feed(&hello) else {
+            panic!("no hello");
+        };
+        assert!(said.by_session);
+        acceptor.prove_by(Proof::Session(key.clone()));
+        let Ok(Answer::Challenge(challenge)) = acceptor.challenge(Version::V3, params(2), [2; 32])
+        else {
+            panic!("no challenge");
+        };
+        let Ok((_, Some(InitiatorStep::Send(proof)))) = initiator.feed(&challenge) else {
+            panic!("no proof");
+        };
+        match acceptor.feed(&proof) {
+            Ok((_, Some(AcceptorStep::Proven(proven)))) => Some(proven.key().clone()),
+            _ => None,
+        }
+    };
+    assert!(lane(&first.key).unwrap().is(&first.key));
+    let bound = (
+        SessionId([9; 16]),
+        first.initiator,
+        first.acceptor,
+        SessionEpoch(1),
+    );
+    let foreign = Proof::Tls(Psk(KEY)).session_key(bound, [&[5; 32], &[7; 32]]);
+    assert!(lane(&foreign).is_none());
 }

@@ -19,7 +19,16 @@
 //! | 48 | 8 | tag: keyed over bytes 0 to 47 |
 //!
 //! A resend is the same batch: nothing on the wire tells it apart.
+//!
+//! Under keys that encrypt ([`FrameKeys::encrypts`]), the payload of DATA is encrypted in place with
+//! AEGIS-128X2 (draft-irtf-cfrg-aegis-aead) and its tag of 16 bytes follows, both part of payload_len; the
+//! associated data is the whole header. The nonce is seq (8 bytes), version, and 7 bytes of the hash
+//! that the header's tag is cut from. A direction has one key and seals a seq once in v3 and at most
+//! once more in v1, for a rollback, so no nonce comes twice; and since that hash covers the digest of
+//! the raw bytes, even a fault that sealed a seq again with other bytes would change it. What carries no
+//! bytes of a guest, markers and headers, is authenticated and readable.
 
+use aegis::aegis128x2::Aegis128X2;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -27,7 +36,7 @@ use super::super::{
     BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, MAX_CHANNELS, MAX_FRAME_BYTES, Version,
 };
 use super::WireError;
-use super::keys::{FrameKeys, tags_equal};
+use super::keys::{FrameKeys, SEAL_BYTES, tags_equal};
 
 /// Bytes of the header in front of every payload.
 pub const BATCH_HEADER_BYTES: usize = 56;
@@ -205,8 +214,9 @@ fn bad(field: &'static str, value: impl Into<u64>) -> WireError {
     }
 }
 
-/// Writes the header in front of the payload that `frame[BATCH_HEADER_BYTES..]` already holds.
-/// Call it again after transcoding, with the new version and method.
+/// Writes the header in front of the payload that `frame[BATCH_HEADER_BYTES..]` already holds, the last
+/// [`FrameKeys::seal_bytes`] of it free, and encrypts it if the keys do. A batch that was transcoded is
+/// sealed again, with its new version and method; never twice in one version.
 ///
 /// # Errors
 /// [`WireError`] when the header or the frame's length breaks a limit; the frame must not be sent.
@@ -237,8 +247,46 @@ pub fn seal_data(keys: &FrameKeys, header: &DataHeader, frame: &mut [u8]) -> Res
         digest: header.digest,
         tag: [0; 8],
     };
-    write_header(keys, raw, frame)?;
+    let nonce = write_header(keys, raw, frame)?;
+    if let Some(key) = &keys.payload {
+        let (header, payload, tag) = split_sealed(frame)?;
+        *tag = Aegis128X2::<SEAL_BYTES>::new(key, &nonce).encrypt_in_place(payload, header);
+    }
     parse_batch_layout(frame).map(|_| ())
+}
+
+/// Decrypts the payload of a DATA frame that [`open_batch`] took, in place. Returns the length of the
+/// frame that is left: header and encoded bytes. Frames that were not encrypted stay as they are.
+///
+/// # Errors
+/// [`WireError::BadTag`]; the payload is gone and the session must end.
+pub fn open_payload(keys: &FrameKeys, frame: &mut [u8]) -> Result<usize, WireError> {
+    let Some(key) = &keys.payload else {
+        return Ok(frame.len());
+    };
+    let (raw, _) = split(frame)?;
+    let nonce = nonce(raw, &header_hash(keys, raw));
+    let (header, payload, tag) = split_sealed(frame)?;
+    Aegis128X2::<SEAL_BYTES>::new(key, &nonce)
+        .decrypt_in_place(payload, tag, header)
+        .map_err(|_| WireError::BadTag)?;
+    Ok(frame.len() - SEAL_BYTES)
+}
+
+/// Header, encrypted bytes and tag, none of them empty.
+#[expect(clippy::type_complexity, reason = "three parts of one slice")]
+fn split_sealed(frame: &mut [u8]) -> Result<(&[u8], &mut [u8], &mut [u8; SEAL_BYTES]), WireError> {
+    let short = WireError::TooShort {
+        frame_bytes: frame.len(),
+        needed_bytes: BATCH_HEADER_BYTES + 1 + SEAL_BYTES,
+    };
+    let Some((header, rest)) = frame.split_at_mut_checked(BATCH_HEADER_BYTES) else {
+        return Err(short);
+    };
+    match rest.split_last_chunk_mut::<SEAL_BYTES>() {
+        Some((payload, tag)) if !payload.is_empty() => Ok((header, payload, tag)),
+        _ => Err(short),
+    }
 }
 
 /// Writes a whole OPEN, HALF_CLOSE or ABORT into `out` and returns its length.
@@ -297,13 +345,13 @@ pub fn seal_marker(
 }
 
 /// Checks the tags and then the layout of a received batch frame. The payload of DATA is not
-/// verified here: its digest is over the decoded bytes.
+/// verified here: its digest is over the decoded bytes, and [`open_payload`] decrypts it.
 ///
 /// # Errors
 /// [`WireError`]; the session must end.
 pub fn open_batch<'a>(keys: &FrameKeys, frame: &'a [u8]) -> Result<BatchView<'a>, WireError> {
     let (raw, payload) = split(frame)?;
-    if !tags_equal(&header_tag(keys, raw), &raw.tag) {
+    if !tags_equal(&header_tag(&header_hash(keys, raw)), &raw.tag) {
         return Err(WireError::BadTag);
     }
     // A DATA payload may be a MiB, so its digest waits for the decoder; markers are checked here.
@@ -451,21 +499,42 @@ fn split(frame: &[u8]) -> Result<(&RawHeader, &[u8]), WireError> {
     })
 }
 
-fn write_header(keys: &FrameKeys, mut raw: RawHeader, frame: &mut [u8]) -> Result<(), WireError> {
-    raw.tag = header_tag(keys, &raw);
+/// Writes it with its tag and returns the nonce for its payload.
+fn write_header(
+    keys: &FrameKeys,
+    mut raw: RawHeader,
+    frame: &mut [u8],
+) -> Result<[u8; 16], WireError> {
+    let hash = header_hash(keys, &raw);
+    raw.tag = header_tag(&hash);
     let buffer_bytes = frame.len();
     raw.write_to_prefix(frame)
         .map_err(|_| WireError::BufferTooSmall {
             buffer_bytes,
             needed_bytes: BATCH_HEADER_BYTES,
-        })
+        })?;
+    Ok(nonce(&raw, &hash))
 }
 
-fn header_tag(keys: &FrameKeys, raw: &RawHeader) -> [u8; 8] {
+/// Of all of the header before its tag.
+fn header_hash(keys: &FrameKeys, raw: &RawHeader) -> [u8; 32] {
+    *blake3::keyed_hash(&keys.header, &raw.as_bytes()[..TAG_AT]).as_bytes()
+}
+
+fn header_tag(hash: &[u8; 32]) -> [u8; 8] {
     let mut tag = [0; 8];
-    let hash = blake3::keyed_hash(&keys.header, &raw.as_bytes()[..TAG_AT]);
-    tag.copy_from_slice(&hash.as_bytes()[..8]);
+    tag.copy_from_slice(&hash[..8]);
     tag
+}
+
+/// See the module: differs for all that is ever sealed under one key.
+fn nonce(raw: &RawHeader, hash: &[u8; 32]) -> [u8; 16] {
+    let mut nonce = [0; 16];
+    nonce[..8].copy_from_slice(raw.seq.as_bytes());
+    nonce[8] = raw.version;
+    // Bytes that are not part of the tag, which everybody sees.
+    nonce[9..].copy_from_slice(&hash[8..15]);
+    nonce
 }
 
 fn body_tag(keys: &FrameKeys, mut raw: RawHeader, payload: &[u8]) -> [u8; 16] {

@@ -1,4 +1,4 @@
-use super::super::keys::{Direction, Psk, SessionKey};
+use super::super::keys::{Direction, KeyHalf, Psk, SessionKey};
 use super::*;
 use crate::transport::{NodeId, SessionEpoch, SessionId};
 
@@ -134,4 +134,79 @@ fn limits_hold_when_sealing() {
         text: &text,
     };
     assert!(seal_marker(&keys, BatchSeq(0), ChannelId(0), &abort, &mut [0; 512]).is_err());
+}
+
+fn keys_over_tls(direction: Direction) -> FrameKeys {
+    let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
+    let halves = [&KeyHalf([1; 32]), &KeyHalf([2; 32])];
+    SessionKey::of_halves(halves, SessionId([1; 16]), a, b, SessionEpoch(0)).frame_keys(direction)
+}
+
+/// 40 bytes of 0xA5 as `seq`, in `version`, under keys that encrypt.
+fn sealed(seq: u64, version: Version, digest: u8) -> Vec<u8> {
+    let keys = keys_over_tls(Direction::ToAcceptor);
+    let mut frame = vec![0xA5; BATCH_HEADER_BYTES + 40 + keys.seal_bytes()];
+    let header = DataHeader {
+        version,
+        method: 0,
+        flags: 0,
+        channel: ChannelId(3),
+        seq: BatchSeq(seq),
+        offset: 4096,
+        raw_len: 4104,
+        digest: [digest; 16],
+    };
+    seal_data(&keys, &header, &mut frame).unwrap();
+    frame
+}
+
+#[test]
+fn an_encrypted_payload_is_unreadable_and_comes_back() {
+    let keys = keys_over_tls(Direction::ToAcceptor);
+    let mut frame = sealed(7, Version::V3, 1);
+    let payload = &frame[BATCH_HEADER_BYTES..];
+    assert!(payload.windows(4).all(|bytes| bytes != [0xA5; 4]));
+    let header = open_batch(&keys, &frame).unwrap().header;
+    assert_eq!(header.payload_len as usize, 40 + SEAL_BYTES);
+    let left = open_payload(&keys, &mut frame).unwrap();
+    assert_eq!(frame[BATCH_HEADER_BYTES..left], [0xA5; 40]);
+}
+
+#[test]
+fn every_bit_of_an_encrypted_frame_is_covered() {
+    let keys = keys_over_tls(Direction::ToAcceptor);
+    let frame = sealed(7, Version::V3, 1);
+    for bit in 0..frame.len() * 8 {
+        let mut changed = frame.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(
+            open_payload(&keys, &mut changed),
+            Err(WireError::BadTag),
+            "bit {bit}"
+        );
+    }
+    let foreign = keys_over_tls(Direction::ToInitiator);
+    assert!(open_payload(&foreign, &mut frame.clone()).is_err());
+    for bytes in 0..BATCH_HEADER_BYTES + 1 + SEAL_BYTES {
+        assert!(open_payload(&keys, &mut frame[..bytes].to_vec()).is_err());
+    }
+}
+
+#[test]
+fn one_sequence_number_never_has_one_key_stream_twice() {
+    // Equal bytes: where two payloads are equal, so were their key streams.
+    let frames = [
+        sealed(7, Version::V3, 1),
+        sealed(7, Version::V1, 1),
+        sealed(8, Version::V3, 1),
+        // The same place with other bytes, which no session does.
+        sealed(7, Version::V3, 2),
+    ];
+    for (at, one) in frames.iter().enumerate() {
+        for other in &frames[at + 1..] {
+            assert_ne!(one[BATCH_HEADER_BYTES..], other[BATCH_HEADER_BYTES..]);
+        }
+    }
+    // A resend is the same frame, bit for bit.
+    assert_eq!(frames[0], sealed(7, Version::V3, 1));
 }

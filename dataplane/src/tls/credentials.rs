@@ -1,0 +1,149 @@
+//! This node's certificate and whom it trusts, ready for use.
+//!
+//! In: `[tls]`, the node's name, the time. Out: both ends' settings of the TLS library. Promises: what is in
+//! use is whole: files that do not fit together, or that are not good now, change nothing; connections
+//! under handshake and sessions keep what they began with.
+
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+use rustls::server::NoServerSessionStorage;
+use rustls::{ClientConfig, ServerConfig};
+use webpki::KeyUsage;
+
+use super::files::{self, FileError, Stamp};
+use super::peers::{Flaw, Peers};
+use super::{PROTOCOL, names};
+use crate::config::TlsConfig;
+
+/// See the module.
+pub struct Credentials {
+    config: TlsConfig,
+    node: String,
+    provider: Arc<CryptoProvider>,
+    /// Of the files when they were last read, good or not.
+    stamp: Stamp,
+    /// For peers that dial us.
+    pub server: Arc<ServerConfig>,
+    /// For peers that we dial.
+    pub client: Arc<ClientConfig>,
+}
+
+/// Why the files do not make credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// One of them.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Key and certificate, as a rule.
+    #[error("cert and key of [tls]: {0}; copy both from one `dwcpctl pki issue`")]
+    Pair(rustls::Error),
+    /// The node's name.
+    #[error(
+        "node = \"{0}\" cannot stand in a certificate: use 1 to 64 letters, digits, dots, dashes or underscores"
+    )]
+    Name(String),
+    /// Our own certificate.
+    #[error("this node's certificate {0}")]
+    Flaw(#[from] Flaw),
+    /// It is another node's.
+    #[error("the certificate is for node {found}, but node = \"{node}\": issue one for this node")]
+    OtherNode {
+        /// The name in the certificate.
+        found: String,
+        /// The name in the configuration.
+        node: String,
+    },
+}
+
+impl Credentials {
+    /// Reads and checks the files.
+    ///
+    /// # Errors
+    /// [`CredentialsError`].
+    pub fn load(config: &TlsConfig, node: &str) -> Result<Self, CredentialsError> {
+        if names::uri_of(node).is_none() {
+            return Err(CredentialsError::Name(node.to_owned()));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let stamp = files::stamp(config);
+        let (server, client) = settings(config, node, &provider)?;
+        Ok(Self {
+            config: config.clone(),
+            node: node.to_owned(),
+            provider,
+            stamp,
+            server,
+            client,
+        })
+    }
+
+    /// The table that it was made of.
+    #[must_use]
+    pub const fn config(&self) -> &TlsConfig {
+        &self.config
+    }
+
+    /// Have the files changed since they were last read?
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        files::stamp(&self.config) != self.stamp
+    }
+
+    /// Reads the files again. Handshakes that begin from now on use them.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]; what was in use stays in use until the files change once more.
+    pub fn reload(&mut self) -> Result<(), CredentialsError> {
+        self.stamp = files::stamp(&self.config);
+        let (server, client) = settings(&self.config, &self.node, &self.provider)?;
+        (self.server, self.client) = (server, client);
+        Ok(())
+    }
+}
+
+fn settings(
+    config: &TlsConfig,
+    node: &str,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>), CredentialsError> {
+    let material = files::read(config)?;
+    let peers = Peers::new(material.anchors, material.revoked, Arc::clone(provider));
+    if let Some((own, between)) = material.chain.split_first() {
+        // A certificate that peers would refuse is better refused here, with its cure.
+        for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
+            let found = peers.node_of(own, between, UnixTime::now(), usage)?;
+            if found != node {
+                return Err(CredentialsError::OtherNode {
+                    found,
+                    node: node.to_owned(),
+                });
+            }
+        }
+    }
+    let peers = Arc::new(peers);
+    let versions = &[&rustls::version::TLS13];
+    let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(versions)
+        .map_err(CredentialsError::Pair)?
+        .with_client_cert_verifier(Arc::clone(&peers) as _)
+        .with_single_cert(material.chain.clone(), material.key.clone_key())
+        .map_err(CredentialsError::Pair)?;
+    server.alpn_protocols = vec![PROTOCOL.to_vec()];
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    // A ticket would come behind the handshake's last byte, among the lane's frames.
+    server.send_tls13_tickets = 0;
+    let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(versions)
+        .map_err(CredentialsError::Pair)?
+        .dangerous()
+        .with_custom_certificate_verifier(peers)
+        .with_client_auth_cert(material.chain, material.key)
+        .map_err(CredentialsError::Pair)?;
+    client.alpn_protocols = vec![PROTOCOL.to_vec()];
+    client.resumption = Resumption::disabled();
+    client.enable_sni = false;
+    Ok((Arc::new(server), Arc::new(client)))
+}
