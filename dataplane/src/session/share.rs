@@ -102,12 +102,9 @@ impl Session {
         let Some(link) = self.link.as_mut() else {
             return;
         };
-        let starved = || {
-            let mut channels = self.channels.iter();
-            channels.any(|channel| channel.readable && link.outbound.may_read(channel.id) == 0)
-        };
-        let starved = starved();
-        let waits = starved || link.outbound.has_queued();
+        // Whatever holds it up, the line, its window or this worker: what others leave of it is of use.
+        let unread = self.channels.iter().any(|channel| channel.readable);
+        let waits = unread || link.outbound.has_queued();
         let sent_bytes = self.picture.wire_bytes_sent;
         self.share.look(sent_bytes, waits, hands.now_ns);
         if !self.share.in_tail && self.guest_stands_still() {

@@ -35,7 +35,7 @@ const SLOWED_LEAST_PERCENT: u64 = 60;
 /// After so many looks with somebody slowed it is judged whether that was of use.
 const JUDGED_AFTER: u32 = 20;
 /// It was when the link still carries so many hundredths of what it did.
-const OF_USE_PERCENT: u64 = 85;
+const OF_USE_PERCENT: u64 = 75;
 /// How long nobody is slowed after the past was forgiven.
 const FORGIVEN_LOOKS: u32 = 30;
 
@@ -72,6 +72,8 @@ struct Link {
     /// The best rate of late.
     best: u64,
     slowed_looks: u32,
+    /// What the link carried, added up over these.
+    slowed_rates: u64,
     forgiven_looks: u32,
 }
 
@@ -157,7 +159,7 @@ impl Sharing {
         }
         link.best = all.max(link.best - link.best / 64);
         if count < 2 {
-            link.slowed_looks = 0;
+            (link.slowed_looks, link.slowed_rates) = (0, 0);
             if count == 1 {
                 link.clock = least;
             }
@@ -189,10 +191,16 @@ impl Sharing {
                 *rate = (even / 100 * percent.max(SLOWED_LEAST_PERCENT)).max(1);
             }
         }
-        link.slowed_looks = if any { link.slowed_looks + 1 } else { 0 };
+        if any {
+            link.slowed_looks += 1;
+            link.slowed_rates = link.slowed_rates.saturating_add(all);
+        } else {
+            (link.slowed_looks, link.slowed_rates) = (0, 0);
+        }
         if link.slowed_looks >= JUDGED_AFTER {
-            link.slowed_looks = 0;
-            if all < link.best / 100 * OF_USE_PERCENT {
+            let mean = link.slowed_rates / u64::from(link.slowed_looks);
+            (link.slowed_looks, link.slowed_rates) = (0, 0);
+            if mean < link.best / 100 * OF_USE_PERCENT {
                 let first = sessions
                     .iter()
                     .filter(|session| session.known && session.link == number)
