@@ -43,7 +43,7 @@ pub struct Bundle {
     peer: Option<(SocketAddr, Option<String>)>,
     pub(super) slots: Vec<Slot>,
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
-    retransmits: Vec<u32>,
+    pub(super) retransmits: Vec<u32>,
     asked: usize,
     loss: Loss,
     /// What each lane is paced to; 0: not.
@@ -113,21 +113,6 @@ impl Bundle {
             Some(Slot::Up(id, _)) => Some(*id),
             _ => None,
         }
-    }
-
-    pub(super) fn ensure(&mut self, lanes: usize) {
-        while self.slots.len() < lanes {
-            self.slots.push(Slot::Down { dial_at_ns: 0 });
-            self.retransmits.push(0);
-            self.paced.push(0);
-        }
-    }
-
-    /// Forgets all lanes but the first so many.
-    pub(super) fn truncate(&mut self, lanes: usize) {
-        self.slots.truncate(lanes);
-        self.retransmits.truncate(lanes);
-        self.paced.truncate(lanes);
     }
 
     /// The lanes that are up.

@@ -6,10 +6,10 @@
 
 use std::net::SocketAddr;
 
-use dwcp_api::{Failure, SessionState, Version as ApiVersion};
+use dwcp_api::{Failure, Mode, SessionState, Version as ApiVersion};
 use dwcp_drivers::lane::LaneGroup;
 
-use super::bundle::Slot;
+use super::bundle::{Bundle, Slot};
 use super::{Fault, Hands, Session};
 use crate::transport::LaneIx;
 use crate::transport::handshake::Way;
@@ -17,6 +17,24 @@ use crate::transport::streams::{Load, PathKind};
 
 /// A lane that was not needed for this long is closed.
 const RETIRE_NS: u64 = 5_000_000_000;
+
+impl Bundle {
+    /// Has places for so many lanes at least.
+    pub(super) fn ensure(&mut self, lanes: usize) {
+        while self.slots.len() < lanes {
+            self.slots.push(Slot::Down { dial_at_ns: 0 });
+            self.retransmits.push(0);
+            self.paced.push(0);
+        }
+    }
+
+    /// Forgets all lanes but the first so many.
+    pub(super) fn truncate(&mut self, lanes: usize) {
+        self.slots.truncate(lanes);
+        self.retransmits.truncate(lanes);
+        self.paced.truncate(lanes);
+    }
+}
 
 impl Session {
     /// How many lanes there should be, and how many are used.
@@ -89,12 +107,17 @@ impl Session {
         }
     }
 
-    /// The smallest round trip that the network below measured.
+    /// What kind of path it is: by the mode, or while none is known by the smallest round trip that the network
+    /// below measured.
     pub(super) fn note_path(&mut self, rtt_min_us: u32) {
-        if rtt_min_us > 0 {
-            let kind = PathKind::by_rtt(Some(u64::from(rtt_min_us)));
-            self.streams.set_kind(kind);
-        }
+        let kind = match self.picture.mode() {
+            Some(Mode::Datacenter) => PathKind::Datacenter,
+            Some(Mode::Hybrid) => PathKind::Hybrid,
+            Some(Mode::Internet) => PathKind::Internet,
+            None if rtt_min_us == 0 => return,
+            None => PathKind::by_rtt(Some(u64::from(rtt_min_us))),
+        };
+        self.streams.set_kind(kind);
     }
 
     /// The dialling side closes lanes that have not been needed for a while.

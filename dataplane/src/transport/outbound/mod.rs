@@ -13,6 +13,7 @@ mod figures;
 pub mod lanes;
 pub mod silence;
 mod step;
+mod tuning;
 pub mod window;
 
 use super::wire::control::Ack;
@@ -194,16 +195,6 @@ impl<F: FrameHandle> Outbound<F> {
             .may_read(channel, self.config.window_limit_bytes)
             .min(self.reserve_bytes);
         usize::try_from(bytes.max(beyond)).unwrap_or(usize::MAX)
-    }
-
-    /// The path's round trip, as the network below knows it: see [`FarPath`].
-    pub const fn expect_delay(&mut self, delay_ns: u64) {
-        self.far.expect_delay(delay_ns);
-    }
-
-    /// The share of its packets that the network below sends again: see [`FarPath::expect_loss`].
-    pub fn expect_loss(&mut self, share: f32) {
-        self.far.expect_loss(share);
     }
 
     /// So many bytes may be read beyond what the window allows now, once, within the negotiated limit:
@@ -542,16 +533,6 @@ impl<F: FrameHandle> Outbound<F> {
                 self.first_queued = self.first_queued.min(seq);
             }
         }
-    }
-
-    /// A lane with this backlog takes no more from now on.
-    pub const fn set_lane_backlog_limit(&mut self, bytes: usize) {
-        self.config.lane_backlog_limit_bytes = bytes;
-    }
-
-    /// Spreads over the first `active` lanes from now on. What others carry is still waited for.
-    pub fn set_active_lanes(&mut self, active: usize) {
-        self.lanes.set_active(active);
     }
 
     /// What needs the engine's hand. Call until `None`, a few times a second at least, after all

@@ -1,0 +1,29 @@
+//! What [`super::Outbound`] is told while it runs.
+//!
+//! In: what the network below knows, how many lanes pay, what they may hold. Out: a sender that keeps to it.
+//! Promise: what is under way stays as it is; only what is sent from now on is concerned.
+
+use super::Outbound;
+use crate::transport::FrameHandle;
+
+impl<F: FrameHandle> Outbound<F> {
+    /// The path's round trip, as the network below knows it: see [`super::far::FarPath`].
+    pub const fn expect_delay(&mut self, delay_ns: u64) {
+        self.far.expect_delay(delay_ns);
+    }
+
+    /// The share of its packets that the network below sends again: see [`super::far::FarPath::expect_loss`].
+    pub fn expect_loss(&mut self, share: f32) {
+        self.far.expect_loss(share);
+    }
+
+    /// A lane with this backlog takes no more from now on.
+    pub const fn set_lane_backlog_limit(&mut self, bytes: usize) {
+        self.config.lane_backlog_limit_bytes = bytes;
+    }
+
+    /// Spreads over the first `active` lanes from now on. What others carry is still waited for.
+    pub fn set_active_lanes(&mut self, active: usize) {
+        self.lanes.set_active(active);
+    }
+}
