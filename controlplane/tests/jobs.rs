@@ -222,7 +222,7 @@ async fn a_destination_without_the_right_to_postcopy_is_told_so() {
     let release = &releases()[0];
     let mut scene = Scene::new(release).await;
     scene.destination.kill();
-    let more = ["-runas", "nobody"];
+    let more = ["-run-with", "user=nobody"];
     scene.destination = Qemu::start_with(release, &scene.host(1), "vm2", true, &more);
     let id = scene
         .start(&json!({ "postcopy": "after_first_pass" }))
