@@ -26,7 +26,6 @@ pub enum BlockError {
 }
 
 /// See the module. Files that it needs stay open, so it outlives its removal from the store.
-#[derive(Debug)]
 pub struct Baseline {
     tenant: Tenant,
     id: ManifestId,
@@ -39,6 +38,16 @@ pub struct Baseline {
     /// Block number plus one by the low bits of its hash; zero is empty.
     table: Box<[u32]>,
     secret: Arc<Secret>,
+}
+
+impl std::fmt::Debug for Baseline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Baseline")
+            .field("tenant", &self.tenant)
+            .field("id", &self.id)
+            .field("blocks", &self.blocks())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Baseline {

@@ -118,6 +118,11 @@ impl Decoder {
         }
     }
 
+    /// The page history, when nothing more is to be decoded.
+    pub fn into_store(self) -> PageStore {
+        self.store
+    }
+
     /// The receiver's page history.
     pub const fn store(&self) -> &PageStore {
         &self.store

@@ -338,6 +338,11 @@ impl Encoder {
         &self.store
     }
 
+    /// The page history, when nothing more is to be encoded.
+    pub fn into_store(self) -> PageStore {
+        self.store
+    }
+
     /// The capacities that must never grow.
     #[cfg(test)]
     pub(super) fn capacities(&self) -> [usize; 4] {
