@@ -102,6 +102,7 @@ pub struct StageRates {
 const PAGES: [(&str, &str); 4] = [
     ("zero", "pages_zero_total"),
     ("duplicate", "pages_duplicate_total"),
+    ("known", "pages_known_total"),
     ("delta", "pages_delta_total"),
     ("whole", "pages_literal_total"),
 ];

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use dwcp_api::Failure;
+use dwcp_api::worker::WorkerCounters;
 use dwcp_baseline::{Baseline, Tenant};
 
 use super::link::Link;
@@ -156,6 +157,7 @@ impl Session {
                 list.push(Arc::clone(held));
             }
         }
+        self.picture.baselines = list.len() as u64;
         if !list.is_empty() {
             link.decoder.use_baselines(list.clone());
             state.note_used(list);
@@ -164,7 +166,11 @@ impl Session {
     }
 
     /// Takes the peer's word.
-    pub(super) fn on_baseline_word(&mut self, word: BaselineWord<'_>) -> Result<(), Fault> {
+    pub(super) fn on_baseline_word(
+        &mut self,
+        word: BaselineWord<'_>,
+        counters: &WorkerCounters,
+    ) -> Result<(), Fault> {
         let is_source = self.is_source();
         let state = &mut self.baselines;
         let Some(link) = self.link.as_mut().filter(|link| link.baselines) else {
@@ -184,12 +190,14 @@ impl Session {
                 let held = |(at, _): &(usize, &Arc<Baseline>)| bits & 1 << *at != 0;
                 let list = own.iter().take(MAX_OFFERS).enumerate().filter(held);
                 let list: Vec<_> = list.map(|(_, one)| Arc::clone(one)).collect();
+                self.picture.baselines = list.len() as u64;
                 link.encoder.use_baselines(list.clone());
                 state.note_used(list);
                 Ok(())
             }
             (BaselineWord::Missing(seq), true) if state.answered => {
                 state.count_miss()?;
+                counters.baseline_misses_total.add(1);
                 link.encoder.use_baselines(Vec::new());
                 encoding::send_again(link, seq)
             }

@@ -231,7 +231,7 @@ impl Session {
                 Failure::PeerAborted,
                 format!("the peer gave the session up ({reason:?}): {text}"),
             )),
-            Some(Marker::Baseline(word)) => self.on_baseline_word(word),
+            Some(Marker::Baseline(word)) => self.on_baseline_word(word, hands.counters),
             None => Err(Fault::new(Failure::Protocol, "a batch of no known kind")),
         }
     }
