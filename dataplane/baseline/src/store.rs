@@ -19,7 +19,7 @@ use crate::manifest::{self, Entry, Kind, Place, Summary};
 use crate::names::{ManifestId, Tenant};
 
 /// How long a writer waits for another.
-const LOCK_WAIT: Duration = Duration::from_secs(120);
+const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_STEP: Duration = Duration::from_millis(50);
 
 /// What a store may use.

@@ -129,7 +129,7 @@ impl Keeper {
         let _ = self.keeps.try_send(Keep::Used(list));
     }
 
-    /// Ends what is at work soon; the threads end when nobody can ask them any more.
+    /// Waits for no other writer any more; the threads end when they are done and nobody can ask them.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -176,13 +176,20 @@ fn keep(store: &Store, requests: &Receiver<Keep>, waiting: &AtomicBool, stopping
             } => {
                 waiting.store(false, Ordering::Relaxed);
                 let mut pages = Pages { pages, next: 0 };
-                let go_on = &mut |_| !stopping.load(Ordering::Relaxed);
                 let named = (Kind::Migration, name.as_str());
-                match store.add(&tenant, named, &mut pages, go_on) {
+                let mut add = || store.add(&tenant, named, &mut pages, &mut |_| true);
+                let mut kept = add();
+                // While an image is being added this waits, with nothing taken out of the pages yet.
+                while matches!(kept, Err(StoreError::Busy { .. }))
+                    && !stopping.load(Ordering::Relaxed)
+                {
+                    kept = add();
+                }
+                match kept {
                     Ok(kept) => {
                         tracing::info!(%tenant, id = %kept.id, blocks = kept.blocks, "a migration is kept");
                     }
-                    Err(StoreError::Empty | StoreError::Stopped) => {}
+                    Err(StoreError::Empty) => {}
                     Err(error) => tracing::warn!(%tenant, %error, "a migration is not kept"),
                 }
             }

@@ -180,6 +180,9 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             }
             self.stages.end_turn(monotonic_ns(), false, counters);
         }
+        for (_, session) in &mut self.sessions {
+            session.let_go();
+        }
         Ok(())
     }
 

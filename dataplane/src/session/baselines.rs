@@ -206,7 +206,7 @@ impl Session {
     }
 
     /// Lets the session's memory go; the pages of a guest that was moved are kept for the next time.
-    pub(super) fn let_go(&mut self) {
+    pub fn let_go(&mut self) {
         let Some(link) = self.link.take() else {
             return;
         };
