@@ -287,3 +287,6 @@ fn finish(link: &mut Link, mut job: Box<Job>) -> Result<Option<(Frame, Made)>, F
     };
     Ok(Some((frame, made)))
 }
+
+#[cfg(test)]
+mod tests;
