@@ -96,6 +96,10 @@ impl Job {
 
 /// A session's jobs.
 pub struct Jobs {
+    #[expect(
+        clippy::vec_box,
+        reason = "a job goes from queue to queue, which must cost neither a copy nor an allocation"
+    )]
     spare: Vec<Box<Job>>,
     returns: Arc<Returns>,
     count: usize,
@@ -288,3 +292,6 @@ fn finish(link: &mut Link, mut job: Box<Job>) -> Result<Option<(Frame, Made)>, F
     };
     Ok(Some((frame, made)))
 }
+
+#[cfg(test)]
+mod tests;
