@@ -42,7 +42,7 @@ const LOAD_MEMORY_MB: u32 = 512;
 const LOAD_PAGES_PER_S: u32 = 500;
 
 /// A saved guest.
-pub(super) enum Saved {
+pub(crate) enum Saved {
     /// The lab's own, whose whole memory checks itself.
     Load,
     /// One with an operating system.
@@ -82,19 +82,20 @@ enum Mover<'h> {
 }
 
 impl Saved {
-    fn restored(&self, host: &Host) -> anyhow::Result<Guest> {
+    /// A running copy.
+    pub(crate) fn restored(&self, host: Option<&Host>) -> anyhow::Result<Guest> {
         match self {
             Self::Load => {
-                let guest = Guest::saved(Some(host), GuestConfig::sized(LOAD_MEMORY_MB))?;
+                let guest = Guest::saved(host, GuestConfig::sized(LOAD_MEMORY_MB))?;
                 guest.set_rate(LOAD_PAGES_PER_S)?;
                 Ok(guest)
             }
-            Self::Debian(saved) => Ok(saved.restored(Some(host))?),
+            Self::Debian(saved) => Ok(saved.restored(host)?),
         }
     }
 
     /// The guest's work was done right before, and is done right now.
-    fn works(&self, guest: &Guest, side: Side, mark: usize) -> anyhow::Result<()> {
+    pub(crate) fn works(&self, guest: &Guest, side: Side, mark: usize) -> anyhow::Result<()> {
         if let Self::Debian(_) = self {
             goes_on(guest.ticks(), side, mark, WORK_LIMIT)?;
         }
@@ -108,7 +109,7 @@ pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<
     let line = Line::lay(link, &a, &b)?;
     let management = Cable::management(&a, &b, 1)?;
     let mut mover = mover(config, [&a, &b], &line, &management)?;
-    let mut source = saved.restored(&a)?;
+    let mut source = saved.restored(Some(&a))?;
     let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
     if !config.is_ours() {
         prepare(config, &mut source, &mut destination)?;

@@ -22,7 +22,7 @@ use dwcp_lab::debian::{DebianGuest, Work};
 
 pub use configs::Config;
 pub use links::Link;
-use migrate::Saved;
+pub(crate) use migrate::Saved;
 pub use summary::{Comparison, ConfigFigures, Figure, Ratio};
 use summary::{Runs, ratio};
 
@@ -68,7 +68,20 @@ impl Guest {
 #[derive(Clone, Debug)]
 pub struct Several<T>(Vec<T>);
 
-fn several<T: ValueEnum + Send + Sync + 'static>(text: &str) -> Result<Several<T>, String> {
+impl<T: Copy> Several<T> {
+    /// What was named, in order.
+    pub fn iter(&self) -> impl Iterator<Item = T> + use<'_, T> {
+        self.0.iter().copied()
+    }
+}
+
+/// Reads names with commas between them, or `all`.
+///
+/// # Errors
+/// A name that is none of them, and what the names are.
+pub(crate) fn several<T: ValueEnum + Send + Sync + 'static>(
+    text: &str,
+) -> Result<Several<T>, String> {
     if text == "all" {
         return Ok(Several(T::value_variants().to_vec()));
     }
@@ -146,13 +159,19 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn default_cache() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe()?;
-    let target = program.parent().and_then(Path::parent);
-    Ok(target.unwrap_or(Path::new("/tmp")).join(CACHE))
+/// Where saved guests are kept when nothing is said.
+pub(crate) fn default_cache() -> anyhow::Result<PathBuf> {
+    beside_programs(CACHE)
 }
 
-fn saved(guest: Guest, cache: &Path) -> anyhow::Result<Saved> {
+/// A folder beside the one of the built programs.
+pub(crate) fn beside_programs(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.parent().and_then(Path::parent);
+    Ok(target.unwrap_or(Path::new("/tmp")).join(name))
+}
+
+pub(crate) fn saved(guest: Guest, cache: &Path) -> anyhow::Result<Saved> {
     let say = |words: &str| eprintln!("{words}");
     guest.work().map_or(Ok(Saved::Load), |work| {
         let guest = DebianGuest::ensure(cache, work, &say)
