@@ -99,7 +99,7 @@ pub struct StageRates {
     pub batches_per_s: Option<f64>,
 }
 
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 5] = [
     ("zero", "pages_zero_total"),
     ("duplicate", "pages_duplicate_total"),
     ("known", "pages_known_total"),

@@ -175,7 +175,7 @@ fn keep(store: &Store, requests: &Receiver<Keep>, waiting: &AtomicBool, stopping
                 pages,
             } => {
                 waiting.store(false, Ordering::Relaxed);
-                let mut pages = Pages { pages, next: 0 };
+                let mut pages = Pages::new(pages);
                 let named = (Kind::Migration, name.as_str());
                 let mut add = || store.add(&tenant, named, &mut pages, &mut |_| true);
                 let mut kept = add();
@@ -211,9 +211,17 @@ fn keep(store: &Store, requests: &Receiver<Keep>, waiting: &AtomicBool, stopping
 }
 
 /// The pages of a history in the order of their slots, which both ends share.
-struct Pages {
+pub struct Pages {
     pages: Box<PageStore>,
     next: u32,
+}
+
+impl Pages {
+    /// From the first slot on.
+    #[must_use]
+    pub const fn new(pages: Box<PageStore>) -> Self {
+        Self { pages, next: 0 }
+    }
 }
 
 impl Blocks for Pages {

@@ -22,6 +22,7 @@ use dwcp_lab::ticks::Side;
 use dwcp_lab::watchdog::poll_until;
 use serde_json::{Value, json};
 
+use super::baselines::Shelf;
 use super::configs::{Config, DOWNTIME_LIMIT_MS, prepare};
 use super::links::{Line, Link};
 use super::usage;
@@ -29,7 +30,7 @@ use crate::cores::own_core;
 use crate::processes::cpu_ms;
 
 /// When to give up.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 /// What a restored guest is given to get back to its work.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long the guest is watched after the switchover.
@@ -103,12 +104,28 @@ impl Saved {
     }
 }
 
-/// Moves the guest once.
-pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<Sample> {
+/// Moves the guest once. `shelves` is what both hosts hold on disk.
+pub(super) fn once(
+    saved: &Saved,
+    link: Link,
+    config: Config,
+    shelves: Option<&[Shelf; 2]>,
+) -> anyhow::Result<Sample> {
+    once_then(saved, link, config, shelves, &|_| Ok(()))
+}
+
+/// The same, and then something else while both nodes still run.
+pub(super) fn once_then(
+    saved: &Saved,
+    link: Link,
+    config: Config,
+    shelves: Option<&[Shelf; 2]>,
+    then: &dyn Fn(&Sample) -> anyhow::Result<()>,
+) -> anyhow::Result<Sample> {
     let (a, b) = (Host::new("a")?, Host::new("b")?);
     let line = Line::lay(link, &a, &b)?;
     let management = Cable::management(&a, &b, 1)?;
-    let mut mover = mover(config, [&a, &b], &line, &management)?;
+    let mut mover = mover(config, [&a, &b], &line, &management, shelves)?;
     let mut source = saved.restored(Some(&a))?;
     let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
     if !config.is_ours() {
@@ -140,7 +157,7 @@ pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<
     let stop = stopped(&mut source, began_at).unwrap_or(total);
     let rate = link.rate_bytes_per_s();
     let cpu_s = |index: usize| cpu_after[index].saturating_sub(cpu_before[index]) as f64 / 1e3;
-    Ok(Sample {
+    let sample = Sample {
         total_ms: total.as_secs_f64() * 1e3,
         downtime_ms: done["downtime"].as_f64().unwrap_or_default(),
         gap_ms,
@@ -149,7 +166,9 @@ pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<
         planes_cpu_s: cpu_s(1),
         link_used: rate.and_then(|rate| usage::link_used(&record, rate, stop)),
         timeline: rate.map_or_else(Vec::new, |rate| usage::timeline(&record, rate)),
-    })
+    };
+    then(&sample)?;
+    Ok(sample)
 }
 
 fn mover<'h>(
@@ -157,6 +176,7 @@ fn mover<'h>(
     hosts: [&'h Host; 2],
     line: &Line,
     management: &Cable,
+    shelves: Option<&[Shelf; 2]>,
 ) -> anyhow::Result<Mover<'h>> {
     let addresses = line.addresses();
     if !config.is_ours() {
@@ -170,7 +190,9 @@ fn mover<'h>(
     let node = |index: usize, name, management| {
         let mut config = NodeConfig::new(name, addresses[index], management);
         let table = authority.as_ref().map(|authority| authority.table(name));
-        config.dataplane_extra = format!("{}\n{}", own_core(index), table.unwrap_or_default());
+        let shelf = shelves.map(|shelves| shelves[index].table());
+        let tables = [table, shelf].map(Option::unwrap_or_default).concat();
+        config.dataplane_extra = format!("{}\n{tables}", own_core(index));
         Node::start(hosts[index], config)
     };
     Ok(Mover::Product {

@@ -5,6 +5,7 @@
 //! ways take their turn, the next round beginning one further on, so that what else the machine does meets
 //! all; a run that fails is said, counted and shown.
 
+mod baselines;
 mod configs;
 mod links;
 mod migrate;
@@ -20,6 +21,7 @@ use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use dwcp_lab::debian::{DebianGuest, Work};
 
+use baselines::Stores;
 pub use configs::Config;
 pub use links::Link;
 pub(crate) use migrate::Saved;
@@ -109,7 +111,7 @@ pub struct Arguments {
     /// Lines: wan200, lossy100, fast900, far150, lan; commas between them, or all
     #[arg(long, value_parser = several::<Link>)]
     link: Several<Link>,
-    /// Ways: dwcp, plain, xbzrle, multifd4, multifd8, multifd4-zstd, multifd8-zstd; commas, or all
+    /// Ways: dwcp, dwcp-tls, dwcp-baseline, dwcp-again, plain, xbzrle, multifd4, multifd8, multifd4-zstd, multifd8-zstd; commas, or all
     #[arg(long, value_parser = several::<Config>, default_value = "all")]
     configs: Several<Config>,
     /// Runs of each way
@@ -190,6 +192,10 @@ fn compare(arguments: &Arguments, guest: Guest, saved: &Saved, link: Link) -> Co
             failed: Vec::new(),
         })
         .collect();
+    let mut stores: Vec<_> = configs
+        .iter()
+        .map(|config| Stores::for_config(*config))
+        .collect();
     for round in 0..arguments.runs as usize {
         for turn in 0..all.len() {
             let at = (turn + round) % all.len();
@@ -202,7 +208,15 @@ fn compare(arguments: &Arguments, guest: Guest, saved: &Saved, link: Link) -> Co
                 round + 1,
                 arguments.runs
             );
-            match migrate::once(saved, link, runs.config) {
+            let config = runs.config;
+            let sample = match &mut stores[at] {
+                Ok(None) => migrate::once(saved, link, config, None),
+                Ok(Some(stores)) => stores
+                    .shelves(config, saved, link)
+                    .and_then(|shelves| migrate::once(saved, link, config, Some(&shelves))),
+                Err(error) => Err(anyhow::anyhow!("{error:#}")),
+            };
+            match sample {
                 Ok(sample) => {
                     eprintln!("{what}: {}", table::line(&sample));
                     runs.samples.push(sample);

@@ -6,6 +6,7 @@
 //! hindsight. Promise: what was encoded was decoded and compared, every time.
 
 mod batches;
+mod known;
 mod line;
 mod replay;
 
@@ -18,6 +19,7 @@ use crate::compare::{Guest, Several, several};
 use crate::corpus;
 use crate::row::{self, Row};
 use batches::Stream;
+use known::Known;
 use line::Line;
 use replay::{Cost, Way, replay};
 
@@ -33,6 +35,13 @@ pub struct Arguments {
     /// Where the streams are; by default beside the built programs
     #[arg(long)]
     folder: Option<PathBuf>,
+    /// What both sides hold on disk: `image` for the guest's golden image, or the states of earlier migrations;
+    /// commas between them
+    #[arg(long, value_delimiter = ',', value_name = "WHAT")]
+    baseline: Vec<String>,
+    /// Where saved guests are, for their golden image; by default beside the built programs
+    #[arg(long)]
+    cache: Option<PathBuf>,
     /// Write the rows to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -66,7 +75,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for guest in arguments.guest.iter() {
         let path = corpus::file(&folder, guest, &arguments.state);
         let stream = Stream::read(&path, arguments.batch_kb as usize * 1024)?;
-        let of_guest = of_stream(arguments, guest.name(), &stream)?;
+        let known = Known::prepare(arguments, guest, &folder)?;
+        let name = match arguments.baseline.as_slice() {
+            [] => guest.name().to_owned(),
+            some => format!("{} with {}", guest.name(), some.join("+")),
+        };
+        let of_guest = of_stream(arguments, &name, &stream, &known)?;
         print!("{}", row::table(&of_guest));
         rows.extend(of_guest);
         if let Some(path) = &arguments.json {
@@ -97,7 +111,12 @@ fn fixed(levels: &[i32]) -> Vec<Choice> {
     all
 }
 
-fn of_stream(arguments: &Arguments, guest: &str, stream: &Stream) -> anyhow::Result<Vec<Row>> {
+fn of_stream(
+    arguments: &Arguments,
+    guest: &str,
+    stream: &Stream,
+    baselines: &Known,
+) -> anyhow::Result<Vec<Row>> {
     let store_bytes = (arguments.store_mb as usize) << 20;
     let mut rows = Vec::new();
     // For each encoding the costs of its first run.
@@ -105,7 +124,7 @@ fn of_stream(arguments: &Arguments, guest: &str, stream: &Stream) -> anyhow::Res
     for choice in fixed(&arguments.levels) {
         let (mut left, mut speeds, mut back) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..arguments.runs {
-            let (costs, _) = replay(stream, Way::Fixed(choice), store_bytes)?;
+            let (costs, _) = replay(stream, Way::Fixed(choice), store_bytes, baselines)?;
             let sum = |of: fn(&Cost) -> f64| costs.iter().map(of).sum::<f64>();
             left.push(sum(|cost| cost.len as f64) / stream.page_bytes as f64);
             let gb = stream.raw_bytes as f64 / 1e9;
@@ -131,7 +150,13 @@ fn of_stream(arguments: &Arguments, guest: &str, stream: &Stream) -> anyhow::Res
         rows.push(Row::new(&format!("{name}, decode"), "GB/s out", &back, &[]));
     }
     for mbit in &arguments.lines {
-        rows.extend(on_line(arguments, guest, stream, *mbit, &known)?);
+        rows.extend(on_line(
+            arguments,
+            guest,
+            (stream, baselines),
+            *mbit,
+            &known,
+        )?);
     }
     Ok(rows)
 }
@@ -139,7 +164,7 @@ fn of_stream(arguments: &Arguments, guest: &str, stream: &Stream) -> anyhow::Res
 fn on_line(
     arguments: &Arguments,
     guest: &str,
-    stream: &Stream,
+    (stream, baselines): (&Stream, &Known),
     mbit: u64,
     known: &[(Choice, Vec<Cost>)],
 ) -> anyhow::Result<Vec<Row>> {
@@ -166,7 +191,7 @@ fn on_line(
     let mut learned = Vec::new();
     let mut left = Vec::new();
     for _ in 0..arguments.runs {
-        let (costs, _) = replay(stream, Way::Learned { bytes_per_s }, store_bytes)?;
+        let (costs, _) = replay(stream, Way::Learned { bytes_per_s }, store_bytes, baselines)?;
         learned.push(total(&mut costs.iter().copied()));
         let bytes: usize = costs.iter().map(|cost| cost.len).sum();
         left.push(bytes as f64 / stream.page_bytes as f64);

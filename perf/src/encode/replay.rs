@@ -10,6 +10,7 @@ use dwcp_dataplane::codec::{
 use dwcp_hugepages::arena::BackingPolicy;
 
 use super::batches::Stream;
+use super::known::Known;
 use super::line::Line;
 
 /// How batches are encoded.
@@ -46,10 +47,13 @@ pub(super) fn replay(
     stream: &Stream,
     way: Way,
     store_bytes: usize,
+    known: &Known,
 ) -> anyhow::Result<(Vec<Cost>, Vec<Encoded>)> {
     let config = config(store_bytes);
     let mut encoder = Encoder::new(&config)?;
     let mut decoder = Decoder::new(&config)?;
+    encoder.use_baselines(known.list());
+    decoder.use_baselines(known.list());
     let mut strand = Strand::new(&config)?;
     let mut sections = Sections::new();
     let mut line = match way {

@@ -219,10 +219,8 @@ fn a_full_disk_is_said_and_leaves_nothing_behind() {
         rlim_max: libc::RLIM_INFINITY,
     };
     // SAFETY: `limit` is a whole `rlimit`, read and not kept.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) },
-        0
-    );
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+    assert_eq!(set, 0);
     let full = add(&store, "a", 1000..2000);
     assert!(matches!(full, Err(StoreError::DiskFull { .. })), "{full:?}");
     assert!(files(dir, ".new").is_empty());
