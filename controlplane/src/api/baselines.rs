@@ -10,6 +10,7 @@
 //! | `DELETE /v1/baseline-work/{number}` | the same; it stops soon, and leaves nothing |
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -31,8 +32,9 @@ pub struct ListQuery {
 /// `GET /v1/baselines`
 pub async fn list(
     State(app): State<App>,
-    Query(query): Query<ListQuery>,
+    query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<ListView>, Problem> {
+    let Query(query) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
     let work = move |baselines: &Baselines| baselines.list(query.tenant.as_deref());
     Ok(Json(blocking(app, work).await?))
 }
@@ -48,8 +50,9 @@ pub async fn add(
 /// `DELETE /v1/baselines/{tenant}/{id}`
 pub async fn remove(
     State(app): State<App>,
-    Path((tenant, id)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<impl IntoResponse, Problem> {
+    let (tenant, id) = words(path)?;
     let removed = json!({ "removed": id });
     blocking(app, move |baselines| baselines.remove(&tenant, &id)).await?;
     Ok(Json(removed))
@@ -58,8 +61,9 @@ pub async fn remove(
 /// `POST /v1/baselines/{tenant}/{id}/verify`
 pub async fn verify(
     State(app): State<App>,
-    Path((tenant, id)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<impl IntoResponse, Problem> {
+    let (tenant, id) = words(path)?;
     let view = blocking(app, move |baselines| baselines.verify(&tenant, &id)).await?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
@@ -78,6 +82,11 @@ pub async fn stop(
     PathWord(number): PathWord,
 ) -> Result<Json<WorkView>, Problem> {
     Ok(Json(app.baselines.stop(number_of(&number)?)?))
+}
+
+fn words(path: Result<Path<(String, String)>, PathRejection>) -> Result<(String, String), Problem> {
+    let Path(words) = path.map_err(|error| Problem::bad_request(error.body_text()))?;
+    Ok(words)
 }
 
 fn number_of(text: &str) -> Result<u64, Problem> {
