@@ -261,33 +261,6 @@ impl<F: FrameHandle> Outbound<F> {
         Ok(seq)
     }
 
-    /// Gives a batch its place in the sequence.
-    fn place(&mut self, meta: BatchMeta, now: Nanos) -> Result<BatchSeq, TransportError> {
-        if !self.can_push() {
-            return Err(TransportError::InFlightFull);
-        }
-        let seq = self.next;
-        if self.base == seq {
-            self.silence.begin(now);
-        }
-        self.window.on_push(
-            u64::from(meta.raw_len),
-            self.credit.held_bytes(),
-            meta.read_at,
-        );
-        self.slots[slot_of(seq)] = Slot {
-            state: State::Reserved,
-            frame: None,
-            meta,
-            sent_at: now,
-            times_sent: 0,
-            wire_bytes: 0,
-            first_wire_bytes: 0,
-        };
-        self.next = seq.next();
-        Ok(seq)
-    }
-
     /// The next frame and its lane: oldest first, resent or new. `backlog_bytes` tells what a lane
     /// has not yet written.
     pub fn poll_send(

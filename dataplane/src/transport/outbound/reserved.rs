@@ -4,7 +4,7 @@
 //! waits for a frame that is being made, neither batches behind it nor markers; it counts as in flight from
 //! the moment it has its place.
 
-use super::{BatchMeta, Outbound, State, slot_of};
+use super::{BatchMeta, Outbound, Slot, State, slot_of};
 use crate::transport::{BatchSeq, FrameHandle, Nanos, TransportError};
 
 impl<F: FrameHandle> Outbound<F> {
@@ -15,6 +15,37 @@ impl<F: FrameHandle> Outbound<F> {
     pub fn reserve(&mut self, meta: BatchMeta, now: Nanos) -> Result<BatchSeq, TransportError> {
         let seq = self.place(meta, now)?;
         self.reserved += 1;
+        Ok(seq)
+    }
+
+    /// Gives a batch its place in the sequence.
+    pub(super) fn place(
+        &mut self,
+        meta: BatchMeta,
+        now: Nanos,
+    ) -> Result<BatchSeq, TransportError> {
+        if !self.can_push() {
+            return Err(TransportError::InFlightFull);
+        }
+        let seq = self.next;
+        if self.base == seq {
+            self.silence.begin(now);
+        }
+        self.window.on_push(
+            u64::from(meta.raw_len),
+            self.credit.held_bytes(),
+            meta.read_at,
+        );
+        self.slots[slot_of(seq)] = Slot {
+            state: State::Reserved,
+            frame: None,
+            meta,
+            sent_at: now,
+            times_sent: 0,
+            wire_bytes: 0,
+            first_wire_bytes: 0,
+        };
+        self.next = seq.next();
         Ok(seq)
     }
 
