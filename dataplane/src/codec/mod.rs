@@ -21,6 +21,7 @@ mod delta;
 mod digest;
 mod encoder;
 mod error;
+mod filter;
 mod items;
 mod lz4;
 mod method;
