@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use dwcp_lab::debian::{WORK_LIMIT, goes_on};
 use dwcp_lab::guest::Guest as LabGuest;
 use dwcp_lab::ticks::Side;
 use serde_json::{Value, json};

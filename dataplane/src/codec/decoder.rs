@@ -42,7 +42,12 @@ impl Decoder {
             store: PageStore::new(cfg.store())?,
             simd: Simd::detect(),
             zstd: Decompressor::new().ok_or(CodecError::Zstd)?,
-            scratch: vec![0; Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES)].into_boxed_slice(),
+            scratch: vec![
+                0;
+                sections::CONTEXT_BYTES_MAX
+                    + Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES)
+            ]
+            .into_boxed_slice(),
             known: KnownBlocks::default(),
             poisoned: false,
         })
@@ -101,19 +106,22 @@ impl Decoder {
         }
         let clear_max = Encoder::max_encoded_len(raw_bytes);
         let scratch = &mut self.scratch;
-        let rebuild = Rebuild::new(out, &mut self.store, history, self.simd);
+        let (store, simd) = (&mut self.store, self.simd);
         match Method::from_code(version, method)? {
             Method::Passthrough => {
-                let mut rebuild = rebuild;
+                let mut rebuild = Rebuild::new(out, store, history, simd);
                 rebuild.bytes(payload)?;
                 rebuild.finish()
             }
-            Method::V1Stored => v1::decode(v1::open(false, payload, clear_max, scratch)?, rebuild),
-            Method::V1Lz4 => v1::decode(v1::open(true, payload, clear_max, scratch)?, rebuild),
+            method @ (Method::V1Stored | Method::V1Lz4) => {
+                let ops = v1::open(method == Method::V1Lz4, payload, clear_max, scratch)?;
+                v1::decode(ops, Rebuild::new(out, store, history, simd))
+            }
             Method::Stored | Method::Lz4 | Method::Zstd => {
-                let opened = sections::open(payload, clear_max, &mut self.zstd, scratch)?;
+                let before = history.then_some(&*store);
+                let opened = sections::open(payload, clear_max, before, &mut self.zstd, scratch)?;
                 let known = self.known.fetch(opened.ops.clone(), raw_bytes)?;
-                v3::decode(opened, known, rebuild)
+                v3::decode(opened, known, Rebuild::new(out, store, history, simd))
             }
         }
     }

@@ -66,6 +66,16 @@ pub struct Encoded {
     pub encode_ns: u64,
 }
 
+/// Pages of context for each page of a batch. A small batch has little of its own; the fastest levels make too
+/// little of a context to be worth the time that it takes to index it.
+const fn context_per_page(level: i32) -> u32 {
+    match level {
+        ..=1 => 0,
+        2..=4 => 2,
+        _ => 4,
+    }
+}
+
 /// A batch that was held against the history: with its [`Sections`] all that its payload is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Classified {
@@ -155,9 +165,7 @@ impl Encoder {
         if version == CodecVersion::V1 {
             return Ok(self.classify_v1(raw, tokens, true, true, sections));
         }
-        let has_pages = tokens
-            .iter()
-            .any(|t| matches!(t, Token::Page { .. } | Token::Body { .. }));
+        let has_pages = tokens.iter().any(Token::is_page);
         let choice = self.chooser.choose(hint, raw.len(), has_pages);
         Ok(self.classify_v3(choice, hint.accepts_raw_as_is, raw, tokens, sections))
     }
@@ -211,6 +219,11 @@ impl Encoder {
         }
         let passes = choice.method == Method::Passthrough;
         if !passes {
+            if choice.method == Method::Zstd {
+                let pages = tokens.iter().filter(|token| token.is_page()).count();
+                let per_page = context_per_page(choice.level);
+                sections.take_context(&self.store, per_page * pages as u32);
+            }
             let history = v3::History {
                 store: &mut self.store,
                 contents: &mut self.contents,
@@ -328,7 +341,7 @@ impl Encoder {
         Strand::check_room(raw.len(), out)?;
         let mut sections = std::mem::take(&mut self.sections);
         let encoded = classify(self, &mut sections)
-            .and_then(|classified| self.strand.squeeze(&classified, raw, &sections, out));
+            .and_then(|classified| self.strand.squeeze(&classified, raw, &mut sections, out));
         self.sections = sections;
         encoded
     }
@@ -345,18 +358,15 @@ impl Encoder {
 
     /// The capacities that must never grow.
     #[cfg(test)]
-    pub(super) fn capacities(&self) -> [usize; 4] {
-        let Sections {
-            ops,
-            patches,
-            raw,
-            literals,
-        } = &self.sections;
+    pub(super) fn capacities(&self) -> [usize; 6] {
+        let sections = &self.sections;
         [
-            ops.capacity(),
-            patches.capacity(),
-            raw.capacity(),
-            literals.capacity(),
+            sections.ops.capacity(),
+            sections.patches.capacity(),
+            sections.raw.capacity(),
+            sections.literals.capacity(),
+            sections.kinds.capacity(),
+            sections.filtered.capacity(),
         ]
     }
 }

@@ -75,6 +75,12 @@ pub enum DecodeError {
     /// A section table that does not describe the payload.
     #[error("the payload's sections do not fit its length: end the session")]
     BadSections,
+    /// A context of pages that the history does not hold, in a batch without history, or too large.
+    #[error("a section refers to {pages} pages that the history does not offer: end the session")]
+    BadContext {
+        /// The pages asked for.
+        pages: u32,
+    },
     /// Compressed bytes that do not decompress to the length announced.
     #[error("a section does not decompress to its length: end the session")]
     BadCompression,

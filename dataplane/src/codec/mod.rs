@@ -22,6 +22,7 @@ mod delta;
 mod digest;
 mod encoder;
 mod error;
+mod filter;
 mod items;
 mod known;
 mod lz4;

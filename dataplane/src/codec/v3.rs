@@ -1,6 +1,6 @@
 //! Version 3: runs of operations, with raw bytes, literal pages and what patches the history apart.
 //!
-//! In: a batch's items and the history with its content index. Out: the four [`Sections`]. A page is
+//! In: a batch's items and the history with its content index. Out: the [`Sections`]. A page is
 //! all zero, equal to the stored copy of its address, a small delta against it, equal to the page in
 //! another slot, equal to a block of a baseline, a larger delta, or literal: the first that holds. Promises: a reference is sent only
 //! after its bytes were compared; the history changes as in version 1.
@@ -8,6 +8,7 @@
 use super::content_index::{ContentHash, ContentIndex};
 use super::delta;
 use super::encoder::EncodeStats;
+use super::filter::Filter;
 use super::items::{Item, Items};
 use super::known::{BlockCursor, KnownPages};
 use super::ops::{BlockJump, Class, Jump, Op};
@@ -95,6 +96,7 @@ pub(super) fn encode(
         patches,
         raw,
         literals,
+        ..
     } = sections;
     let mut runs = Runs { ops, run: None };
     let mut next = Next::default();
@@ -197,8 +199,16 @@ pub(super) fn decode(
         mut ops,
         mut patches,
         mut raw,
-        mut literals,
+        literals,
+        kinds,
+        filtered,
     } = opened;
+    let mut literals = Literals {
+        plain: literals,
+        are_mixed: !kinds.is_empty(),
+        kinds,
+        filtered,
+    };
     let mut next_slot = 0;
     while !ops.is_empty() {
         let op = Op::read(&mut ops).ok_or(to.malformed())?;
@@ -216,14 +226,13 @@ pub(super) fn decode(
                     page.fill(0);
                     Some(())
                 })?,
-                Class::Raw | Class::Literal => to.page(addr, op.header, |page| {
-                    page.copy_from_slice(literals.bytes(PAGE_BYTES)?);
-                    Some(())
-                })?,
                 Class::Known => to.page(addr, op.header, |page| {
                     page.copy_from_slice(known.bytes(PAGE_BYTES)?);
                     Some(())
                 })?,
+                Class::Raw | Class::Literal => {
+                    to.page(addr, op.header, |page| literals.next(page))?;
+                }
                 Class::Same => to.page_from_history(
                     addr,
                     op.header,
@@ -252,10 +261,40 @@ pub(super) fn decode(
         }
     }
     // Bytes that no operation asked for: the sections are not one encoder's work.
-    if !(patches.is_empty() && raw.is_empty() && literals.is_empty()) {
+    if !(patches.is_empty() && raw.is_empty() && literals.are_used_up()) {
         return Err(DecodeError::BadSections);
     }
     to.finish()
+}
+
+/// The literal pages of a batch, in order.
+struct Literals<'a> {
+    plain: Reader<'a>,
+    /// Some were filtered, and `kinds` tells of each whether and how.
+    are_mixed: bool,
+    kinds: Reader<'a>,
+    filtered: Reader<'a>,
+}
+
+impl Literals<'_> {
+    fn next(&mut self, page: &mut Page) -> Option<()> {
+        let kind = if self.are_mixed {
+            self.kinds.byte()?
+        } else {
+            0
+        };
+        if kind == 0 {
+            page.copy_from_slice(self.plain.bytes(PAGE_BYTES)?);
+        } else {
+            let filtered = self.filtered.bytes(PAGE_BYTES)?.first_chunk()?;
+            Filter::from_number(kind)?.undo(filtered, page);
+        }
+        Some(())
+    }
+
+    const fn are_used_up(&self) -> bool {
+        self.plain.is_empty() && self.kinds.is_empty() && self.filtered.is_empty()
+    }
 }
 
 fn read_slot(patches: &mut Reader<'_>, next_slot: &mut u32) -> Option<SlotId> {

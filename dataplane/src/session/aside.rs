@@ -90,7 +90,10 @@ impl Job {
         let raw = &batch.raw.payload_mut()[HEADROOM..HEADROOM + batch.raw_bytes];
         let out = &mut batch.out.payload_mut()[HEADROOM..];
         let classified = &batch.classified;
-        self.squeezed = Some(self.strand.squeeze(classified, raw, &self.sections, out));
+        self.squeezed = Some(
+            self.strand
+                .squeeze(classified, raw, &mut self.sections, out),
+        );
     }
 }
 

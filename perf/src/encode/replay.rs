@@ -25,7 +25,6 @@ pub(super) enum Way {
 /// What a batch cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
-    pub(super) raw_len: usize,
     pub(super) len: usize,
     pub(super) encode_s: f64,
     pub(super) decode_s: f64,
@@ -79,7 +78,7 @@ pub(super) fn replay(
                 encoder.classify(CodecVersion::V3, &hint, raw, tokens, &mut sections)?
             }
         };
-        let encoded = strand.squeeze(&classified, raw, &sections, &mut out)?;
+        let encoded = strand.squeeze(&classified, raw, &mut sections, &mut out)?;
         let encode_s = start.elapsed().as_secs_f64();
         if let Some(line) = &mut line {
             line.pass(encode_s, encoded.len);
@@ -98,7 +97,6 @@ pub(super) fn replay(
         let decode_s = start.elapsed().as_secs_f64();
         ensure!(back == raw.as_slice(), "a batch came back changed");
         costs.push(Cost {
-            raw_len: raw.len(),
             len: encoded.len,
             encode_s,
             decode_s,

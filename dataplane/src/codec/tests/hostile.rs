@@ -279,7 +279,7 @@ fn bombs_are_refused() {
     let mut packed = vec![0; 1 << 16];
     let zstd_len = crate::codec::zstd::Compressor::new(1)
         .unwrap()
-        .compress(1, &zeros, &mut packed)
+        .compress(1, &[], &zeros, &mut packed)
         .unwrap();
     for (codec, len, clear_len) in [
         (2, zstd_len, 1u32 << 20),
