@@ -169,6 +169,11 @@ impl Peer {
         }
     }
 
+    /// Names a manifest as the source of this session does.
+    pub fn offer_tag(&self, tenant: &str, id: &[u8; 32]) -> [u8; 16] {
+        self.keys.offer_tag(tenant, id)
+    }
+
     /// Its session.
     pub fn session(&self) -> SessionId {
         self.config.session
