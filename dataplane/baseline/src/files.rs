@@ -5,15 +5,19 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use crate::error::StoreError;
 
-/// A folder and those above it.
+/// A folder and those above it, for us alone.
 pub fn make_folder(path: &Path) -> Result<(), StoreError> {
     step()?;
-    fs::create_dir_all(path).map_err(StoreError::io(path))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(StoreError::io(path))
 }
 
 /// A new file that only we may read.

@@ -443,7 +443,7 @@ fn lock_file(dir: &Path) -> Result<File, StoreError> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o660)
+        .mode(0o600)
         .open(&path)
         .map_err(StoreError::io(path))
 }
