@@ -71,6 +71,9 @@ pub struct PassiveSource {
     pub peer: SocketAddr,
     /// Name under which the peer knows the hypervisor to deliver to.
     pub target: String,
+    /// The node that must answer there; without it any that proves itself.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// A hypervisor that unannounced sessions may be delivered to.

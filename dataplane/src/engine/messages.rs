@@ -13,6 +13,17 @@ use super::drivers::LaneEnd;
 use crate::transport::handshake::{Agreed, Way};
 use crate::transport::{LaneIx, NodeId};
 
+/// Whom the lanes of a session are dialled to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer data plane.
+    pub address: SocketAddr,
+    /// Name of the passive target; `None` for a session that a control plane announced.
+    pub target: Option<String>,
+    /// The node that must answer; `None` takes any that proves itself.
+    pub node: Option<String>,
+}
+
 /// How a session comes to be at the source.
 #[derive(Debug)]
 pub struct SourceOrder {
@@ -23,9 +34,7 @@ pub struct SourceOrder {
     /// The first connection, when a passive socket already accepted it.
     pub first: Option<OwnedFd>,
     /// The peer data plane.
-    pub peer: SocketAddr,
-    /// Name of the passive target; `None` for a session that a control plane announced.
-    pub target: Option<String>,
+    pub peer: Peer,
     /// Highest version.
     pub max_version: Version,
     /// Limits; zero means the default.
@@ -170,9 +179,7 @@ pub struct Dial {
     /// Which lane of the bundle.
     pub lane: LaneIx,
     /// Where to.
-    pub peer: SocketAddr,
-    /// Passive target's name, or `None`.
-    pub target: Option<String>,
+    pub peer: Peer,
     /// What this side offers.
     pub offer: Offer,
     /// What the lane is to run over.

@@ -14,7 +14,7 @@ use super::link::{Link, LinkOptions};
 use super::loss::Loss;
 use super::{Fault, Hands, Session, forward};
 use crate::engine::drivers::{LaneEndpoint, endpoint};
-use crate::engine::messages::{Dial, LaneUp, ToDoor};
+use crate::engine::messages::{Dial, LaneUp, Peer, ToDoor};
 use crate::engine::routes::Route;
 use crate::transport::handshake::Way;
 use crate::transport::outbound::{SendStep, Verdict};
@@ -40,7 +40,7 @@ pub(super) enum Slot {
 
 /// A session's lanes.
 pub struct Bundle {
-    peer: Option<(SocketAddr, Option<String>)>,
+    peer: Option<Peer>,
     pub(super) slots: Vec<Slot>,
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
     pub(super) retransmits: Vec<u32>,
@@ -70,7 +70,7 @@ impl Bundle {
 
     /// No lanes yet. `peer` is whom to dial; none at the destination. Lanes are to run over `way`, or,
     /// where it does not carry and `fallback` allows it, over TCP.
-    pub const fn new(peer: Option<(SocketAddr, Option<String>)>, way: Way, fallback: bool) -> Self {
+    pub const fn new(peer: Option<Peer>, way: Way, fallback: bool) -> Self {
         Self {
             peer,
             slots: Vec::new(),
@@ -99,13 +99,13 @@ impl Bundle {
     pub fn dials(&self, peer: SocketAddr, target: &str) -> bool {
         self.peer
             .as_ref()
-            .is_some_and(|(known, name)| *known == peer && name.as_deref() == Some(target))
+            .is_some_and(|known| known.address == peer && known.target.as_deref() == Some(target))
     }
 
     /// Dials another address from now on; says whether it is another, and nothing at an end that dials nobody.
     pub(super) fn redirect(&mut self, to: SocketAddr) -> Option<bool> {
-        let (peer, _) = self.peer.as_mut()?;
-        Some(std::mem::replace(peer, to) != to)
+        let peer = self.peer.as_mut()?;
+        Some(std::mem::replace(&mut peer.address, to) != to)
     }
 
     fn lane_id(&self, lane: LaneIx) -> Option<LaneId> {
@@ -249,8 +249,9 @@ impl Session {
         if over != Way::Tcp {
             self.fall_back(over, &fault.detail);
         }
-        // A peer that has proven the key cannot have lost it: whoever says so now, cannot.
-        let is_lie = fault.failure == Failure::WrongKey && self.link.is_some();
+        // A peer that has proven the key cannot have lost it, nor become another: whoever says so now, cannot.
+        let is_lie = matches!(fault.failure, Failure::WrongKey | Failure::WrongNode)
+            && self.link.is_some();
         // A lane that comes too late for a peer that gave up is refused, which is not the reason.
         if fatal && !is_lie && !self.is_over() && !self.is_given_up() {
             self.fail(fault, hands);
@@ -535,7 +536,7 @@ impl Session {
         if self.is_given_up() {
             return;
         }
-        let Some((peer, target)) = &self.bundle.peer else {
+        let Some(peer) = &self.bundle.peer else {
             return;
         };
         let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
@@ -552,8 +553,7 @@ impl Session {
                 session: self.id,
                 worker: self.worker,
                 lane: LaneIx(index as u16),
-                peer: *peer,
-                target: target.clone(),
+                peer: peer.clone(),
                 offer: self.offer,
                 way: self.bundle.way,
             };

@@ -55,7 +55,7 @@ pub use fault::Fault;
 use crate::config::PassiveSource;
 use crate::engine::board::SessionCell;
 use crate::engine::mailbox::Sender;
-use crate::engine::messages::{Offer, ToControl, ToDoor};
+use crate::engine::messages::{Offer, Peer, ToControl, ToDoor};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
 use crate::engine::stages::StageClock;
@@ -111,8 +111,8 @@ pub struct SessionOptions {
     pub socket_path: PathBuf,
     /// Source: the socket at `socket_path`; none for a passive session.
     pub listener: Option<OwnedFd>,
-    /// Source: the peer, and the passive target's name.
-    pub peer: Option<(std::net::SocketAddr, Option<String>)>,
+    /// Source: whom to dial.
+    pub peer: Option<Peer>,
     /// What we can agree to.
     pub offer: Offer,
     /// Source: what lanes are to run over.
@@ -185,7 +185,7 @@ impl Session {
             opened_ns: now_ns,
             ..SessionSnapshot::FREE
         };
-        let peer = options.peer.as_ref().map(|(peer, _)| *peer);
+        let peer = options.peer.as_ref().map(|peer| peer.address);
         let share = Share::new(&cell, peer, now_ns);
         Self {
             id: options.id,

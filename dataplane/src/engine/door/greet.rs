@@ -15,7 +15,7 @@ use crate::engine::drivers::LaneEnd;
 use crate::engine::sockets;
 use crate::tls::pipe::Pipe;
 use crate::transport::handshake::{
-    Acceptor, AcceptorStep, Answer, Hello, Initiator, InitiatorConfig, InitiatorStep, Join, Proof,
+    Acceptor, AcceptorStep, Answer, HandshakeError, Hello, Initiator, InitiatorConfig, InitiatorStep, Join, Proof,
     Proven, Purpose, RefuseReason, Way,
 };
 use crate::transport::{BatchSeq, NodeId, SessionEpoch};
@@ -78,7 +78,8 @@ impl Door {
 
     /// A peer that we dialled is there.
     fn begin(&mut self, stranger: &mut Stranger) -> Result<(), DoorError> {
-        let Some((session, peer)) = stranger.dial().map(|dial| (dial.session, dial.peer)) else {
+        let Some((session, peer)) = stranger.dial().map(|dial| (dial.session, dial.peer.address))
+        else {
             return Ok(());
         };
         let key = self.sessions.our_key(session).cloned();
@@ -101,12 +102,13 @@ impl Door {
         &mut self,
         stranger: &mut Stranger,
         proof: Proof,
-        peer: Option<NodeId>,
+        certified: Option<NodeId>,
     ) -> Result<(), DoorError> {
         let Some(dial) = stranger.dial() else {
             return Ok(());
         };
-        let purpose = match &dial.target {
+        let peer = certified.or_else(|| dial.peer.node.as_deref().map(NodeId::of_name));
+        let purpose = match &dial.peer.target {
             None => Purpose::Expected,
             Some(name) => Purpose::Passive {
                 target: ArrayString::from(name).map_err(|_| DoorError::TargetTooLong)?,
@@ -152,8 +154,15 @@ impl Door {
             return Ok(None);
         }
         if stranger.node.is_none() {
-            let node = NodeId::of_name(&tls.peer()?);
+            let name = tls.peer()?;
+            let node = NodeId::of_name(&name);
             let proof = Proof::Tls(tls.secret()?);
+            if let Some(expected) = stranger.expected_node().filter(|known| *known != name) {
+                return Err(DoorError::OtherNode {
+                    expected: expected.to_owned(),
+                    found: Some(name),
+                });
+            }
             stranger.node = Some(node);
             if let Side::Silent = stranger.side {
                 stranger.side = Side::Acceptor(Box::new(Acceptor::new(proof, self.node)));
@@ -180,7 +189,13 @@ impl Door {
         while !rest.is_empty() {
             let taken = match &mut stranger.side {
                 Side::Initiator(initiator, dial) => {
-                    let (taken, step) = initiator.feed(rest)?;
+                    let (taken, step) = initiator.feed(rest).map_err(|error| match error {
+                        HandshakeError::WrongPeer { .. } => DoorError::OtherNode {
+                            expected: dial.peer.node.clone().unwrap_or_default(),
+                            found: None,
+                        },
+                        error => error.into(),
+                    })?;
                     match step {
                         None => {}
                         Some(InitiatorStep::Send(message)) => stranger.say(&message)?,
