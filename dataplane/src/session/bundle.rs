@@ -250,8 +250,8 @@ impl Session {
             self.fall_back(over, &fault.detail);
         }
         // A peer that has proven the key cannot have lost it, nor become another: whoever says so now, cannot.
-        let is_lie = matches!(fault.failure, Failure::WrongKey | Failure::WrongNode)
-            && self.link.is_some();
+        let is_lie =
+            matches!(fault.failure, Failure::WrongKey | Failure::WrongNode) && self.link.is_some();
         // A lane that comes too late for a peer that gave up is refused, which is not the reason.
         if fatal && !is_lie && !self.is_over() && !self.is_given_up() {
             self.fail(fault, hands);
@@ -292,7 +292,8 @@ impl Session {
     ) -> Result<bool, Fault> {
         let stages = hands.stages;
         let _transport = stages.enter(Stage::Transport);
-        let mut worked = self.send_batches(hands)?;
+        let mut worked = self.probe_path(hands);
+        worked |= self.send_batches(hands)?;
         worked |= self.send_control(hands);
         // An undecided session was given up: it waits for a verdict, not for its peer.
         if self.state == SessionState::Undecided {
@@ -389,7 +390,7 @@ impl Session {
         }
     }
 
-    fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
+    pub(super) fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
         let now = Nanos(hands.now_ns);
         let Some(link) = self.link.as_mut() else {
             return false;
@@ -445,16 +446,18 @@ impl Session {
         self.want_lanes(hands);
         self.retire_lanes(hands);
         self.pace_lanes(hands);
-        // The kernel's own smallest sample knows nothing of queues or of a busy processor.
+        // The kernel's own smallest sample knows nothing of queues or of a busy processor, nor of a path that
+        // became longer since.
         let first = self.bundle.up().next();
         if let (Some(link), Some(id)) = (self.link.as_mut(), first)
             && let Some(stats) = hands.lanes.stats(id)
         {
-            let delay_ns = u64::from(stats.rtt_min_us) * 1_000;
-            link.outbound.expect_delay(delay_ns);
+            self.path.floor.note_below(stats.rtt_min_us);
+            let floor_us = self.path.floor.us();
+            link.outbound.expect_delay(u64::from(floor_us) * 1_000);
             let carried = link.outbound.carried_bytes_per_s();
-            link.wire_rate.set_path(stats.rtt_min_us, carried);
-            self.note_path(stats.rtt_min_us);
+            link.wire_rate.set_path(floor_us, carried);
+            self.note_path(floor_us);
         }
         self.count_retransmits(hands);
         while let Some(verdict) = self

@@ -11,6 +11,7 @@
 //! | [`link`] | the machinery that exists once both sides agree |
 //! | [`forward`] | hypervisor → lanes |
 //! | [`path`] | samples of the path to the peer, and the mode that follows from them |
+//! | [`path_floor`] | what the path takes without its queues |
 //! | [`rate_limit`] | what an operator lets it send |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
@@ -32,6 +33,7 @@ mod lane_count;
 pub mod link;
 mod loss;
 mod path;
+mod path_floor;
 mod rate_limit;
 mod receive;
 mod share;
@@ -214,7 +216,7 @@ impl Session {
             reason_due_ns: None,
             linger_until_ns: u64::MAX,
             rate_limit: RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
-            path: PathSampler::default(),
+            path: PathSampler::new(now_ns),
             share,
             streams: Streams::new(options.streams),
             picture,

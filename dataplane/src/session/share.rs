@@ -21,7 +21,7 @@ pub(super) struct Share {
     waits: bool,
     looked_ns: u64,
     waited_ns: u64,
-    in_tail: bool,
+    pub(super) in_tail: bool,
 }
 
 impl Share {
@@ -84,7 +84,8 @@ impl Session {
     /// May the next batch leave now?
     pub(super) fn may_send<G: LaneGroup>(&self, hands: &Hands<'_, G>) -> bool {
         let limit = hands.switches.link_limit_bytes_per_s();
-        self.rate_limit.allows(hands.now_ns) && self.share.allows(limit, hands.now_ns)
+        let free = self.rate_limit.allows(hands.now_ns) && self.share.allows(limit, hands.now_ns);
+        free && !self.path.floor.holds_back()
     }
 
     /// A batch of so many bytes left.

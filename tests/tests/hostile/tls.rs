@@ -376,11 +376,9 @@ fn another_node_than_the_one_that_is_named_is_not_taken_for_it() {
                     b.tls = Some(authority.table("b"));
                 }
             });
-            let (engine, listen, control) = pair.add_source_to(
-                "c",
-                Some(named),
-                |config| config.tls = tls.then(|| authority.table("c")),
-            );
+            let (engine, listen, control) = pair.add_source_to("c", Some(named), |config| {
+                config.tls = tls.then(|| authority.table("c"))
+            });
             let source = Plane::attach(&control);
             let mut client = std::os::unix::net::UnixStream::connect(&listen).unwrap();
             client.write_all(&crate::beside::head()).unwrap();

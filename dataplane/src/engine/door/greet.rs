@@ -15,8 +15,8 @@ use crate::engine::drivers::LaneEnd;
 use crate::engine::sockets;
 use crate::tls::pipe::Pipe;
 use crate::transport::handshake::{
-    Acceptor, AcceptorStep, Answer, HandshakeError, Hello, Initiator, InitiatorConfig, InitiatorStep, Join, Proof,
-    Proven, Purpose, RefuseReason, Way,
+    Acceptor, AcceptorStep, Answer, HandshakeError, Hello, Initiator, InitiatorConfig,
+    InitiatorStep, Join, Proof, Proven, Purpose, RefuseReason, Way,
 };
 use crate::transport::{BatchSeq, NodeId, SessionEpoch};
 
@@ -78,7 +78,9 @@ impl Door {
 
     /// A peer that we dialled is there.
     fn begin(&mut self, stranger: &mut Stranger) -> Result<(), DoorError> {
-        let Some((session, peer)) = stranger.dial().map(|dial| (dial.session, dial.peer.address))
+        let Some((session, peer)) = stranger
+            .dial()
+            .map(|dial| (dial.session, dial.peer.address))
         else {
             return Ok(());
         };

@@ -17,6 +17,11 @@ impl<F: FrameHandle> Outbound<F> {
         self.far.expect_loss(share);
     }
 
+    /// The next PING is due now.
+    pub const fn ping_at_once(&mut self) {
+        self.last_ping = None;
+    }
+
     /// A lane with this backlog takes no more from now on.
     pub const fn set_lane_backlog_limit(&mut self, bytes: usize) {
         self.config.lane_backlog_limit_bytes = bytes;

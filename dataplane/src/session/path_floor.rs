@@ -1,0 +1,238 @@
+//! How long a round trip over the path takes without its queues.
+//!
+//! In: the least that the network below has seen, the round trips of samples, PINGs that were answered, the time.
+//! Out: the path's own round trip; when bulk is to wait for a moment, and when a PING is to leave. Promises: a path
+//! that became shorter is known at once, one that became longer within a second or so; nothing is held back in the
+//! first seconds of a session, nor again soon; a queue is never taken for the path.
+//!
+//! The network below remembers its least for minutes, and a path that is led another way meanwhile, or a guest that
+//! is moved on, may be longer than that for good. From outside this looks like a queue that stays. So when round trips
+//! have exceeded what is known for a while, bulk waits until all that is on the way has left the path, a PING goes
+//! over the empty path, and bulk follows it: what the PING takes is the path's own (the way in which BBR finds its
+//! least round trip again, Cardwell et al., ACM Queue 14/5, 2016).
+
+/// What a path is known to take is doubted when so many samples in a row exceeded it.
+const LONGER_SAMPLES: u32 = 4;
+/// By more than this, or than half of it, whichever is more.
+const LONGER_US: u32 = 5_000;
+/// No probe in so much time of a session, nor so soon after another. At the beginning the least is fresh, and queues
+/// are those of a network that finds its rate.
+const REST_NS: u64 = 5_000_000_000;
+/// After one that found a queue.
+const QUEUE_REST_NS: u64 = 30_000_000_000;
+/// What is on the way has left the path after one round trip; receivers are given this in addition.
+const GRACE_US: u32 = 5_000;
+/// A PING that is not answered by then is lost.
+const ANSWER_NS: u64 = 2_000_000_000;
+/// A path with more of a round trip is not probed: to empty it would cost more than to be wrong about it.
+const PROBED_US_MAX: u32 = 1_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    None,
+    /// Bulk waits.
+    Emptying {
+        until_ns: u64,
+    },
+    /// A PING has left at this moment or later.
+    Asked {
+        at_ns: u64,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct PathFloor {
+    /// What the network below says; 0 before it says anything.
+    below_us: u32,
+    /// What a probe found, while it is more.
+    probed_us: Option<u32>,
+    longer: u32,
+    probe: Probe,
+    /// No probe before.
+    rests_until_ns: u64,
+}
+
+impl PathFloor {
+    /// Of a session that begins.
+    pub(super) const fn new(now_ns: u64) -> Self {
+        Self {
+            below_us: 0,
+            probed_us: None,
+            longer: 0,
+            probe: Probe::None,
+            rests_until_ns: now_ns + REST_NS,
+        }
+    }
+
+    /// The path's own round trip, microseconds; 0 before anything is known.
+    pub(super) fn us(&self) -> u32 {
+        self.probed_us.unwrap_or(self.below_us).max(self.below_us)
+    }
+
+    /// The least that the network below has seen.
+    pub(super) const fn note_below(&mut self, least_us: u32) {
+        self.below_us = least_us;
+    }
+
+    /// More than this is not the path alone.
+    fn limit_us(&self) -> u32 {
+        let known = self.us();
+        known.saturating_add(LONGER_US.max(known / 2))
+    }
+
+    /// A sample's round trip. `may_probe`: bulk may wait for a moment.
+    pub(super) fn sample(&mut self, rtt_us: u32, may_probe: bool, now_ns: u64) {
+        if let Some(probed) = &mut self.probed_us {
+            *probed = rtt_us.min(*probed);
+        }
+        if let Probe::Asked { at_ns } = self.probe
+            && now_ns.saturating_sub(at_ns) > ANSWER_NS
+        {
+            self.rest(REST_NS, now_ns);
+        }
+        let longer = self.below_us > 0 && rtt_us > self.limit_us();
+        self.longer = if longer { self.longer + 1 } else { 0 };
+        let due = self.longer >= LONGER_SAMPLES && now_ns >= self.rests_until_ns;
+        if due && may_probe && self.probe == Probe::None && rtt_us <= PROBED_US_MAX {
+            let empty_ns = u64::from(rtt_us + GRACE_US) * 1_000;
+            self.probe = Probe::Emptying {
+                until_ns: now_ns + empty_ns,
+            };
+        }
+    }
+
+    /// Is bulk to wait now?
+    pub(super) const fn holds_back(&self) -> bool {
+        matches!(self.probe, Probe::Emptying { .. })
+    }
+
+    /// Is a PING to leave now, before anything else? Once for each probe.
+    pub(super) fn wants_ping(&mut self, now_ns: u64) -> bool {
+        let due = matches!(self.probe, Probe::Emptying { until_ns } if now_ns >= until_ns);
+        if due {
+            self.probe = Probe::Asked { at_ns: now_ns };
+        }
+        due
+    }
+
+    /// A PING that left at `sent_ns` took so long.
+    pub(super) fn answered(&mut self, sent_ns: u64, rtt_us: u32, now_ns: u64) {
+        match self.probe {
+            Probe::Asked { at_ns } if sent_ns >= at_ns => {}
+            _ => return,
+        }
+        if rtt_us > self.limit_us() {
+            self.probed_us = Some(rtt_us);
+            self.rest(REST_NS, now_ns);
+        } else {
+            self.rest(QUEUE_REST_NS, now_ns);
+        }
+    }
+
+    /// Whatever it was about to find out can wait.
+    pub(super) fn give_up(&mut self, now_ns: u64) {
+        if self.probe != Probe::None {
+            self.rest(REST_NS, now_ns);
+        }
+    }
+
+    fn rest(&mut self, for_ns: u64, now_ns: u64) {
+        self.probe = Probe::None;
+        self.longer = 0;
+        self.rests_until_ns = now_ns + for_ns;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// A path of so long a round trip, with a queue that empties in `queue_us` once bulk waits, sampled ten times a
+    /// second. Gives for how many looks of a millisecond bulk waited.
+    fn run(floor: &mut PathFloor, from_ms: u64, span_ms: u64, own_us: u32, queue_us: u32) -> u64 {
+        let (mut held, mut ping) = (0, None);
+        let mut queue = queue_us;
+        for ms in from_ms..from_ms + span_ms {
+            let now_ns = ms * MS;
+            if ms % 100 == 0 {
+                floor.sample(own_us + queue, true, now_ns);
+            }
+            if floor.wants_ping(now_ns) {
+                ping = Some((now_ns, own_us + queue));
+            }
+            if let Some((sent_ns, rtt_us)) = ping
+                && now_ns >= sent_ns + u64::from(rtt_us) * 1_000
+            {
+                floor.answered(sent_ns, rtt_us, now_ns);
+                ping = None;
+            }
+            if floor.holds_back() {
+                held += 1;
+                queue = queue.saturating_sub(1_000);
+            } else {
+                queue = queue_us;
+            }
+        }
+        held
+    }
+
+    fn near() -> PathFloor {
+        let mut floor = PathFloor::new(0);
+        floor.note_below(200);
+        floor
+    }
+
+    #[test]
+    fn a_path_that_becomes_longer_is_known_soon_and_a_shorter_one_at_once() {
+        let mut floor = near();
+        assert_eq!(run(&mut floor, 0, 10_000, 300, 0), 0, "nothing to doubt");
+        let held = run(&mut floor, 10_000, 1_000, 80_000, 0);
+        assert_eq!(floor.us(), 80_000);
+        assert!((80..100).contains(&held), "{held} ms");
+        assert_eq!(run(&mut floor, 11_000, 20_000, 80_000, 30_000), 0);
+        run(&mut floor, 31_000, 200, 25_000, 0);
+        assert_eq!(floor.us(), 25_000);
+        run(&mut floor, 31_200, 200, 100, 0);
+        assert_eq!(floor.us(), 200, "not less than what was measured below");
+    }
+
+    #[test]
+    fn a_queue_that_stays_is_not_the_path() {
+        let mut floor = near();
+        let held = run(&mut floor, 0, 60_000, 300, 60_000);
+        assert_eq!(floor.us(), 200);
+        // Twice in a minute.
+        assert!((100..200).contains(&held), "{held} ms");
+    }
+
+    #[test]
+    fn nothing_waits_in_the_first_seconds_or_in_a_switchover() {
+        let mut floor = near();
+        assert_eq!(run(&mut floor, 0, 4_900, 80_000, 0), 0);
+        for ms in 50..60 {
+            floor.sample(80_000, false, ms * 100 * MS);
+            assert!(!floor.holds_back());
+        }
+        floor.sample(80_000, true, 6_000 * MS);
+        assert!(floor.holds_back());
+        floor.give_up(6_010 * MS);
+        assert!(!floor.holds_back() && !floor.wants_ping(9_000 * MS));
+    }
+
+    #[test]
+    fn an_answer_that_never_comes_ends_the_probe() {
+        let mut floor = near();
+        for ms in 50..60 {
+            floor.sample(80_000, true, ms * 100 * MS);
+        }
+        assert!(floor.wants_ping(6_000 * MS));
+        floor.answered(5_000 * MS, 80_000, 6_050 * MS);
+        assert_eq!(floor.us(), 200, "that one left before");
+        floor.sample(80_000, true, 8_100 * MS);
+        floor.answered(6_000 * MS, 80_000, 8_200 * MS);
+        assert_eq!(floor.us(), 200, "too late");
+    }
+}
