@@ -142,6 +142,8 @@ pub struct LaneStats {
     pub retransmits: u32,
     /// Recent rate at which the peer acknowledged, in bytes per second.
     pub delivery_rate_bytes_per_s: u64,
+    /// That rate is what there was to send, not what the path carries.
+    pub is_app_limited: bool,
     /// Bytes that the peer acknowledged since the connection began.
     pub acked_bytes: u64,
     /// Bytes that the kernel took and did not send yet.

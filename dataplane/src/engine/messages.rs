@@ -178,6 +178,8 @@ pub struct Dial {
     pub worker: usize,
     /// Which lane of the bundle.
     pub lane: LaneIx,
+    /// Which dial of the session, from 1 on.
+    pub attempt: u32,
     /// Where to.
     pub peer: Peer,
     /// What this side offers.

@@ -41,6 +41,8 @@ pub(super) enum Slot {
 /// A session's lanes.
 pub struct Bundle {
     peer: Option<Peer>,
+    /// How often any of them was dialled.
+    dials: u32,
     pub(super) slots: Vec<Slot>,
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
     pub(super) retransmits: Vec<u32>,
@@ -73,6 +75,7 @@ impl Bundle {
     pub const fn new(peer: Option<Peer>, way: Way, fallback: bool) -> Self {
         Self {
             peer,
+            dials: 0,
             slots: Vec::new(),
             retransmits: Vec::new(),
             asked: 0,
@@ -552,7 +555,9 @@ impl Session {
             if !due {
                 continue;
             }
+            self.bundle.dials = self.bundle.dials.saturating_add(1);
             let dial = Dial {
+                attempt: self.bundle.dials,
                 session: self.id,
                 worker: self.worker,
                 lane: LaneIx(index as u16),

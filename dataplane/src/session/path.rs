@@ -10,8 +10,10 @@
 //!
 //! That something waits for the path is no proof that it is full: a window that is still growing looks the same. It
 //! is full when data queues in it for a while, so that every round trip exceeds the path's own; when it loses what it
-//! is given; or when its congestion control keeps queues short by pacing, as BBR does. Of a full path counts what it
-//! carried while something waited: what a hypervisor does not give in between is not what it cannot carry.
+//! is given; or when its congestion control keeps queues short by pacing, as BBR does, and lanes always had more to
+//! send than that let go: what waits for a window, a processor or the far hypervisor does not wait for the path. Of a
+//! full path counts what it carried while something waited: what a hypervisor does not give in between is not what
+//! it cannot carry.
 
 use std::time::Duration;
 
@@ -68,7 +70,9 @@ struct Gathered {
     burst_bytes_per_s: u64,
     rtt_us: Option<u32>,
     lost: bool,
-    paced: bool,
+    /// Lanes that pace what they send, and those of them that had no more to send than the path carried.
+    paced: u64,
+    paced_free: u64,
 }
 
 /// See the module.
@@ -145,7 +149,10 @@ impl PathSampler {
         let span_ns = now_ns.saturating_sub(before.at_ns).max(1);
         all.bytes_per_s += rate(bytes, span_ns);
         all.lost |= now.retransmits > before.retransmits;
-        all.paced |= stats.congestion_name() == PACED;
+        if stats.congestion_name() == PACED {
+            all.paced += 1;
+            all.paced_free += u64::from(stats.is_app_limited);
+        }
         if stats.rtt_us > 0 {
             all.rtt_us = least(all.rtt_us, stats.rtt_us);
         }
@@ -196,7 +203,8 @@ impl PathSampler {
         self.queues_us[0] = queue_us;
         let least_us = self.queues_us.iter().copied().min().unwrap_or(0);
         let queues = least_us >= QUEUE_US.max(floor_us / 4);
-        let full = waited && (queues || all.lost || all.paced);
+        let paced = all.paced_free * 2 < all.paced;
+        let full = waited && (queues || all.lost || paced);
         let bytes_per_s = if full {
             let while_waited =
                 u128::from(bytes_per_s) * u128::from(span_ns) / u128::from(waited_ns.max(1));
@@ -396,6 +404,11 @@ mod tests {
             stats.congestion[..3].copy_from_slice(b"bbr");
         };
         assert_eq!(load(true, paced), PathLoad::Full);
+        let held_up = |stats: &mut LaneStats| {
+            (stats.rtt_us, stats.is_app_limited) = (2_000, true);
+            stats.congestion[..3].copy_from_slice(b"bbr");
+        };
+        assert_eq!(load(true, held_up), PathLoad::Free, "a processor");
         let idle = |stats: &mut LaneStats| stats.acked_bytes = 1_000;
         assert_eq!(load(true, idle), PathLoad::Idle);
     }

@@ -17,7 +17,7 @@ const LONGER_SAMPLES: u32 = 4;
 const LONGER_US: u32 = 5_000;
 /// No probe in so much time of a session, nor so soon after another. At the beginning the least is fresh, and queues
 /// are those of a network that finds its rate.
-const REST_NS: u64 = 5_000_000_000;
+const REST_NS: u64 = 3_000_000_000;
 /// After one that found a queue.
 const QUEUE_REST_NS: u64 = 30_000_000_000;
 /// What is on the way has left the path after one round trip; receivers are given this in addition.
@@ -211,8 +211,8 @@ mod tests {
     #[test]
     fn nothing_waits_in_the_first_seconds_or_in_a_switchover() {
         let mut floor = near();
-        assert_eq!(run(&mut floor, 0, 4_900, 80_000, 0), 0);
-        for ms in 50..60 {
+        assert_eq!(run(&mut floor, 0, 2_900, 80_000, 0), 0);
+        for ms in 30..60 {
             floor.sample(80_000, false, ms * 100 * MS);
             assert!(!floor.holds_back());
         }

@@ -114,7 +114,7 @@ fn a_rollback_amid_encrypted_batches_changes_no_byte() {
 }
 
 /// The first bytes of a HELLO with a target's name of two letters: its length.
-const HELLO: [u8; 2] = [134, 0];
+const HELLO: [u8; 2] = [166, 0];
 /// Those of a TLS connection.
 const TLS: [u8; 2] = [22, 3];
 

@@ -127,7 +127,7 @@ impl Door {
             session: crate::transport::SessionId(dial.session.0),
             epoch: SessionEpoch(0),
             lane: dial.lane,
-            lane_attempt: 0,
+            lane_attempt: dial.attempt,
             join: Join::New,
             purpose,
             highest: wire_version(dial.offer.max_version),
@@ -268,8 +268,17 @@ impl Door {
             return self.refuse(stranger, RefuseReason::TlsRequired);
         }
         let highest = wire_version(offer.max_version).min(self.max_version);
-        let answer = acceptor.challenge(highest, params(&offer), fresh()?)?;
-        self.answered(stranger, &answer)
+        let is_new = known.is_some_and(|known| known.is_new_dial(hello.lane, hello.lane_attempt));
+        if !is_new || !acceptor.is_vouched_for() {
+            let answer = acceptor.challenge(highest, params(&offer), fresh()?)?;
+            return self.answered(stranger, &answer);
+        }
+        let (answer, proven) = acceptor.answer_at_once(highest, params(&offer), fresh()?)?;
+        self.answered(stranger, &answer)?;
+        match proven {
+            Some(proven) => self.welcome(stranger, proven),
+            None => Ok(()),
+        }
     }
 
     /// Answers a HELLO that came over TLS from `node`.
@@ -325,6 +334,7 @@ impl Door {
         if let Err(reason) = known.admit(&proven, node) {
             return self.refuse(stranger, reason);
         }
+        known.note_dial(proven.lane(), proven.lane_attempt());
         let worker = known.worker;
         let Side::Acceptor(acceptor) = &mut stranger.side else {
             return Ok(());
