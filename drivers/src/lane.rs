@@ -223,6 +223,12 @@ pub trait LaneGroup {
         let _ = (lane, bytes_per_s);
     }
 
+    /// The path below the lane became another one: what its congestion control learnt is forgotten, and it looks for
+    /// the rate from the beginning. A back end without one does nothing, and neither does an unknown lane.
+    fn learn_anew(&mut self, lane: LaneId) {
+        let _ = lane;
+    }
+
     /// Ends the lane at once: what is queued is lost, the peer is told so. `Closed` follows.
     fn close(&mut self, lane: LaneId);
 

@@ -263,7 +263,7 @@ impl Session {
     }
 
     /// Looks at the path, and takes a sample when it is time for one.
-    pub(super) fn look_at_path<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+    pub(super) fn look_at_path<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
         let Some(link) = self.link.as_mut() else {
             return;
         };
@@ -293,7 +293,10 @@ impl Session {
         let Some(sample) = self.path.sample(now_ns, ping_ns, lanes_up) else {
             return;
         };
-        self.path.floor.sample(sample.rtt_us, may_probe, now_ns);
+        if self.path.floor.sample(sample.rtt_us, may_probe, now_ns) {
+            self.bundle.up().for_each(|id| hands.lanes.learn_anew(id));
+            self.streams.begin_anew();
+        }
         let picture = &mut self.picture;
         picture.path_samples += 1;
         picture.path_sampled_ns = now_ns;

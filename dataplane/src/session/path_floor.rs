@@ -1,7 +1,8 @@
 //! How long a round trip over the path takes without its queues.
 //!
 //! In: the least that the network below has seen, the round trips of samples, PINGs that were answered, the time.
-//! Out: the path's own round trip; when bulk is to wait for a moment, and when a PING is to leave. Promises: a path
+//! Out: the path's own round trip; when bulk is to wait for a moment, and when a PING is to leave; that the path
+//! became a much shorter one, of which what was learnt before is no longer true. Promises: a path
 //! that became shorter is known at once, one that became longer within a second or so; nothing is held back in the
 //! first seconds of a session, nor again soon; a queue is never taken for the path.
 //!
@@ -27,6 +28,16 @@ const ANSWER_NS: u64 = 2_000_000_000;
 /// A path with more of a round trip is not probed: to empty it would cost more than to be wrong about it.
 const PROBED_US_MAX: u32 = 1_000_000;
 
+/// A path became another one when so many samples in a row took less than [`SHORTER_PERCENT`] of the least of
+/// [`SETTLED_SAMPLES`] before.
+const SHORTER_SAMPLES: u32 = 3;
+/// See [`SHORTER_SAMPLES`].
+const SHORTER_PERCENT: u32 = 50;
+/// See [`SHORTER_SAMPLES`].
+const SETTLED_SAMPLES: u32 = 10;
+/// Paths shorter than this are learnt in no time.
+const SETTLED_US_MIN: u32 = 10_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probe {
     None,
@@ -48,6 +59,10 @@ pub(super) struct PathFloor {
     /// What a probe found, while it is more.
     probed_us: Option<u32>,
     longer: u32,
+    /// The least of the samples since the path was last another one, and how many there were.
+    settled_us: u32,
+    settled: u32,
+    shorter: u32,
     probe: Probe,
     /// No probe before.
     rests_until_ns: u64,
@@ -60,6 +75,9 @@ impl PathFloor {
             below_us: 0,
             probed_us: None,
             longer: 0,
+            settled_us: u32::MAX,
+            settled: 0,
+            shorter: 0,
             probe: Probe::None,
             rests_until_ns: now_ns + REST_NS,
         }
@@ -81,8 +99,9 @@ impl PathFloor {
         known.saturating_add(LONGER_US.max(known / 2))
     }
 
-    /// A sample's round trip. `may_probe`: bulk may wait for a moment.
-    pub(super) fn sample(&mut self, rtt_us: u32, may_probe: bool, now_ns: u64) {
+    /// A sample's round trip. `may_probe`: bulk may wait for a moment. Says whether the path has become a much
+    /// shorter one.
+    pub(super) fn sample(&mut self, rtt_us: u32, may_probe: bool, now_ns: u64) -> bool {
         if let Some(probed) = &mut self.probed_us {
             *probed = rtt_us.min(*probed);
         }
@@ -100,6 +119,29 @@ impl PathFloor {
                 until_ns: now_ns + empty_ns,
             };
         }
+        self.is_another(rtt_us)
+    }
+
+    fn is_another(&mut self, rtt_us: u32) -> bool {
+        let was_us = self.settled_us;
+        let known = self.settled >= SETTLED_SAMPLES && was_us >= SETTLED_US_MIN;
+        if known && rtt_us < was_us / 100 * SHORTER_PERCENT {
+            self.shorter += 1;
+            if self.shorter < SHORTER_SAMPLES {
+                return false;
+            }
+            (self.settled_us, self.settled, self.shorter) = (rtt_us, 1, 0);
+            return true;
+        }
+        self.shorter = 0;
+        if rtt_us / 2 > was_us {
+            // Longer, by a queue or for good.
+            (self.settled_us, self.settled) = (rtt_us, 1);
+        } else {
+            self.settled_us = was_us.min(rtt_us);
+            self.settled += 1;
+        }
+        false
     }
 
     /// Is bulk to wait now?
@@ -220,6 +262,24 @@ mod tests {
         assert!(floor.holds_back());
         floor.give_up(6_010 * MS);
         assert!(!floor.holds_back() && !floor.wants_ping(9_000 * MS));
+    }
+
+    #[test]
+    fn a_path_that_becomes_much_shorter_is_told_once() {
+        let mut floor = near();
+        let mut told = |from: u64, count: u64, rtt_us: u32| {
+            (from..from + count)
+                .filter(|at| floor.sample(rtt_us, false, at * 100 * MS))
+                .count()
+        };
+        assert_eq!(told(0, 20, 300), 0);
+        assert_eq!(told(20, 20, 80_000), 0, "longer");
+        assert_eq!(told(40, 2, 25_000), 0, "once or twice");
+        assert_eq!(told(42, 20, 79_000), 0);
+        assert_eq!(told(62, 20, 45_000), 0, "a queue that empties");
+        assert_eq!(told(82, 20, 20_000), 1);
+        assert_eq!(told(102, 20, 300), 1);
+        assert_eq!(told(122, 20, 100), 0, "near all the time");
     }
 
     #[test]

@@ -111,6 +111,23 @@ pub fn set_congestion(socket: impl AsFd, name: &str) -> Result<(), TuneError> {
     })
 }
 
+/// Has the congestion control of a connected socket forget what it learnt. The kernel begins one anew when it
+/// takes the place of another.
+///
+/// # Errors
+/// The setting that was refused, or that the socket cannot be asked: as a rule because this is not a TCP socket.
+pub fn learn_anew(socket: impl AsFd) -> Result<(), TuneError> {
+    let stats = stats(&socket).map_err(|cause| TuneError {
+        option: "TCP_INFO",
+        value: "read".to_owned(),
+        cause,
+    })?;
+    let name = stats.congestion_name();
+    // Every kernel has this one, and everybody may use it.
+    set_congestion(&socket, if name == "reno" { "cubic" } else { "reno" })?;
+    set_congestion(&socket, name)
+}
+
 fn set<T: Copy + std::fmt::Display>(
     fd: BorrowedFd<'_>,
     option: &'static str,
@@ -301,6 +318,9 @@ mod tests {
         let (mut near, mut far) = pair();
         set_congestion(&near, "reno").unwrap();
         assert_eq!(stats(&near).unwrap().congestion_name(), "reno");
+        learn_anew(&near).unwrap();
+        assert_eq!(stats(&near).unwrap().congestion_name(), "reno");
+        assert!(learn_anew(std::io::stdin()).is_err());
         pace(&near, 6_000_000).unwrap();
         let sent = std::time::Instant::now();
         let sender = std::thread::spawn(move || {
