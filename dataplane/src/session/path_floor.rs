@@ -12,8 +12,13 @@
 //! over the empty path, and bulk follows it: what the PING takes is the path's own (the way in which BBR finds its
 //! least round trip again, Cardwell et al., ACM Queue 14/5, 2016).
 
-/// What a path is known to take is doubted when so many samples in a row exceeded it.
+/// What a path is known to take is doubted when so many samples in a row exceeded it, on a far path by more than the
+/// queue that a session makes there itself: see [`crate::transport::outbound::far`].
 const LONGER_SAMPLES: u32 = 4;
+/// A path of at least this is a far one.
+const FAR_US: u32 = 5_000;
+/// What is on the way there is half as much more than the path and this hold.
+const FAR_SLACK_US: u32 = 30_000;
 /// By more than this, or than half of it, whichever is more.
 const LONGER_US: u32 = 5_000;
 /// No probe in so much time of a session, nor so soon after another. At the beginning the least is fresh, and queues
@@ -93,10 +98,20 @@ impl PathFloor {
         self.below_us = least_us;
     }
 
-    /// More than this is not the path alone.
+    /// More than this is not the path alone, if it is empty.
     fn limit_us(&self) -> u32 {
         let known = self.us();
         known.saturating_add(LONGER_US.max(known / 2))
+    }
+
+    /// More than this is not the path and what a session has on the way.
+    fn doubt_us(&self) -> u32 {
+        let known = self.us();
+        if known < FAR_US {
+            return self.limit_us();
+        }
+        let held = known.saturating_add(FAR_SLACK_US);
+        held.saturating_add(held / 2)
     }
 
     /// A sample's round trip. `may_probe`: bulk may wait for a moment. Says whether the path has become a much
@@ -110,7 +125,7 @@ impl PathFloor {
         {
             self.rest(REST_NS, now_ns);
         }
-        let longer = self.below_us > 0 && rtt_us > self.limit_us();
+        let longer = self.below_us > 0 && rtt_us > self.doubt_us();
         self.longer = if longer { self.longer + 1 } else { 0 };
         let due = self.longer >= LONGER_SAMPLES && now_ns >= self.rests_until_ns;
         if due && may_probe && self.probe == Probe::None && rtt_us <= PROBED_US_MAX {
@@ -234,7 +249,7 @@ mod tests {
         let held = run(&mut floor, 10_000, 1_000, 80_000, 0);
         assert_eq!(floor.us(), 80_000);
         assert!((80..100).contains(&held), "{held} ms");
-        assert_eq!(run(&mut floor, 11_000, 20_000, 80_000, 30_000), 0);
+        assert_eq!(run(&mut floor, 11_000, 20_000, 80_000, 63_000), 0);
         run(&mut floor, 31_000, 200, 25_000, 0);
         assert_eq!(floor.us(), 25_000);
         run(&mut floor, 31_200, 200, 100, 0);
