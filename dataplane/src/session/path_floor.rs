@@ -3,7 +3,7 @@
 //! In: the least that the network below has seen, the round trips of samples, PINGs that were answered, the time.
 //! Out: the path's own round trip; when bulk is to wait for a moment, and when a PING is to leave; that the path
 //! became a much shorter one, of which what was learnt before is no longer true. Promises: a path
-//! that became shorter is known at once, one that became longer within a second or so; nothing is held back in the
+//! that became shorter is known within a few samples, one that became longer within a second or so; nothing is held back in the
 //! first seconds of a session, nor again soon; a queue is never taken for the path.
 //!
 //! The network below remembers its least for minutes, and a path that is led another way meanwhile, or a guest that
@@ -64,6 +64,8 @@ pub(super) struct PathFloor {
     /// What a probe found, while it is more.
     probed_us: Option<u32>,
     longer: u32,
+    /// Samples in a row that took less than a probe found, and the most of them.
+    lower: (u32, u32),
     /// The least of the samples since the path was last another one, and how many there were.
     settled_us: u32,
     settled: u32,
@@ -80,6 +82,7 @@ impl PathFloor {
             below_us: 0,
             probed_us: None,
             longer: 0,
+            lower: (0, 0),
             settled_us: u32::MAX,
             settled: 0,
             shorter: 0,
@@ -117,9 +120,7 @@ impl PathFloor {
     /// A sample's round trip. `may_probe`: bulk may wait for a moment. Says whether the path has become a much
     /// shorter one.
     pub(super) fn sample(&mut self, rtt_us: u32, may_probe: bool, now_ns: u64) -> bool {
-        if let Some(probed) = &mut self.probed_us {
-            *probed = rtt_us.min(*probed);
-        }
+        self.lower(rtt_us);
         if let Probe::Asked { at_ns } = self.probe
             && now_ns.saturating_sub(at_ns) > ANSWER_NS
         {
@@ -135,6 +136,21 @@ impl PathFloor {
             };
         }
         self.is_another(rtt_us)
+    }
+
+    /// What a probe found is too much once a few round trips in a row took less. One alone may be of a lane that
+    /// carried too little since to know better.
+    fn lower(&mut self, rtt_us: u32) {
+        let Some(probed) = self.probed_us.filter(|probed| rtt_us < *probed) else {
+            self.lower = (0, 0);
+            return;
+        };
+        let (count, most_us) = self.lower;
+        self.lower = (count + 1, most_us.max(rtt_us));
+        if self.lower.0 >= SHORTER_SAMPLES {
+            self.probed_us = Some(self.lower.1.min(probed));
+            self.lower = (0, 0);
+        }
     }
 
     fn is_another(&mut self, rtt_us: u32) -> bool {
@@ -250,9 +266,12 @@ mod tests {
         assert_eq!(floor.us(), 80_000);
         assert!((80..100).contains(&held), "{held} ms");
         assert_eq!(run(&mut floor, 11_000, 20_000, 80_000, 63_000), 0);
-        run(&mut floor, 31_000, 200, 25_000, 0);
+        run(&mut floor, 31_000, 100, 11_000, 0);
+        assert_eq!(floor.us(), 80_000, "one alone");
+        run(&mut floor, 31_100, 100, 80_000, 0);
+        run(&mut floor, 31_200, 300, 25_000, 0);
         assert_eq!(floor.us(), 25_000);
-        run(&mut floor, 31_200, 200, 100, 0);
+        run(&mut floor, 31_500, 300, 100, 0);
         assert_eq!(floor.us(), 200, "not less than what was measured below");
     }
 
