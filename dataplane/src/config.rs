@@ -22,6 +22,9 @@ const KEY_FILE_BYTES_MAX: u64 = 4096;
 /// Shortest shared key, in bytes: below this it can be guessed.
 const KEY_BYTES_MIN: usize = 16;
 
+/// Encoders beside the workers where the configuration does not say.
+const ENCODERS_DEFAULT_MAX: usize = 4;
+
 /// Lanes of one worker and one back end, over all its sessions.
 pub const LANES_OF_A_WORKER: u16 = 1024;
 
@@ -105,6 +108,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// Cores to pin workers to, one worker each; empty: one worker, on the last core.
     pub cores: Vec<usize>,
+    /// Threads that compress batches beside the workers; absent: one for each core that no worker has, 4 at most.
+    pub encoders: Option<usize>,
     /// How a worker waits; absent: `shared` on up to two cores, else `dedicated`.
     pub idle: Option<IdlePolicy>,
     /// Highest protocol version, 1 or 3.
@@ -155,6 +160,7 @@ impl Default for Config {
             psk_file: PathBuf::from("/etc/dwcp/psk"),
             tls: None,
             cores: Vec::new(),
+            encoders: None,
             idle: None,
             max_version: 3,
             lanes_v1: 32,
@@ -253,6 +259,14 @@ impl Config {
         self.lanes_max.min(each.max(self.lanes_v3))
     }
 
+    /// How many threads compress batches beside `workers` workers.
+    #[must_use]
+    pub fn encoders(&self, workers: usize) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.encoders
+            .unwrap_or_else(|| cores().saturating_sub(workers).min(ENCODERS_DEFAULT_MAX))
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let limit = |ok: bool, key, found: String, rule| {
             if ok {
@@ -305,6 +319,12 @@ impl Config {
             "sessions_max",
             self.sessions_max.to_string(),
             "1 to 64",
+        )?;
+        limit(
+            self.encoders.is_none_or(|encoders| encoders <= 64),
+            "encoders",
+            self.encoders.unwrap_or_default().to_string(),
+            "0 to 64",
         )?;
         if let Some(tls) = &self.tls {
             limit(

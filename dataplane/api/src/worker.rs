@@ -86,6 +86,8 @@ worker_counters! {
     pages_literal_total,
     /// Batches encoded.
     batches_encoded_total,
+    /// Those of them that were compressed on another core than the worker's.
+    batches_encoded_aside_total,
     /// Batches sent a second time because a lane was lost or stalled.
     batches_resent_total,
     /// Batches decoded.

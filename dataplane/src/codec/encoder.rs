@@ -5,15 +5,18 @@
 //! decoder needs. Promises: how a batch changes the page history depends on its pages and the history
 //! flag only, never on version or method; a batch is refused before anything changes or not at all;
 //! no allocation per batch.
+//!
+//! Two halves: [`Encoder::classify`] holds a batch against the history, one batch after the other;
+//! [`Strand::squeeze`] makes the payload, on whatever core. [`Encoder::encode`] is both in one.
 
 use std::time::Instant;
 
 use super::choice::Chooser;
 use super::content_index::ContentIndex;
 use super::items::{Items, check_cover};
-use super::sections::{self, Sections, Squeeze};
+use super::sections::{self, Sections};
 use super::simd::Simd;
-use super::zstd::Compressor;
+use super::strand::Strand;
 use super::{
     Choice, ChoiceReason, CodecConfig, CodecError, CodecVersion, EncodeError, EncodeHint,
     MAX_BATCH_RAW_BYTES, Method, PAGE_BYTES, PageStore, v1, v3,
@@ -53,6 +56,25 @@ pub struct Encoded {
     pub choice: Choice,
     /// What was in the batch; zero if it passed through unread.
     pub stats: EncodeStats,
+    /// What both halves took.
+    pub encode_ns: u64,
+}
+
+/// A batch that was held against the history: with its [`Sections`] all that its payload is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Classified {
+    /// What was chosen, and why.
+    pub choice: Choice,
+    /// The history flag for the batch header.
+    pub history: bool,
+    /// The payload is the raw bytes where they are: nothing is left to do.
+    pub raw_as_is: bool,
+    /// What was in the batch; zero if it passes through unread.
+    pub stats: EncodeStats,
+    /// Its raw bytes.
+    pub raw_len: usize,
+    /// What this half took.
+    pub classify_ns: u64,
 }
 
 /// Encodes the batches of one direction of a session.
@@ -60,9 +82,10 @@ pub struct Encoder {
     store: PageStore,
     contents: ContentIndex,
     simd: Simd,
-    sections: Sections,
-    zstd: Compressor,
     chooser: Chooser,
+    /// For [`encode`](Self::encode).
+    sections: Sections,
+    strand: Strand,
 }
 
 impl Encoder {
@@ -80,9 +103,9 @@ impl Encoder {
             contents: ContentIndex::new(store.slots(), &cfg.key),
             store,
             simd: Simd::detect(),
-            sections: Sections::new(Self::max_encoded_len(MAX_BATCH_RAW_BYTES)),
-            zstd: Compressor::new(max).ok_or(CodecError::Zstd)?,
             chooser: Chooser::new(min, max),
+            sections: Sections::new(),
+            strand: Strand::new(cfg)?,
         })
     }
 
@@ -92,20 +115,140 @@ impl Encoder {
         raw_len + (raw_len / PAGE_BYTES + 1) * 24 + sections::OVERHEAD_BYTES
     }
 
-    fn check(raw: &[u8], tokens: &[Token], out: &[u8]) -> Result<(), EncodeError> {
+    fn check(raw: &[u8], tokens: &[Token]) -> Result<(), EncodeError> {
         if raw.len() > MAX_BATCH_RAW_BYTES {
             return Err(EncodeError::BatchTooLarge {
                 raw_bytes: raw.len(),
             });
         }
-        let needed_bytes = Self::max_encoded_len(raw.len());
-        if out.len() < needed_bytes {
-            return Err(EncodeError::OutputTooSmall {
-                out_bytes: out.len(),
-                needed_bytes,
-            });
-        }
         check_cover(raw, tokens)
+    }
+
+    /// Chooses the next batch's method and holds the batch against the history. Its payload is made of
+    /// `sections`, by [`Strand::squeeze`]; what that took goes to [`learn`](Self::learn).
+    ///
+    /// # Errors
+    /// [`EncodeError`]; nothing was changed.
+    pub fn classify(
+        &mut self,
+        version: CodecVersion,
+        hint: &EncodeHint,
+        raw: &[u8],
+        tokens: &[Token],
+        sections: &mut Sections,
+    ) -> Result<Classified, EncodeError> {
+        Self::check(raw, tokens)?;
+        if version == CodecVersion::V1 {
+            return Ok(self.classify_v1(raw, tokens, true, true, sections));
+        }
+        let has_pages = tokens
+            .iter()
+            .any(|t| matches!(t, Token::Page { .. } | Token::Body { .. }));
+        let choice = self.chooser.choose(hint, raw.len(), has_pages);
+        Ok(self.classify_v3(choice, hint.accepts_raw_as_is, raw, tokens, sections))
+    }
+
+    /// Classifies the next batch in version 3 for a method of the caller's choice, for measurements.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; nothing was changed.
+    pub fn classify_with(
+        &mut self,
+        choice: Choice,
+        raw: &[u8],
+        tokens: &[Token],
+        sections: &mut Sections,
+    ) -> Result<Classified, EncodeError> {
+        Self::check(raw, tokens)?;
+        Ok(self.classify_v3(choice, false, raw, tokens, sections))
+    }
+
+    /// Classifies a batch again that was classified before, for version 1 and so that the payload
+    /// needs nothing of the history: the sender's has gone on since. `history` is the flag of the first
+    /// encoding; with it the receiver's history changes as it would have then. The sender's is left
+    /// alone.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; nothing was changed.
+    pub fn classify_detached_v1(
+        &mut self,
+        raw: &[u8],
+        tokens: &[Token],
+        history: bool,
+        sections: &mut Sections,
+    ) -> Result<Classified, EncodeError> {
+        Self::check(raw, tokens)?;
+        Ok(self.classify_v1(raw, tokens, history, false, sections))
+    }
+
+    fn classify_v3(
+        &mut self,
+        mut choice: Choice,
+        accepts_raw_as_is: bool,
+        raw: &[u8],
+        tokens: &[Token],
+        sections: &mut Sections,
+    ) -> Classified {
+        let start = Instant::now();
+        let mut stats = EncodeStats::default();
+        sections.clear();
+        if matches!(choice.method, Method::V1Stored | Method::V1Lz4) {
+            choice.method = Method::Stored;
+        }
+        let passes = choice.method == Method::Passthrough;
+        if !passes {
+            let history = v3::History {
+                store: &mut self.store,
+                contents: &mut self.contents,
+                simd: self.simd,
+            };
+            v3::encode(Items::new(raw, tokens), history, sections, &mut stats);
+        }
+        Classified {
+            choice,
+            history: !passes,
+            raw_as_is: passes && accepts_raw_as_is,
+            stats,
+            raw_len: raw.len(),
+            classify_ns: elapsed_ns(start),
+        }
+    }
+
+    fn classify_v1(
+        &mut self,
+        raw: &[u8],
+        tokens: &[Token],
+        history: bool,
+        attached: bool,
+        sections: &mut Sections,
+    ) -> Classified {
+        let start = Instant::now();
+        let mut stats = EncodeStats::default();
+        sections.clear();
+        let store = attached.then_some(&mut self.store);
+        let items = Items::new(raw, tokens);
+        v1::encode(items, store, self.simd, &mut sections.ops, &mut stats);
+        Classified {
+            choice: Choice {
+                method: Method::V1Lz4,
+                level: 0,
+                reason: ChoiceReason::Version1,
+            },
+            history,
+            raw_as_is: false,
+            stats,
+            raw_len: raw.len(),
+            classify_ns: elapsed_ns(start),
+        }
+    }
+
+    /// Learns from a batch how fast its method was and how much it left.
+    pub fn learn(&mut self, encoded: &Encoded, raw_len: usize) {
+        if !encoded.raw_as_is {
+            let encode_s = encoded.encode_ns as f64 / 1e9;
+            self.chooser
+                .observe(encoded.choice, raw_len, encoded.len, encode_s);
+        }
     }
 
     /// Encodes the next batch, by the method that gets it across soonest.
@@ -120,21 +263,10 @@ impl Encoder {
         tokens: &[Token],
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        Self::check(raw, tokens, out)?;
-        if version == CodecVersion::V1 {
-            return Ok(self.encode_v1(raw, tokens, true, true, out));
-        }
-        let has_pages = tokens
-            .iter()
-            .any(|t| matches!(t, Token::Page { .. } | Token::Body { .. }));
-        let choice = self.chooser.choose(hint, raw.len(), has_pages);
-        let start = Instant::now();
-        let encoded = self.encode_v3(choice, hint.accepts_raw_as_is, raw, tokens, out);
-        if !encoded.raw_as_is {
-            let encode_s = start.elapsed().as_secs_f64();
-            self.chooser
-                .observe(choice, raw.len(), encoded.len, encode_s);
-        }
+        let encoded = self.compose(raw, out, |encoder, sections| {
+            encoder.classify(version, hint, raw, tokens, sections)
+        })?;
+        self.learn(&encoded, raw.len());
         Ok(encoded)
     }
 
@@ -149,71 +281,12 @@ impl Encoder {
         tokens: &[Token],
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        Self::check(raw, tokens, out)?;
-        Ok(self.encode_v3(choice, false, raw, tokens, out))
+        self.compose(raw, out, |encoder, sections| {
+            encoder.classify_with(choice, raw, tokens, sections)
+        })
     }
 
-    fn encode_v3(
-        &mut self,
-        choice: Choice,
-        accepts_raw_as_is: bool,
-        raw: &[u8],
-        tokens: &[Token],
-        out: &mut [u8],
-    ) -> Encoded {
-        let mut stats = EncodeStats::default();
-        let squeeze = match choice.method {
-            Method::Passthrough => {
-                if !accepts_raw_as_is {
-                    out[..raw.len()].copy_from_slice(raw);
-                }
-                return Encoded {
-                    len: raw.len(),
-                    method: Method::Passthrough.code(),
-                    history: false,
-                    raw_as_is: accepts_raw_as_is,
-                    choice,
-                    stats,
-                };
-            }
-            Method::V1Stored | Method::V1Lz4 | Method::Stored => Squeeze::Nothing,
-            Method::Lz4 => Squeeze::Lz4,
-            Method::Zstd => Squeeze::Zstd {
-                level: choice.level,
-            },
-        };
-        self.sections.clear();
-        let history = v3::History {
-            store: &mut self.store,
-            contents: &mut self.contents,
-            simd: self.simd,
-        };
-        v3::encode(
-            Items::new(raw, tokens),
-            history,
-            &mut self.sections,
-            &mut stats,
-        );
-        let len = self.sections.write(squeeze, &mut self.zstd, out);
-        let method = match squeeze {
-            Squeeze::Nothing => Method::Stored,
-            Squeeze::Lz4 => Method::Lz4,
-            Squeeze::Zstd { .. } => Method::Zstd,
-        };
-        Encoded {
-            len,
-            method: method.code(),
-            history: true,
-            raw_as_is: false,
-            choice,
-            stats,
-        }
-    }
-
-    /// Encodes a batch again that [`encode`](Self::encode) encoded before, in version 1 and so that
-    /// the payload needs nothing of the history: the sender's has gone on since. `history` is the flag
-    /// of the first encoding; with it the receiver's history changes as it would have then. The
-    /// sender's is left alone.
+    /// Encodes a batch again as [`classify_detached_v1`](Self::classify_detached_v1) says.
     ///
     /// # Errors
     /// [`EncodeError`]; nothing was changed.
@@ -224,37 +297,25 @@ impl Encoder {
         history: bool,
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        Self::check(raw, tokens, out)?;
-        Ok(self.encode_v1(raw, tokens, history, false, out))
+        self.compose(raw, out, |encoder, sections| {
+            encoder.classify_detached_v1(raw, tokens, history, sections)
+        })
     }
 
-    fn encode_v1(
+    /// Both halves, one after the other.
+    fn compose(
         &mut self,
         raw: &[u8],
-        tokens: &[Token],
-        history: bool,
-        attached: bool,
         out: &mut [u8],
-    ) -> Encoded {
-        let mut stats = EncodeStats::default();
-        let ops = &mut self.sections.ops;
-        ops.clear();
-        let store = attached.then_some(&mut self.store);
-        v1::encode(Items::new(raw, tokens), store, self.simd, ops, &mut stats);
-        let (method, len) = v1::write(ops, out);
-        let choice = Choice {
-            method,
-            level: 0,
-            reason: ChoiceReason::Version1,
-        };
-        Encoded {
-            len,
-            method: method.code(),
-            history,
-            raw_as_is: false,
-            choice,
-            stats,
-        }
+        classify: impl FnOnce(&mut Self, &mut Sections) -> Result<Classified, EncodeError>,
+    ) -> Result<Encoded, EncodeError> {
+        // Before anything changes.
+        Strand::check_room(raw.len(), out)?;
+        let mut sections = std::mem::take(&mut self.sections);
+        let encoded = classify(self, &mut sections)
+            .and_then(|classified| self.strand.squeeze(&classified, raw, &sections, out));
+        self.sections = sections;
+        encoded
     }
 
     /// The sender's page history.
@@ -278,4 +339,9 @@ impl Encoder {
             literals.capacity(),
         ]
     }
+}
+
+/// Nanoseconds since `start`.
+pub(super) fn elapsed_ns(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

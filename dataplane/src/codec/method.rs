@@ -45,6 +45,11 @@ impl Method {
         self as u8
     }
 
+    /// Does a general compressor run over the batch?
+    pub const fn is_compressed(self) -> bool {
+        matches!(self, Self::V1Lz4 | Self::Lz4 | Self::Zstd)
+    }
+
     /// The method of a batch header.
     ///
     /// # Errors

@@ -7,7 +7,8 @@
 //! or a reference never misses and each batch may change the version; hostile payloads end in an
 //! error, within the batch's time and memory.
 //!
-//! - [`Encoder`], [`Decoder`]: the two halves of a direction
+//! - [`Encoder`], [`Decoder`]: the two ends of a direction
+//! - [`Classified`], [`Sections`], [`Strand`]: a batch between the encoder's halves, and the second half
 //! - [`EncodeHint`], [`Effort`], [`Choice`]: which method gets a batch across soonest
 //! - [`PageStore`]: the page history
 //! - [`Chain`]: the digests that batches are released by
@@ -28,6 +29,7 @@ mod rebuild;
 mod sections;
 mod simd;
 mod store;
+mod strand;
 #[cfg(test)]
 mod tests;
 mod v1;
@@ -38,10 +40,12 @@ mod zstd;
 pub use choice::{Choice, ChoiceReason, Effort, EncodeHint};
 pub use decoder::Decoder;
 pub use digest::{Chain, Digest, DigestMismatch, Direction};
-pub use encoder::{EncodeStats, Encoded, Encoder};
+pub use encoder::{Classified, EncodeStats, Encoded, Encoder};
 pub use error::{CodecError, DecodeError, EncodeError};
 pub use method::{CodecVersion, Method};
+pub use sections::Sections;
 pub use store::{PageStore, PageStoreConfig, SlotId, StoreError};
+pub use strand::Strand;
 
 use dwcp_hugepages::arena::BackingPolicy;
 

@@ -6,10 +6,10 @@
 //! so a payload is at most [`OVERHEAD_BYTES`] longer than its sections; on the way back the lengths in
 //! the clear are summed and bounded before anything is decompressed.
 
-use super::DecodeError;
 use super::lz4;
 use super::varint::Reader;
 use super::zstd::{Compressor, Decompressor};
+use super::{DecodeError, Encoder, MAX_BATCH_RAW_BYTES};
 
 /// Presence byte and four headers.
 pub(super) const OVERHEAD_BYTES: usize = 1 + SECTIONS * HEADER_BYTES;
@@ -32,7 +32,9 @@ pub(super) enum Squeeze {
 }
 
 /// The sections of one batch, in the clear. Reused from batch to batch; never larger than at `new`.
-pub(super) struct Sections {
+/// [`Default`] has no room: it stands in while the true ones are lent.
+#[derive(Default)]
+pub struct Sections {
     /// The operations.
     pub(super) ops: Vec<u8>,
     /// For each page rebuilt from the history, in order: the slot it equals, or its delta.
@@ -44,8 +46,9 @@ pub(super) struct Sections {
 }
 
 impl Sections {
-    /// Each buffer takes `capacity` bytes before it would grow.
-    pub(super) fn new(capacity: usize) -> Self {
+    /// Empty, with room for any batch.
+    pub fn new() -> Self {
+        let capacity = Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES);
         let [ops, patches, raw, literals] = [(); 4].map(|()| Vec::with_capacity(capacity));
         Self {
             ops,

@@ -53,9 +53,14 @@ impl<M> Sender<M> {
     /// [`MailboxFull`]; the message is dropped.
     pub fn send(&self, message: M) -> Result<(), MailboxFull> {
         self.0.queue.push(message).map_err(|_| MailboxFull)?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Wakes the receiver without a message: its work lies elsewhere.
+    pub fn ring(&self) {
         // A full eventfd is already readable, so a refused write wakes all the same.
         let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
-        Ok(())
     }
 }
 

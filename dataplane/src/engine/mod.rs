@@ -15,6 +15,7 @@
 //! | [`board`] | the shared segments |
 //! | [`messages`] | what the threads tell each other |
 //! | [`mailbox`] | how |
+//! | [`encoders`] | threads that compress batches beside the workers |
 //! | [`routes`] | whose event it is |
 //! | [`poller`] | readiness of descriptors |
 //! | [`idle`] | spinning, yielding, parking |
@@ -26,6 +27,7 @@ pub mod board;
 pub mod control;
 pub mod door;
 pub mod drivers;
+pub mod encoders;
 pub mod idle;
 pub mod mailbox;
 pub mod messages;

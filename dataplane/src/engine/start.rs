@@ -2,7 +2,7 @@
 //!
 //! In: a configuration and its key. Out: a running data plane. Promises: it is ready when
 //! [`Engine::start`] returns; stopping fails running sessions closed, but for a switchover, which is waited
-//! for: workers first, then the door, then the border.
+//! for: workers first, then encoders, the door, the border.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use super::board::Board;
 use super::control::{Control, Identity};
 use super::door::{Door, DoorOptions};
 use super::drivers::{Drivers, Seat};
+use super::encoders::Encoders;
 use super::mailbox::{Sender, mailbox};
 use super::messages::{Offer, ToDoor, ToWorker};
 use super::path_choice::PathChoice;
@@ -31,6 +32,7 @@ const MAIL_SLOTS: usize = 1024;
 /// A running data plane.
 pub struct Engine {
     workers: Vec<(Sender<ToWorker>, JoinHandle<()>)>,
+    encoders: (Encoders, Vec<JoinHandle<()>>),
     door: (Sender<ToDoor>, JoinHandle<()>),
     control: JoinHandle<()>,
     stop: Arc<AtomicBool>,
@@ -126,6 +128,9 @@ impl Engine {
             senders.clone(),
         )?;
 
+        let (encoders, encoder_handles) =
+            Encoders::start(config.encoders(cores.len()), &encoder_cores(idle, &cores))
+                .context("threads for encoding")?;
         let mut workers = Vec::new();
         for (index, (((core, mail), sender), seat)) in cores
             .into_iter()
@@ -141,6 +146,8 @@ impl Engine {
                 way: preferred[index],
                 board: Arc::clone(&board),
                 mail,
+                own: sender.clone(),
+                encoders: encoders.clone(),
                 door: door_sender.clone(),
                 control: control_sender.clone(),
                 idle,
@@ -165,6 +172,7 @@ impl Engine {
             .spawn(move || control.run(&|| stopped.load(Ordering::Acquire)))?;
         Ok(Self {
             workers,
+            encoders: (encoders, encoder_handles),
             door: (door_sender, door_handle),
             control: control_handle,
             stop,
@@ -183,10 +191,11 @@ impl Engine {
         let _ = self.door.0.send(ToDoor::ReadFiles);
     }
 
-    /// Has a worker ended by itself? Then the data plane must end too.
+    /// Has a worker or an encoder ended by itself? Then the data plane must end too.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.workers.iter().any(|(_, handle)| handle.is_finished())
+        let workers = self.workers.iter().map(|(_, handle)| handle);
+        workers.chain(&self.encoders.1).any(JoinHandle::is_finished)
     }
 
     /// Fails what runs closed and ends every thread. A source session in its switchover is waited for.
@@ -195,6 +204,10 @@ impl Engine {
             let _ = sender.send(ToWorker::Stop);
         }
         for (_, handle) in self.workers {
+            let _ = handle.join();
+        }
+        self.encoders.0.stop();
+        for handle in self.encoders.1 {
             let _ = handle.join();
         }
         let _ = self.door.0.send(ToDoor::Stop);
@@ -233,6 +246,16 @@ fn run_worker(
             let _ = ready.send(Err(error));
         }
     }
+}
+
+/// Where encoders may run: anywhere, but not on cores that workers have for themselves.
+fn encoder_cores(idle: IdlePolicy, workers: &[core_affinity::CoreId]) -> Vec<usize> {
+    if idle != IdlePolicy::Dedicated {
+        return Vec::new();
+    }
+    let all = core_affinity::get_core_ids().unwrap_or_default();
+    let free = all.iter().filter(|core| !workers.contains(core));
+    free.map(|core| core.id).collect()
 }
 
 fn pick_cores(wanted: &[usize]) -> Result<Vec<core_affinity::CoreId>> {

@@ -15,6 +15,7 @@ use dwcp_drivers::lane::{LaneEvent, LaneGroup, Polled};
 
 use super::board::Board;
 use super::drivers::LaneEndpoint;
+use super::encoders::Encoders;
 use super::idle::{Idle, Step};
 use super::mailbox::{Mailbox, Sender};
 use super::messages::{Offer, ToControl, ToDoor, ToWorker};
@@ -46,6 +47,9 @@ pub struct Worker<G: LaneGroup> {
     pub(super) poller: Poller,
     routes: Routes,
     mail: Mailbox<ToWorker>,
+    /// The sending end of its own mailbox: batches that were squeezed elsewhere ring it.
+    own: Sender<ToWorker>,
+    encoders: Encoders,
     pub(super) door: Sender<ToDoor>,
     pub(super) control: Sender<ToControl>,
     pub(super) sessions: Vec<(u32, Session)>,
@@ -71,6 +75,10 @@ pub struct WorkerOptions {
     pub board: Arc<Board>,
     /// Its messages.
     pub mail: Mailbox<ToWorker>,
+    /// The sending end of that mailbox.
+    pub own: Sender<ToWorker>,
+    /// Threads that squeeze batches beside it.
+    pub encoders: Encoders,
     /// To the door.
     pub door: Sender<ToDoor>,
     /// To the control thread.
@@ -111,6 +119,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             poller,
             routes: Routes::default(),
             mail: options.mail,
+            own: options.own,
+            encoders: options.encoders,
             door: options.door,
             control: options.control,
             sessions: Vec::new(),
@@ -242,6 +252,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             control: &self.control,
             switches,
             counters,
+            encoders: &self.encoders,
+            worker: &self.own,
             stages: &self.stages,
             now_ns: monotonic_ns(),
         };
@@ -302,6 +314,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 control: &self.control,
                 switches,
                 counters,
+                encoders: &self.encoders,
+                worker: &self.own,
                 stages: &self.stages,
                 now_ns: monotonic_ns(),
             };

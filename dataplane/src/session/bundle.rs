@@ -12,7 +12,7 @@ use dwcp_drivers::lane::{LaneClosed, LaneGroup, LaneId};
 
 use super::link::{Link, LinkOptions};
 use super::loss::Loss;
-use super::{Fault, Hands, Session, forward};
+use super::{Fault, Hands, Session, encoding};
 use crate::engine::drivers::{LaneEndpoint, endpoint};
 use crate::engine::messages::{Dial, LaneUp, Peer, ToDoor};
 use crate::engine::routes::Route;
@@ -164,6 +164,8 @@ impl Session {
                 backing: self.backing,
                 resume_limit_ns: self.resume_limit_ns,
                 lanes_active,
+                encoders: hands.encoders,
+                worker: hands.worker,
             };
             self.link = Some(Link::new(&up.agreed, &options, now)?);
             self.picture.peer = dwcp_api::text::Text::clipped(&up.peer.to_string());
@@ -331,7 +333,7 @@ impl Session {
                 .poll_send(Nanos(monotonic_ns()), !view.forced_v1, backlog)
             {
                 SendStep::Idle => break,
-                SendStep::NeedsTranscode(seq) => forward::transcode(link, seq)?,
+                SendStep::NeedsTranscode(seq) => encoding::transcode(link, seq)?,
                 SendStep::Send(lane, frame) => {
                     let bytes = frame.bytes().len() as u64;
                     let header = parse_batch_layout(frame.bytes())?.header;

@@ -6,22 +6,21 @@
 //! hypervisor wrote before it fell silent leaves without a timer.
 
 use dwcp_api::switches::SwitchView;
-use dwcp_api::{Failure, Mode, Stage, Version as ApiVersion, monotonic_ns};
-use dwcp_drivers::frame::{Frame, FrameMut};
+use dwcp_api::{Mode, Stage, Version as ApiVersion, monotonic_ns};
 use dwcp_drivers::lane::LaneGroup;
 
+use super::aside::{self, Fresh, Given};
 use super::channel::{Channel, Untaken};
-use super::link::{Kept, Link, Retained};
-use super::{Fault, Hands, Session};
-use crate::codec::{CodecVersion, Effort, EncodeHint, EncodeStats, Encoder, Method};
+use super::link::Link;
+use super::{Fault, Hands, Session, encoding};
+use crate::codec::{Effort, EncodeHint, EncodeStats};
 use crate::intake::{Cut, HEADROOM, ReadOutcome};
-use crate::stream::{ChannelKind, Token};
+use crate::stream::ChannelKind;
 use crate::transport::outbound::BatchMeta;
 use crate::transport::wire::batch::{
-    DataHeader, FLAG_EXPRESS, FLAG_HISTORY, MAX_MARKER_BYTES, Marker, open_payload, seal_data,
-    seal_marker,
+    DataHeader, FLAG_EXPRESS, MAX_MARKER_BYTES, Marker, seal_marker,
 };
-use crate::transport::{BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
+use crate::transport::{ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
 
 /// A batch is cut when this much waits, even if more could be read.
 const BATCH_BYTES: usize = 512 << 10;
@@ -38,10 +37,6 @@ const SMALL_WINDOW_BYTES: u64 = (SMALL_BATCH_BYTES * SMALL_UNTAKEN_MAX * 3 / 4) 
 const BUFFERS_MIN: usize = 2;
 /// On a far path frames need not be smaller than this to be through their lanes soon.
 const FAR_FRAME_BYTES_MIN: u64 = 64 << 10;
-/// Weight of the newest batch in what is known of how far batches compress.
-const NEWEST_SHARE: f32 = 0.25;
-/// Encoded batches of at most this many bytes move to a smaller buffer.
-const COMPACT_BYTES: usize = 60 << 10;
 
 impl Session {
     /// Reads what may be read and sends what should be sent. Says whether anything was done.
@@ -56,6 +51,14 @@ impl Session {
         let count = self.channels.len();
         let rolling_back =
             link.opens_rollback(hands.switches.read(), self.picture.switch_thrown_ns);
+        let mut pump = Pump {
+            link,
+            counters: &mut self.picture,
+            hands,
+            rolling_back,
+            in_postcopy: self.in_postcopy,
+        };
+        worked |= pump.take_back()?;
         // A different connection begins each turn, so that none starves the others.
         self.turn = self.turn.wrapping_add(1);
         // What a guest waits for comes before all of them.
@@ -100,6 +103,15 @@ impl Session {
             }
         }
     }
+}
+
+/// What is counted of an encoded batch beside its pages.
+struct Batch {
+    version: Version,
+    raw_bytes: usize,
+    frame_bytes: usize,
+    encode_ns: u64,
+    express: bool,
 }
 
 /// Borrowed parts of one session while one of its channels is pumped.
@@ -206,7 +218,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             true => outbound.can_push_beside_express(),
             false => outbound.can_push(),
         };
-        room && !self.lanes_are_busy()
+        room && !self.lanes_are_busy() && self.link.has_room_in_the_making()
     }
 
     fn cut_while_due(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
@@ -292,14 +304,14 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         } = cut;
         let raw_range = HEADROOM..HEADROOM + raw_bytes;
         let started_ns = monotonic_ns();
-        let encoding = stages.enter(Stage::Codec);
+        let codec = stages.enter(Stage::Codec);
         let raw = &frame.payload_mut()[raw_range];
         let digest = channel.chain_out.advance(seq.0, offset, raw);
         channel.last_out = digest;
         let hint = EncodeHint {
             link_bytes_per_s: link.wire_rate.bytes_per_s(),
             backlog_bytes: 0,
-            idle_cores_hint: 0,
+            idle_cores_hint: u32::try_from(self.hands.encoders.idle()).unwrap_or(u32::MAX),
             latency_critical: {
                 let facts = channel.intake.facts();
                 facts.ram_end_seen || facts.postcopy_listen_seen
@@ -319,9 +331,6 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             raw_len: raw_bytes as u32,
             digest,
         };
-        let (sent, stats) = encode(link, &hint, header, frame, raw_bytes)?;
-        drop(encoding);
-        let encode_ns = monotonic_ns().saturating_sub(started_ns);
         let read_at = Nanos(std::mem::replace(&mut channel.waiting_since_ns, started_ns));
         let meta = BatchMeta {
             channel: channel.id,
@@ -330,25 +339,76 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             read_at,
             express: channel.express,
         };
-        let encoded_bytes = sent.bytes().len() as u64;
-        let share = encoded_bytes as f32 / raw_bytes.max(1) as f32;
-        if !channel.express {
-            link.encoded_share += (share - link.encoded_share) * NEWEST_SHARE;
-        }
+        channel.quiet = false;
+        // What a guest waits for is made here and now.
+        let aside = version == Version::V3
+            && !channel.express
+            && !hint.latency_critical
+            && link.batches_ahead() > 1;
+        let given = if aside {
+            let fresh = Fresh {
+                header,
+                raw: frame,
+                raw_bytes,
+                meta,
+            };
+            aside::give_away(link, self.hands.encoders, &hint, fresh)?
+        } else {
+            let (sent, stats) = encoding::encode(link, &hint, header, frame, raw_bytes)?;
+            Given::Made(sent, stats)
+        };
+        drop(codec);
+        let Given::Made(sent, stats) = given else {
+            return Ok(true);
+        };
+        let batch = Batch {
+            version,
+            raw_bytes,
+            frame_bytes: sent.bytes().len(),
+            encode_ns: monotonic_ns().saturating_sub(started_ns),
+            express: channel.express,
+        };
         link.outbound.push(meta, sent, Nanos(monotonic_ns()))?;
+        self.note_encoded(&batch, &stats);
+        Ok(true)
+    }
+
+    /// Queues the frames of batches that were squeezed beside the worker.
+    fn take_back(&mut self) -> Result<bool, Fault> {
+        let mut worked = false;
+        while let Some(made) = aside::take_back(self.link)? {
+            let batch = Batch {
+                version: made.header.version,
+                raw_bytes: made.raw_bytes,
+                frame_bytes: made.frame_bytes,
+                encode_ns: made.encoded.encode_ns,
+                express: false,
+            };
+            self.note_encoded(&batch, &made.encoded.stats);
+            self.hands.counters.batches_encoded_aside_total.add(1);
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    fn note_encoded(&mut self, batch: &Batch, stats: &EncodeStats) {
+        if !batch.express {
+            self.link
+                .note_encoded(batch.raw_bytes, batch.frame_bytes, batch.encode_ns);
+        }
         let picture = &mut *self.counters;
         picture.pages += stats.pages;
         picture.pages_zero += stats.zero;
         picture.pages_duplicate += stats.dup;
         picture.pages_delta += stats.delta;
-        picture.codec_ns += encode_ns;
+        picture.codec_ns += batch.encode_ns;
         let counters = self.hands.counters;
         counters.pages_zero_total.add(stats.zero);
         counters.pages_duplicate_total.add(stats.dup);
         counters.pages_delta_total.add(stats.delta);
         counters.pages_literal_total.add(stats.literal);
         counters.batches_encoded_total.add(1);
-        let (raw_total, encoded_total, ns_total) = match version {
+        let (raw_total, encoded_total, ns_total) = match batch.version {
             Version::V1 => (
                 &counters.raw_bytes_v1_total,
                 &counters.encoded_bytes_v1_total,
@@ -360,11 +420,9 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
                 &counters.encode_v3_ns_total,
             ),
         };
-        raw_total.add(raw_bytes as u64);
-        encoded_total.add(encoded_bytes);
-        ns_total.add(encode_ns);
-        channel.quiet = false;
-        Ok(true)
+        raw_total.add(batch.raw_bytes as u64);
+        encoded_total.add(batch.frame_bytes as u64);
+        ns_total.add(batch.encode_ns);
     }
 
     fn note_switch(&mut self, view: SwitchView) {
@@ -407,165 +465,6 @@ fn batch_version(agreed: Version, view: SwitchView) -> Version {
         (Version::V3, ApiVersion::V3) => Version::V3,
         _ => Version::V1,
     }
-}
-
-/// Encodes a batch into a sealed frame and keeps what a rollback would need.
-fn encode(
-    link: &mut Link,
-    hint: &EncodeHint,
-    mut header: DataHeader,
-    mut raw: FrameMut,
-    raw_bytes: usize,
-) -> Result<(Frame, EncodeStats), Fault> {
-    let seal_bytes = link.keys_out.seal_bytes();
-    let express = header.flags & FLAG_EXPRESS != 0;
-    if express && header.version == Version::V3 {
-        header.method = Method::Passthrough.code();
-        let raw = with_room(link, raw, raw_bytes, seal_bytes)?;
-        let frame = send_as_is(link, &header, raw, raw_bytes)?;
-        return Ok((frame, EncodeStats::default()));
-    }
-    let needed = HEADROOM + Encoder::max_encoded_len(raw_bytes) + seal_bytes;
-    let mut out = match link.scratch_out.take() {
-        Some(out) if out.capacity() >= needed => out,
-        _ => link.pools_out.take(needed).ok_or_else(Fault::buffers)?,
-    };
-    let codec_version = match header.version {
-        Version::V1 => CodecVersion::V1,
-        Version::V3 => CodecVersion::V3,
-    };
-    let raw_slice = &raw.payload_mut()[HEADROOM..HEADROOM + raw_bytes];
-    let (tokens, payload) = (link.tokens.as_slice(), &mut out.payload_mut()[HEADROOM..]);
-    let encoder = &mut link.encoder;
-    let encoded = match express {
-        true => encoder.encode_detached_v1(raw_slice, tokens, false, payload)?,
-        false => encoder.encode(codec_version, hint, raw_slice, tokens, payload)?,
-    };
-    header.method = encoded.method;
-    header.flags |= if encoded.history { FLAG_HISTORY } else { 0 };
-    let stats = encoded.stats;
-    if encoded.raw_as_is {
-        // The raw bytes are the payload, in the buffer they were read into.
-        link.scratch_out = Some(out);
-        let frame = send_as_is(link, &header, raw, raw_bytes)?;
-        return Ok((frame, stats));
-    }
-    let total = HEADROOM + encoded.len + seal_bytes;
-    seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
-    let frame = compact(link, out, total)?;
-    if header.version == Version::V3 {
-        let kept = Kept {
-            frame: raw.freeze(HEADROOM + raw_bytes)?,
-            sealed: false,
-        };
-        retain(link, &header, kept, raw_bytes, encoded.history);
-    }
-    Ok((frame, stats))
-}
-
-/// The same bytes with room for the seal behind them.
-fn with_room(
-    link: &Link,
-    mut raw: FrameMut,
-    raw_bytes: usize,
-    seal_bytes: usize,
-) -> Result<FrameMut, Fault> {
-    let end = HEADROOM + raw_bytes;
-    if raw.capacity() >= end + seal_bytes {
-        return Ok(raw);
-    }
-    let mut larger = link
-        .pools_out
-        .take(end + seal_bytes)
-        .ok_or_else(Fault::buffers)?;
-    larger.payload_mut()[..end].copy_from_slice(&raw.payload_mut()[..end]);
-    Ok(larger)
-}
-
-/// Seals a batch whose payload is its raw bytes.
-fn send_as_is(
-    link: &mut Link,
-    header: &DataHeader,
-    mut raw: FrameMut,
-    raw_bytes: usize,
-) -> Result<Frame, Fault> {
-    let total = HEADROOM + raw_bytes + link.keys_out.seal_bytes();
-    seal_data(&link.keys_out, header, &mut raw.payload_mut()[..total])?;
-    let frame = raw.freeze(total)?;
-    let kept = Kept {
-        frame: frame.clone(),
-        sealed: link.keys_out.encrypts(),
-    };
-    let history = header.flags & FLAG_HISTORY != 0;
-    retain(link, header, kept, raw_bytes, history);
-    Ok(frame)
-}
-
-/// A short frame moves to a small buffer, and the large one is used again.
-fn compact(link: &mut Link, mut out: FrameMut, total: usize) -> Result<Frame, Fault> {
-    if total <= COMPACT_BYTES
-        && let Some(mut small) = link.pools_out.take(total)
-    {
-        small.payload_mut()[..total].copy_from_slice(&out.payload_mut()[..total]);
-        link.scratch_out = Some(out);
-        return Ok(small.freeze(total)?);
-    }
-    Ok(out.freeze(total)?)
-}
-
-fn retain(link: &mut Link, header: &DataHeader, raw: Kept, raw_bytes: usize, history: bool) {
-    let mut tokens: Vec<Token> = link.spare_tokens.pop().unwrap_or_default();
-    tokens.extend_from_slice(link.tokens.as_slice());
-    link.retained.push_back(Retained {
-        header: *header,
-        raw,
-        raw_bytes,
-        tokens,
-        history,
-    });
-}
-
-/// Encodes a batch that was queued in v3 once more, in v1, for a rollback.
-pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
-    let kept = link
-        .retained
-        .iter()
-        .find(|kept| kept.header.seq == seq)
-        .ok_or_else(|| {
-            Fault::new(
-                Failure::Protocol,
-                "a v3 batch to be re-encoded was not kept",
-            )
-        })?;
-    let seal_bytes = link.keys_out.seal_bytes();
-    let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes) + seal_bytes;
-    let mut out = link.pools_out.take(needed).ok_or_else(Fault::buffers)?;
-    let held = if kept.raw.sealed {
-        // The frame may lie in a lane, so it is decrypted beside it.
-        link.unsealed.clear();
-        link.unsealed.extend_from_slice(kept.raw.frame.bytes());
-        open_payload(&link.keys_out, &mut link.unsealed)?;
-        &link.unsealed[..]
-    } else {
-        kept.raw.frame.bytes()
-    };
-    let raw = &held[HEADROOM..HEADROOM + kept.raw_bytes];
-    let encoded = link.encoder.encode_detached_v1(
-        raw,
-        &kept.tokens,
-        kept.history,
-        &mut out.payload_mut()[HEADROOM..],
-    )?;
-    let mut header = kept.header;
-    header.version = Version::V1;
-    header.method = encoded.method;
-    header.flags &= FLAG_EXPRESS;
-    header.flags |= if encoded.history { FLAG_HISTORY } else { 0 };
-    let total = HEADROOM + encoded.len + seal_bytes;
-    seal_data(&link.keys_out, &header, &mut out.payload_mut()[..total])?;
-    let frame = compact(link, out, total)?;
-    link.outbound.replace(seq, Version::V1, frame)?;
-    Ok(())
 }
 
 /// Queues a batch that carries no bytes.

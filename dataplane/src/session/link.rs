@@ -9,6 +9,9 @@ use dwcp_drivers::frame::{Frame, FrameMut, FramePools, FramePoolsConfig, FramePo
 use dwcp_hugepages::arena::BackingPolicy;
 
 use crate::codec::{CodecConfig, CodecError, Decoder, Encoder};
+use crate::engine::encoders::Encoders;
+use crate::engine::mailbox::Sender;
+use crate::engine::messages::ToWorker;
 use crate::intake::BATCH_TOKENS;
 use crate::stream::{BlockTable, Token, TokenBuf};
 use crate::transport::handshake::Agreed;
@@ -19,6 +22,7 @@ use crate::transport::wire::control::{Ack, ControlOpener, ControlSealer};
 use crate::transport::wire::keys::{Direction, FrameKeys};
 use crate::transport::{MAX_IN_FLIGHT, Nanos, TransportError, Version};
 
+use super::aside::Jobs;
 use super::channel::Channel;
 use super::wire_rate::WireRate;
 
@@ -38,6 +42,10 @@ const LANE_BACKLOG_BYTES: usize = 192 << 10;
 const LANE_BACKLOG_PER_S: u64 = 2_000;
 /// See [`LANE_BACKLOG_PER_S`].
 const LANE_BACKLOG_BYTES_MIN: usize = 8 << 10;
+/// Weight of the newest batch in what is known of how far batches compress and what that takes.
+const NEWEST_SHARE: f32 = 0.25;
+/// Encoding is to be this much faster than the wire.
+const AHEAD_MARGIN: f32 = 1.25;
 /// What may be read beyond the window for the first batch after a rollback.
 const ROLLBACK_RESERVE_BYTES: u64 = 16 << 10;
 
@@ -128,6 +136,10 @@ pub struct Link {
     pub scratch_in: Option<FrameMut>,
     /// Encoded bytes for each raw one, of the latest batches.
     pub encoded_share: f32,
+    /// Nanoseconds of one core for each raw byte, of the latest batches.
+    encode_ns_per_byte: f32,
+    /// Batches that are squeezed beside the worker.
+    pub jobs: Jobs,
     /// What the wire carries while it is the bottleneck.
     pub wire_rate: WireRate,
     /// The switch for which the reserve was opened last.
@@ -146,7 +158,7 @@ pub enum LinkError {
 }
 
 /// What our side brings to [`Link::new`].
-pub struct LinkOptions {
+pub struct LinkOptions<'a> {
     /// We send towards the destination.
     pub is_source: bool,
     /// Where arenas come from.
@@ -155,6 +167,10 @@ pub struct LinkOptions {
     pub resume_limit_ns: u64,
     /// Lanes in use at first.
     pub lanes_active: u16,
+    /// Threads that squeeze batches beside the worker.
+    pub encoders: &'a Encoders,
+    /// The way back from them.
+    pub worker: &'a Sender<ToWorker>,
 }
 
 impl Link {
@@ -186,7 +202,7 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError`].
-    pub fn new(agreed: &Agreed, options: &LinkOptions, now: Nanos) -> Result<Self, LinkError> {
+    pub fn new(agreed: &Agreed, options: &LinkOptions<'_>, now: Nanos) -> Result<Self, LinkError> {
         let (way_out, way_in) = if options.is_source {
             (Direction::ToAcceptor, Direction::ToInitiator)
         } else {
@@ -240,6 +256,12 @@ impl Link {
             }),
             sealer: ControlSealer::new(keys_out.clone(), agreed.epoch),
             opener: ControlOpener::new(keys_in.clone(), agreed.epoch),
+            jobs: Jobs::new(
+                options.is_source,
+                options.encoders,
+                options.worker,
+                &codec(store_out, keys_out.chain_key()),
+            )?,
             encoder: Encoder::new(&codec(store_out, keys_out.chain_key()))?,
             decoder: Decoder::new(&codec(store_in, keys_in.chain_key()))?,
             pools_out: pools(large_out)?,
@@ -262,11 +284,37 @@ impl Link {
             unsealed: Vec::new(),
             scratch_in: None,
             encoded_share: 1.0,
+            encode_ns_per_byte: 0.0,
             wire_rate: WireRate::default(),
             reserve_opened_ns: 0,
             keys_out,
             keys_in,
         })
+    }
+
+    /// Learns from an encoded batch.
+    pub fn note_encoded(&mut self, raw_bytes: usize, frame_bytes: usize, encode_ns: u64) {
+        let raw_bytes = raw_bytes.max(1) as f32;
+        self.encoded_share += (frame_bytes as f32 / raw_bytes - self.encoded_share) * NEWEST_SHARE;
+        let per_byte = encode_ns as f32 / raw_bytes;
+        self.encode_ns_per_byte += (per_byte - self.encode_ns_per_byte) * NEWEST_SHARE;
+    }
+
+    /// Batches to have in the making at once: as many as keep the wire busy, the worker's own included.
+    pub fn batches_ahead(&self) -> usize {
+        let most = self.jobs.count() + 1;
+        let Some(rate) = self.wire_rate.bytes_per_s() else {
+            return 1;
+        };
+        let wire_ns_per_byte = self.encoded_share * 1e9 / rate.max(1) as f32;
+        let ahead = AHEAD_MARGIN * self.encode_ns_per_byte / wire_ns_per_byte.max(1e-6);
+        (ahead.ceil() as usize).clamp(1, most)
+    }
+
+    /// May another batch be begun beside those in the making?
+    pub fn has_room_in_the_making(&self) -> bool {
+        let reserved = self.outbound.reserved();
+        reserved == 0 || reserved < self.batches_ahead()
     }
 
     /// Lanes that a transport of this version uses here.

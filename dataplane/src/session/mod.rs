@@ -10,6 +10,8 @@
 //! | [`channel`] | one hypervisor connection |
 //! | [`link`] | the machinery that exists once both sides agree |
 //! | [`forward`] | hypervisor → lanes |
+//! | [`encoding`] | a batch's raw bytes → its sealed frame |
+//! | [`aside`] | batches squeezed on other cores |
 //! | [`path`] | samples of the path to the peer, and the mode that follows from them |
 //! | [`path_floor`] | what the path takes without its queues |
 //! | [`rate_limit`] | what an operator lets it send |
@@ -23,9 +25,11 @@
 //! | [`loss`] | how much the network below sends again |
 //! | [`fault`] | what ends a session |
 
+pub mod aside;
 pub mod bundle;
 pub mod channel;
 mod driver;
+mod encoding;
 mod ending;
 mod fault;
 mod forward;
@@ -56,8 +60,10 @@ pub use fault::Fault;
 
 use crate::config::PassiveSource;
 use crate::engine::board::SessionCell;
+use crate::engine::encoders::Encoders;
 use crate::engine::mailbox::Sender;
 use crate::engine::messages::{Offer, Peer, ToControl, ToDoor};
+use crate::engine::messages::{Offer, ToControl, ToDoor, ToWorker};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
 use crate::engine::stages::StageClock;
@@ -93,6 +99,10 @@ pub struct Hands<'a, G: LaneGroup> {
     pub switches: &'a Switches,
     /// The worker's counters.
     pub counters: &'a WorkerCounters,
+    /// Threads that squeeze batches beside it.
+    pub encoders: &'a Encoders,
+    /// The way back from them.
+    pub worker: &'a Sender<ToWorker>,
     /// Where its time goes.
     pub stages: &'a StageClock,
     /// Now, `CLOCK_MONOTONIC` nanoseconds.

@@ -11,6 +11,7 @@ mod express;
 pub mod far;
 mod figures;
 pub mod lanes;
+mod reserved;
 pub mod silence;
 mod step;
 mod tuning;
@@ -87,6 +88,8 @@ pub struct BatchMeta {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Empty,
+    /// Its frame is being made: see [`Outbound::reserve`].
+    Reserved,
     Queued,
     InFlight(LaneIx),
     Received,
@@ -116,6 +119,8 @@ pub struct Outbound<F> {
     first_queued: BatchSeq,
     /// Express batches that wait for a lane: none as a rule, and then nobody looks for them.
     express_queued: usize,
+    /// Batches whose frames are being made.
+    reserved: usize,
     lanes: Lanes,
     credit: Credit,
     window: Window,
@@ -160,6 +165,7 @@ impl<F: FrameHandle> Outbound<F> {
             next: BatchSeq(0),
             first_queued: BatchSeq(0),
             express_queued: 0,
+            reserved: 0,
             lanes: Lanes::new(config.lanes_max, config.lanes_active),
             credit: Credit::new(),
             window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
@@ -246,29 +252,11 @@ impl<F: FrameHandle> Outbound<F> {
         frame: F,
         now: Nanos,
     ) -> Result<BatchSeq, TransportError> {
-        if !self.can_push() {
-            return Err(TransportError::InFlightFull);
-        }
-        let seq = self.next;
-        if self.base == seq {
-            self.silence.begin(now);
-        }
-        self.window.on_push(
-            u64::from(meta.raw_len),
-            self.credit.held_bytes(),
-            meta.read_at,
-        );
+        let seq = self.place(meta, now)?;
+        let slot = &mut self.slots[slot_of(seq)];
+        slot.state = State::Queued;
+        slot.frame = Some(frame);
         self.express_queued += usize::from(meta.express);
-        self.slots[slot_of(seq)] = Slot {
-            state: State::Queued,
-            frame: Some(frame),
-            meta,
-            sent_at: now,
-            times_sent: 0,
-            wire_bytes: 0,
-            first_wire_bytes: 0,
-        };
-        self.next = seq.next();
         Ok(seq)
     }
 
@@ -438,7 +426,7 @@ impl<F: FrameHandle> Outbound<F> {
 
     fn on_received(&mut self, seq: BatchSeq, now: Nanos, received: &mut impl FnMut(BatchSeq)) {
         let slot = &mut self.slots[slot_of(seq)];
-        if matches!(slot.state, State::Empty | State::Received) {
+        if matches!(slot.state, State::Empty | State::Reserved | State::Received) {
             return;
         }
         // A batch sent twice does not tell which one was answered (Karn).

@@ -383,3 +383,55 @@ fn others_leave_room_for_express_batches() {
     assert!(outbound.can_push());
     assert_eq!(outbound.in_flight(), 224);
 }
+
+#[test]
+fn a_batch_whose_frame_is_being_made_holds_nothing_up_and_goes_out_when_it_is_there() {
+    let mut outbound = outbound(1);
+    outbound.on_read(ChannelId(0), 10).unwrap();
+    let meta = BatchMeta {
+        channel: ChannelId(0),
+        raw_len: 10,
+        version: Version::V3,
+        read_at: at(1),
+        express: false,
+    };
+    let first = outbound.reserve(meta, at(1)).unwrap();
+    push(&mut outbound, Version::V1, at(1));
+    assert_eq!(send_all(&mut outbound, at(1)), [(0, 1)]);
+    assert_eq!((outbound.reserved(), outbound.in_flight()), (1, 2));
+    // A lane that is lost meanwhile takes nothing of it along.
+    outbound.lane_down(LaneIx(0));
+    outbound.lane_up(LaneIx(0)).unwrap();
+    assert_eq!(send_all(&mut outbound, at(2)), [(0, 1)]);
+    outbound.on_ack(&ack(0, &[1]), at(3), |_| {}).unwrap();
+    outbound.fill(first, frame(first.0)).unwrap();
+    // What was made in v3 is not sent when v3 is no longer allowed.
+    assert!(matches!(
+        outbound.poll_send(at(3), false, |_| 0),
+        SendStep::NeedsTranscode(seq) if seq == first
+    ));
+    assert_eq!(send_all(&mut outbound, at(3)), [(0, 0)]);
+    outbound.on_ack(&ack(2, &[]), at(4), |_| {}).unwrap();
+    assert_eq!((outbound.reserved(), outbound.in_flight()), (0, 0));
+}
+
+#[test]
+fn a_peer_that_confirms_a_batch_before_it_was_made_is_found_out() {
+    let mut outbound = outbound(1);
+    outbound.on_read(ChannelId(0), 10).unwrap();
+    let meta = BatchMeta {
+        channel: ChannelId(0),
+        raw_len: 10,
+        version: Version::V3,
+        read_at: at(1),
+        express: false,
+    };
+    let seq = outbound.reserve(meta, at(1)).unwrap();
+    let mut told = 0;
+    outbound.on_ack(&ack(1, &[]), at(2), |_| told += 1).unwrap();
+    assert_eq!(told, 0);
+    assert!(matches!(
+        outbound.fill(seq, frame(seq.0)),
+        Err(TransportError::BadAck { .. })
+    ));
+}
