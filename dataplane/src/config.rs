@@ -76,6 +76,9 @@ pub struct PassiveSource {
     pub peer: SocketAddr,
     /// Name under which the peer knows the hypervisor to deliver to.
     pub target: String,
+    /// The node that must answer there; without it any that proves itself.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// A hypervisor that unannounced sessions may be delivered to.
@@ -115,7 +118,7 @@ pub struct Config {
     pub max_version: u32,
     /// Lanes of a session whose transport is v1.
     pub lanes_v1: u16,
-    /// Lanes that a session whose transport is v3 begins with.
+    /// Lanes that a session whose transport is v3 begins with, half of them on a near path.
     pub lanes_v3: u16,
     /// It never has fewer; 0: as the kind of path suggests.
     pub lanes_min: u16,
@@ -165,7 +168,7 @@ impl Default for Config {
             idle: None,
             max_version: 3,
             lanes_v1: 32,
-            lanes_v3: 8,
+            lanes_v3: 16,
             window_limit_bytes: 48 << 20,
             lanes_min: 0,
             lanes_max: 64,

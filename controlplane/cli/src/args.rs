@@ -178,6 +178,9 @@ pub struct Migrate {
     /// QMP socket of the waiting hypervisor (`-incoming defer`) on the destination
     #[arg(long, value_name = "PATH")]
     pub to_qmp: String,
+    /// Node that must answer there, as its data plane's `node` says; without it any that proves itself
+    #[arg(long, value_name = "NODE")]
+    pub to_node: Option<String>,
     /// A name for the guest
     #[arg(long)]
     pub name: Option<String>,

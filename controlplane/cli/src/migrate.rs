@@ -35,6 +35,9 @@ pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, A
         },
     });
     // Only what was asked for is said, so that a control plane of an earlier release understands it.
+    if let Some(node) = &args.to_node {
+        body["destination"]["node"] = json!(node);
+    }
     match args.postcopy {
         None => {}
         Some(None) => body["options"]["postcopy"] = json!("after_first_pass"),

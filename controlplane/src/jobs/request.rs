@@ -4,7 +4,7 @@
 use std::fmt;
 
 use dwcp_api::Version;
-use dwcp_api::command::SessionLimits;
+use dwcp_api::command::{NODE_BYTES, SessionLimits};
 use dwcp_api::text::Text;
 use dwcp_baseline::Tenant;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,29 @@ pub struct DestinationRef {
     /// Token for that API, if it is not the configured one.
     #[serde(default)]
     pub token: Option<PeerToken>,
+    /// The node that must answer there, as its data plane's `node` says; without it any that proves itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+impl DestinationRef {
+    /// The node for the data plane; empty if none is named.
+    ///
+    /// # Errors
+    /// [`JobError::BadRequest`].
+    pub fn node_text(&self) -> Result<Text<NODE_BYTES>, JobError> {
+        let Some(node) = &self.node else {
+            return Ok(Text::EMPTY);
+        };
+        let wrong = |problem: String| JobError::BadRequest {
+            field: "destination.node",
+            problem,
+        };
+        if node.is_empty() {
+            return Err(wrong("it is empty; leave it out for any node".to_owned()));
+        }
+        Text::new(node).map_err(|error| wrong(error.to_string()))
+    }
 }
 
 /// The highest protocol version a migration may use.
@@ -209,6 +232,7 @@ impl MigrationRequest {
         }
         text("destination.qmp", &self.destination.qmp)?;
         text("destination.api", &self.destination.api)?;
+        self.destination.node_text()?;
         let api = &self.destination.api;
         if !api.starts_with("http://") || reqwest::Url::parse(api).is_err() {
             return Err(JobError::BadRequest {

@@ -12,6 +12,8 @@ pub const PATH_BYTES: usize = 104;
 pub const TENANT_BYTES: usize = 32;
 /// Longest `address:port` of a peer, in bytes.
 pub const ADDRESS_BYTES: usize = 64;
+/// Longest name of a node, in bytes.
+pub const NODE_BYTES: usize = 64;
 
 /// One slot of the command ring.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -30,6 +32,7 @@ pub struct CommandRecord {
     path: Text<PATH_BYTES>,
     peer: Text<ADDRESS_BYTES>,
     tenant: Text<TENANT_BYTES>,
+    peer_node: Text<NODE_BYTES>,
 }
 
 closed_set! {
@@ -68,6 +71,8 @@ pub enum Command {
         listen: Text<PATH_BYTES>,
         /// The peer data plane, `address:port`.
         peer: Text<ADDRESS_BYTES>,
+        /// The node that must answer there; empty: any that proves itself.
+        peer_node: Text<NODE_BYTES>,
         /// Highest version this session may use.
         max_version: Version,
         /// Limits.
@@ -176,16 +181,19 @@ impl CommandRecord {
             path: Text::EMPTY,
             peer: Text::EMPTY,
             tenant: Text::EMPTY,
+            peer_node: Text::EMPTY,
         };
         match command {
             Command::OpenSource {
                 session,
                 listen,
                 peer,
+                peer_node,
                 max_version,
                 limits,
             } => {
                 record.kind = OPEN_SOURCE;
+                record.peer_node = *peer_node;
                 record.session = *session;
                 record.path = *listen;
                 record.peer = *peer;
@@ -270,10 +278,15 @@ impl CommandRecord {
                 if self.peer.as_str().is_empty() {
                     return Err(CommandError::Missing("peer"));
                 }
+                // What cannot be read must not pass for "any".
+                if self.peer_node != Text::EMPTY && self.peer_node.as_str().is_empty() {
+                    return Err(CommandError::Missing("peer_node"));
+                }
                 Ok(Command::OpenSource {
                     session,
                     listen: self.path,
                     peer: self.peer,
+                    peer_node: self.peer_node,
                     max_version: Version::from_code(self.max_version)
                         .ok_or_else(|| unknown("max_version", self.max_version))?,
                     limits: self.limits(),
@@ -333,6 +346,7 @@ mod tests {
                 session,
                 listen: Text::new("/run/a.sock").unwrap(),
                 peer: Text::new("10.0.0.2:4790").unwrap(),
+                peer_node: Text::new("host-b").unwrap(),
                 max_version: Version::V3,
                 limits,
             },
@@ -393,5 +407,11 @@ mod tests {
         );
         record.kind = OPEN_SOURCE;
         assert_eq!(record.decode(), Err(CommandError::Missing("listen")));
+        record.path = Text::clipped("/run/a.sock");
+        record.peer = Text::clipped("10.0.0.2:4790");
+        record.max_version = Version::V3.code();
+        assert!(record.decode().is_ok());
+        record.peer_node = Text::read_from_bytes(&[0xff; NODE_BYTES]).unwrap();
+        assert_eq!(record.decode(), Err(CommandError::Missing("peer_node")));
     }
 }

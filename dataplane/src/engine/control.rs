@@ -29,7 +29,7 @@ use zerocopy::IntoBytes;
 
 use super::board::Board;
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, SourceOrder, ToControl, ToWorker};
+use super::messages::{DestinationOrder, Peer, SourceOrder, ToControl, ToWorker};
 use super::poller::{Poller, Token};
 use super::seats::Seats;
 use crate::transport::sharing::Sharing;
@@ -347,21 +347,27 @@ impl Control {
                 session,
                 listen,
                 peer,
+                peer_node,
                 max_version,
                 limits,
             } => {
-                let Ok(peer) = peer.as_str().parse() else {
+                let Ok(address) = peer.as_str().parse() else {
                     return self.answer(id, session, Failure::BadCommand, PEER_TEXT);
                 };
                 let Some(tenant) = tenant_of(&limits) else {
                     return self.answer(id, session, Failure::BadCommand, TENANT_TEXT);
+                };
+                let node = Some(peer_node.as_str().to_owned()).filter(|name| !name.is_empty());
+                let peer = Peer {
+                    address,
+                    target: None,
+                    node,
                 };
                 let order = SourceOrder {
                     session,
                     listen: Some(PathBuf::from(listen.as_str())),
                     first: None,
                     peer,
-                    target: None,
                     max_version,
                     limits,
                     tenant,

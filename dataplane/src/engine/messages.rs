@@ -15,6 +15,17 @@ use super::drivers::LaneEnd;
 use crate::transport::handshake::{Agreed, Way};
 use crate::transport::{LaneIx, NodeId};
 
+/// Whom the lanes of a session are dialled to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer data plane.
+    pub address: SocketAddr,
+    /// Name of the passive target; `None` for a session that a control plane announced.
+    pub target: Option<String>,
+    /// The node that must answer; `None` takes any that proves itself.
+    pub node: Option<String>,
+}
+
 /// How a session comes to be at the source.
 #[derive(Debug)]
 pub struct SourceOrder {
@@ -25,9 +36,7 @@ pub struct SourceOrder {
     /// The first connection, when a passive socket already accepted it.
     pub first: Option<OwnedFd>,
     /// The peer data plane.
-    pub peer: SocketAddr,
-    /// Name of the passive target; `None` for a session that a control plane announced.
-    pub target: Option<String>,
+    pub peer: Peer,
     /// Highest version.
     pub max_version: Version,
     /// Limits; zero means the default.
@@ -177,10 +186,10 @@ pub struct Dial {
     pub worker: usize,
     /// Which lane of the bundle.
     pub lane: LaneIx,
+    /// Which dial of the session, from 1 on.
+    pub attempt: u32,
     /// Where to.
-    pub peer: SocketAddr,
-    /// Passive target's name, or `None`.
-    pub target: Option<String>,
+    pub peer: Peer,
     /// What this side offers.
     pub offer: Offer,
     /// What the lane is to run over.

@@ -14,7 +14,7 @@ use dwcp_drivers::lane::LaneGroup;
 
 use super::drivers::LaneEndpoint;
 use super::messages::{
-    DestinationOrder, Expected, Offer, SourceOrder, ToControl, ToDoor, ToWorker,
+    DestinationOrder, Expected, Offer, Peer, SourceOrder, ToControl, ToDoor, ToWorker,
 };
 use super::routes::Routes;
 use super::sockets;
@@ -298,7 +298,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             worker: self.index,
             socket_path: path,
             listener,
-            peer: Some((order.peer, order.target)),
+            peer: Some(order.peer),
             offer,
             way: self.way,
             driver_fallback: self.config.driver_fallback,
@@ -434,8 +434,11 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 session: SessionId(id),
                 listen: None,
                 first: Some(fd),
-                peer: source.peer,
-                target: Some(source.target),
+                peer: Peer {
+                    address: source.peer,
+                    target: Some(source.target),
+                    node: source.node,
+                },
                 max_version: self.offer.max_version,
                 limits: dwcp_api::command::SessionLimits::default(),
                 tenant: dwcp_baseline::Tenant::default(),

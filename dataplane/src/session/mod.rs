@@ -14,6 +14,7 @@
 //! | [`baselines`] | blocks that both sides have on disk |
 //! | [`aside`] | batches squeezed on other cores |
 //! | [`path`] | samples of the path to the peer, and the mode that follows from them |
+//! | [`path_floor`] | what the path takes without its queues |
 //! | [`rate_limit`] | what an operator lets it send |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
@@ -38,6 +39,7 @@ mod lane_count;
 pub mod link;
 mod loss;
 mod path;
+mod path_floor;
 mod rate_limit;
 mod receive;
 mod share;
@@ -64,7 +66,7 @@ use crate::engine::board::SessionCell;
 use crate::engine::encoders::Encoders;
 use crate::engine::keeper::Keeper;
 use crate::engine::mailbox::Sender;
-use crate::engine::messages::{Offer, ToControl, ToDoor, ToWorker};
+use crate::engine::messages::{Offer, Peer, ToControl, ToDoor, ToWorker};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
 use crate::engine::stages::StageClock;
@@ -125,8 +127,8 @@ pub struct SessionOptions {
     pub socket_path: PathBuf,
     /// Source: the socket at `socket_path`; none for a passive session.
     pub listener: Option<OwnedFd>,
-    /// Source: the peer, and the passive target's name.
-    pub peer: Option<(std::net::SocketAddr, Option<String>)>,
+    /// Source: whom to dial.
+    pub peer: Option<Peer>,
     /// What we can agree to.
     pub offer: Offer,
     /// Source: what lanes are to run over.
@@ -204,7 +206,7 @@ impl Session {
             opened_ns: now_ns,
             ..SessionSnapshot::FREE
         };
-        let peer = options.peer.as_ref().map(|(peer, _)| *peer);
+        let peer = options.peer.as_ref().map(|peer| peer.address);
         let share = Share::new(&cell, peer, now_ns);
         Self {
             id: options.id,
@@ -233,7 +235,7 @@ impl Session {
             reason_due_ns: None,
             linger_until_ns: u64::MAX,
             rate_limit: RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
-            path: PathSampler::default(),
+            path: PathSampler::new(now_ns),
             share,
             streams: Streams::new(options.streams),
             baselines: Baselines::new(options.tenant, options.keeper),

@@ -8,9 +8,9 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
-    BY_SESSION, HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE,
-    KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse,
-    RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
+    BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF,
+    KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof,
+    RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -112,7 +112,7 @@ impl Initiator {
             Proof::Session(_) => versions | BY_SESSION,
             _ => versions,
         };
-        let hello = RawHello {
+        let mut hello = RawHello {
             kind: KIND_HELLO,
             magic: MAGIC,
             revision: HANDSHAKE_REVISION,
@@ -128,13 +128,17 @@ impl Initiator {
             nonce,
             params: RawParams::new(config.params),
             way: RawWay::new(config.way),
+            mac: [0; 32],
         };
+        let mac_key = config.proof.mac_key();
+        let said = Transcript::default().with(&frame([hello.as_bytes(), name.as_bytes()]));
+        hello.mac = said.mac(&mac_key, MacPurpose::Hello);
         let message = frame([hello.as_bytes(), name.as_bytes()]);
         let transcript = Transcript::default().with(&message);
         let reader = Reader::default();
         (
             Self {
-                mac_key: config.proof.mac_key(),
+                mac_key,
                 config,
                 nonce,
                 reader,
@@ -189,7 +193,15 @@ impl Initiator {
     }
 
     fn on_challenge(&mut self) -> Result<Option<InitiatorStep>, HandshakeError> {
-        let challenge: RawChallenge = parse_exact(KIND_CHALLENGE, self.reader.body())?;
+        let body = self.reader.body();
+        // TLS has proven this side already; by a key HELLO may have.
+        let at_once = body.first() == Some(&KIND_ANSWER);
+        let kind = if at_once || self.config.proof.needs_no_answer() {
+            KIND_ANSWER
+        } else {
+            KIND_CHALLENGE
+        };
+        let challenge: RawChallenge = parse_exact(kind, body)?;
         let (version, baselines) = challenge.chosen()?;
         if version > self.config.highest || (baselines && version != Version::V3) {
             return Err(HandshakeError::BeyondProposal { field: "version" });
@@ -205,7 +217,7 @@ impl Initiator {
             return Err(HandshakeError::WrongPeer { expected, got });
         }
         self.transcript = self.transcript.with(self.reader.message());
-        if self.config.proof.needs_no_answer() {
+        if at_once {
             self.waiting = Waiting::Welcome { challenge };
             return Ok(None);
         }

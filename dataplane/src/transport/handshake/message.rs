@@ -20,6 +20,8 @@ pub const KIND_CHALLENGE: u8 = 2;
 pub const KIND_PROOF: u8 = 3;
 pub const KIND_WELCOME: u8 = 4;
 pub const KIND_REFUSE: u8 = 5;
+/// A CHALLENGE to a HELLO that proves itself: no PROOF is to follow.
+pub const KIND_ANSWER: u8 = 6;
 
 /// In `RawHello::offers`: the lane is proven by the session's own key.
 pub const BY_SESSION: u8 = 0x80;
@@ -31,7 +33,7 @@ pub const BASELINES_AGREED: u8 = 0x80;
 /// The first bytes of every connection.
 pub const MAGIC: [u8; 4] = *b"DWCP";
 /// The handshake's own version: it differs where the messages do.
-pub const HANDSHAKE_REVISION: u8 = 2;
+pub const HANDSHAKE_REVISION: u8 = 3;
 
 const LENGTH_BYTES: usize = 2;
 /// How batches are vouched for; the only way there is. 1 and 2 were other functions: a peer that knows no
@@ -70,6 +72,8 @@ pub struct RawHello {
     pub nonce: [u8; 32],
     pub params: RawParams,
     pub way: RawWay,
+    /// Over all of the message, this field zero.
+    pub mac: [u8; 32],
 }
 
 /// A connection over TLS begins with 22: no HELLO does, for the low byte of its length comes first.
@@ -299,6 +303,7 @@ impl Transcript {
 
     pub fn mac(&self, psk: &Psk, purpose: MacPurpose) -> [u8; 32] {
         let key = psk.derive(match purpose {
+            MacPurpose::Hello => "dwcp transport 1 handshake hello",
             MacPurpose::Proof => "dwcp transport 1 handshake proof",
             MacPurpose::Welcome => "dwcp transport 1 handshake welcome",
             MacPurpose::Refuse => "dwcp transport 1 handshake refuse",
@@ -315,6 +320,7 @@ impl Transcript {
 /// What a MAC says, and with it who may say it.
 #[derive(Debug, Clone, Copy)]
 pub enum MacPurpose {
+    Hello,
     Proof,
     Welcome,
     Refuse,
