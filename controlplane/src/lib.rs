@@ -5,6 +5,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`api`] | the REST API |
+//! | [`baselines`] | blocks that this host keeps on disk |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
@@ -20,6 +21,7 @@
 //! | [`token`] | the API's bearer token |
 
 pub mod api;
+pub mod baselines;
 pub mod config;
 pub mod flags;
 pub mod host;

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use dwcp_nic_config::journal::JournalError;
 
 use crate::api::{App, Parts, serve};
+use crate::baselines::Baselines;
 use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
@@ -38,6 +39,9 @@ pub enum NodeError {
     /// The journals of NICs.
     #[error(transparent)]
     Nics(#[from] JournalError),
+    /// The store of baselines.
+    #[error("the baselines cannot be opened: {0}")]
+    Baselines(#[from] dwcp_baseline::StoreError),
     /// The folder of the state.
     #[error("cannot create {path}: {reason}; create it, or choose another state_dir")]
     StateDir {
@@ -87,6 +91,7 @@ pub async fn run(
         modes: modes.clone(),
         link: link.clone(),
         nics,
+        baselines: Baselines::open(config.baseline_dir.as_deref(), config.baseline_max_bytes)?,
         store,
         token,
         metrics_open: config.metrics_open,

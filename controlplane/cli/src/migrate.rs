@@ -43,6 +43,9 @@ pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, A
         Some(None) => body["options"]["postcopy"] = json!("after_first_pass"),
         Some(Some(after_ms)) => body["options"]["postcopy"] = json!({ "after_ms": after_ms }),
     }
+    if let Some(tenant) = &args.tenant {
+        body["options"]["tenant"] = json!(tenant);
+    }
     if args.no_auto_recover {
         body["options"]["postcopy_auto_recover"] = json!(false);
     }

@@ -8,6 +8,8 @@ use crate::text::{Text, TextError};
 
 /// Longest path of a UNIX socket, in bytes.
 pub const PATH_BYTES: usize = 104;
+/// Longest name of a tenant, in bytes.
+pub const TENANT_BYTES: usize = 32;
 /// Longest `address:port` of a peer, in bytes.
 pub const ADDRESS_BYTES: usize = 64;
 /// Longest name of a node, in bytes.
@@ -29,6 +31,7 @@ pub struct CommandRecord {
     resume_limit_ms: u64,
     path: Text<PATH_BYTES>,
     peer: Text<ADDRESS_BYTES>,
+    tenant: Text<TENANT_BYTES>,
     peer_node: Text<NODE_BYTES>,
 }
 
@@ -42,7 +45,7 @@ closed_set! {
     }
 }
 
-/// Limits of one session; zero means the data plane's default.
+/// Limits of one session; zero, or no name, means the data plane's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionLimits {
     /// Bytes held between the two hypervisors, at most.
@@ -53,6 +56,8 @@ pub struct SessionLimits {
     pub rate_limit_bytes_per_s: u64,
     /// How long the link may be gone.
     pub resume_limit_ms: u64,
+    /// Whose baselines it may use, and whose it adds to.
+    pub tenant: Text<TENANT_BYTES>,
 }
 
 /// A command that was checked.
@@ -175,6 +180,7 @@ impl CommandRecord {
             resume_limit_ms: 0,
             path: Text::EMPTY,
             peer: Text::EMPTY,
+            tenant: Text::EMPTY,
             peer_node: Text::EMPTY,
         };
         match command {
@@ -244,6 +250,7 @@ impl CommandRecord {
         self.store_bytes = limits.store_bytes;
         self.rate_limit_bytes_per_s = limits.rate_limit_bytes_per_s;
         self.resume_limit_ms = limits.resume_limit_ms;
+        self.tenant = limits.tenant;
     }
 
     fn limits(&self) -> SessionLimits {
@@ -252,6 +259,7 @@ impl CommandRecord {
             store_bytes: self.store_bytes,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             resume_limit_ms: self.resume_limit_ms,
+            tenant: self.tenant,
         }
     }
 
@@ -331,6 +339,7 @@ mod tests {
             store_bytes: 2,
             rate_limit_bytes_per_s: 3,
             resume_limit_ms: 4,
+            tenant: Text::new("team").unwrap(),
         };
         let commands = [
             Command::OpenSource {

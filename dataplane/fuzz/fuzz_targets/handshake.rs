@@ -20,6 +20,7 @@ fn params() -> SessionParams {
         window_limit_bytes: 64 << 20,
         lanes_v1: 32,
         lanes_v3: 8,
+        baselines: true,
     }
 }
 

@@ -393,6 +393,7 @@ impl Door {
             session,
             connect: target.connect.clone(),
             limits: dwcp_api::command::SessionLimits::default(),
+            tenant: dwcp_baseline::Tenant::default(),
         };
         self.workers[worker]
             .send(ToWorker::OpenDestination(Box::new(order), None))
@@ -465,6 +466,7 @@ fn params(offer: &Offer) -> SessionParams {
         window_limit_bytes: offer.window_limit_bytes,
         lanes_v1: offer.lanes_v1,
         lanes_v3: offer.lanes_v3,
+        baselines: offer.baselines,
     }
 }
 

@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dwcp_api::command::{SessionLimits, Verdict};
 use dwcp_api::event::Event;
 use dwcp_api::{Failure, Mode, Role, SessionId, Version};
+use dwcp_baseline::{Baseline, Tenant};
 
 use super::drivers::LaneEnd;
 use crate::transport::handshake::{Agreed, Way};
@@ -39,6 +41,8 @@ pub struct SourceOrder {
     pub max_version: Version,
     /// Limits; zero means the default.
     pub limits: SessionLimits,
+    /// Whose baselines it may use.
+    pub tenant: Tenant,
 }
 
 /// How a session comes to be at the destination.
@@ -50,6 +54,8 @@ pub struct DestinationOrder {
     pub connect: PathBuf,
     /// Limits; zero means the default.
     pub limits: SessionLimits,
+    /// Whose baselines it may use.
+    pub tenant: Tenant,
 }
 
 /// A lane that proved itself at the door.
@@ -88,6 +94,8 @@ pub enum ToWorker {
     Redirect(SessionId, SocketAddr, u64),
     /// Forget a session that has ended.
     Forget(SessionId, u64),
+    /// The baselines of a session's tenant.
+    Baselines(SessionId, Vec<Arc<Baseline>>),
     /// A lane is ready.
     LaneUp(Box<LaneUp>),
     /// A lane could not be made.
@@ -201,6 +209,8 @@ pub struct Offer {
     pub lanes_v1: u16,
     /// Lanes for a v3 transport, at most.
     pub lanes_v3: u16,
+    /// This side keeps baselines.
+    pub baselines: bool,
 }
 
 /// What one worker's lanes may run over beside TCP.

@@ -11,6 +11,7 @@
 //! | [`link`] | the machinery that exists once both sides agree |
 //! | [`forward`] | hypervisor → lanes |
 //! | [`encoding`] | a batch's raw bytes → its sealed frame |
+//! | [`baselines`] | blocks that both sides have on disk |
 //! | [`aside`] | batches squeezed on other cores |
 //! | [`path`] | samples of the path to the peer, and the mode that follows from them |
 //! | [`path_floor`] | what the path takes without its queues |
@@ -26,6 +27,7 @@
 //! | [`fault`] | what ends a session |
 
 pub mod aside;
+mod baselines;
 pub mod bundle;
 pub mod channel;
 mod driver;
@@ -51,6 +53,7 @@ use dwcp_api::session::SessionSnapshot;
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
 use dwcp_api::{Failure, Role, SessionId, SessionState, Stage};
+use dwcp_baseline::Tenant;
 use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
@@ -61,6 +64,7 @@ pub use fault::Fault;
 use crate::config::PassiveSource;
 use crate::engine::board::SessionCell;
 use crate::engine::encoders::Encoders;
+use crate::engine::keeper::Keeper;
 use crate::engine::mailbox::Sender;
 use crate::engine::messages::{Offer, Peer, ToControl, ToDoor, ToWorker};
 use crate::engine::poller::Poller;
@@ -72,6 +76,7 @@ use crate::transport::streams::{StreamLimits, Streams};
 use crate::transport::wire::batch::Marker;
 use crate::transport::wire::control::ByeReason;
 use crate::transport::{ChannelId, Nanos};
+use baselines::Baselines;
 use bundle::Bundle;
 use channel::{ChainKeys, Channel, wire_kind};
 use link::Link;
@@ -140,6 +145,10 @@ pub struct SessionOptions {
     pub rate_limit_bytes_per_s: u64,
     /// Source: how many lanes there may be.
     pub streams: StreamLimits,
+    /// Whose baselines it may use.
+    pub tenant: Tenant,
+    /// Who reads and writes them.
+    pub keeper: Option<Keeper>,
 }
 
 /// See the module.
@@ -181,6 +190,7 @@ pub struct Session {
     path: PathSampler,
     share: Share,
     streams: Streams,
+    baselines: Baselines,
     picture: SessionSnapshot,
     published_ns: u64,
     cell: SessionCell,
@@ -228,6 +238,7 @@ impl Session {
             path: PathSampler::new(now_ns),
             share,
             streams: Streams::new(options.streams),
+            baselines: Baselines::new(options.tenant, options.keeper),
             picture,
             published_ns: 0,
             cell,
@@ -429,6 +440,7 @@ impl Session {
     /// Lets go of lanes that still drain: the session is about to be forgotten.
     pub fn release_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
         self.drop_lanes(hands);
+        self.let_go();
     }
 
     /// A channel's socket, or one without a channel yet, became ready.
@@ -466,6 +478,7 @@ impl Session {
 
     fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut worked = self.pump_receive(hands)?;
+        worked |= self.pump_baselines()?;
         worked |= self.pump_release(hands)?;
         if self.state != SessionState::Undecided {
             self.check_reason(hands.now_ns)?;

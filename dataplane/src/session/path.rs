@@ -97,7 +97,7 @@ impl PathSampler {
     pub(super) fn new(now_ns: u64) -> Self {
         Self {
             floor: PathFloor::new(now_ns),
-            asked: Vec::new(),
+            asked: Vec::with_capacity(LANES_ASKED_MAX),
             first: 0,
             sampled_ns: 0,
             looked_ns: 0,

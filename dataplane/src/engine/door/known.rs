@@ -193,6 +193,7 @@ mod tests {
             window_limit_bytes: 1,
             lanes_v1: 2,
             lanes_v3: 3,
+            baselines: false,
         };
         let (mut sessions, id) = (Sessions::default(), SessionId([1; 16]));
         sessions.expect(id, 0, offer, [0; 32]);

@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
-    BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF,
-    KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof,
-    RawRefuse, RawWelcome, Reader, Transcript, frame, parse_exact,
+    BASELINES_AGREED, BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO,
+    KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams,
+    RawProof, RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -165,7 +165,7 @@ impl Acceptor {
             ..raw
         };
         let said = Transcript::default().with(&frame([bare.as_bytes(), name]));
-        let proposal = raw.params.parse()?;
+        let proposal = raw.params.parse(raw.offers & WITH_BASELINES != 0)?;
         let wanted = raw.way.parse()?;
         self.transcript = self.transcript.with(self.reader.message());
         self.state = State::Challenging(Box::new(Pending {
@@ -261,10 +261,12 @@ impl Acceptor {
             let message = self.refusal(RefuseReason::VersionMismatch);
             return Ok(Answer::VersionMismatch(message));
         };
-        let answer = RawParams::new(proposal.least(params));
+        let least = proposal.least(params);
+        let baselines = least.baselines && version == Version::V3;
+        let answer = RawParams::new(least);
         let challenge = RawChallenge {
             kind,
-            version: version as u8,
+            version: version as u8 | if baselines { BASELINES_AGREED } else { 0 },
             node: self.node.0,
             nonce,
             params: answer,
@@ -280,7 +282,7 @@ impl Acceptor {
             join: hello.join,
             purpose: hello.purpose,
             version,
-            params: answer.parse()?,
+            params: answer.parse(baselines)?,
             key: self.proof.session_key(
                 (hello.session, hello.node, self.node, epoch),
                 [&raw.nonce, &nonce],

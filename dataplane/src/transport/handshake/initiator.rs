@@ -10,7 +10,7 @@ use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
     BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF,
     KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof,
-    RawRefuse, RawWelcome, Reader, Transcript, frame, parse_exact,
+    RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -103,7 +103,11 @@ impl Initiator {
             Purpose::Expected => (0, ""),
             Purpose::Passive { target } => (1, target.as_str()),
         };
-        let versions = if config.highest == Version::V3 { 3 } else { 1 };
+        let versions = match (config.highest, config.params.baselines) {
+            (Version::V3, true) => 3 | WITH_BASELINES,
+            (Version::V3, false) => 3,
+            (Version::V1, _) => 1,
+        };
         let offers = match config.proof {
             Proof::Session(_) => versions | BY_SESSION,
             _ => versions,
@@ -198,12 +202,11 @@ impl Initiator {
             KIND_CHALLENGE
         };
         let challenge: RawChallenge = parse_exact(kind, body)?;
-        let version = Version::from_wire(challenge.version)
-            .ok_or(HandshakeError::BadField { field: "version" })?;
-        if version > self.config.highest {
+        let (version, baselines) = challenge.chosen()?;
+        if version > self.config.highest || (baselines && version != Version::V3) {
             return Err(HandshakeError::BeyondProposal { field: "version" });
         }
-        let answer = challenge.params.parse()?;
+        let answer = challenge.params.parse(baselines)?;
         if answer.least(self.config.params) != answer {
             return Err(HandshakeError::BeyondProposal {
                 field: "parameters",
@@ -256,6 +259,7 @@ impl Initiator {
             acceptor: answer,
             secret: LaneSecret(said.mac(&self.mac_key, MacPurpose::LaneSecret)),
         };
+        let (version, baselines) = challenge.chosen()?;
         let acceptor = NodeId(challenge.node);
         let (session, epoch, initiator) = (config.session, config.epoch, config.node);
         let agreed = Agreed {
@@ -267,9 +271,8 @@ impl Initiator {
             lane_attempt: config.lane_attempt,
             join: config.join,
             purpose: config.purpose.clone(),
-            version: Version::from_wire(challenge.version)
-                .ok_or(HandshakeError::BadField { field: "version" })?,
-            params: challenge.params.parse()?,
+            version,
+            params: challenge.params.parse(baselines)?,
             key: config.proof.session_key(
                 (session, initiator, acceptor, epoch),
                 [&self.nonce, &challenge.nonce],

@@ -25,6 +25,10 @@ pub const KIND_ANSWER: u8 = 6;
 
 /// In `RawHello::offers`: the lane is proven by the session's own key.
 pub const BY_SESSION: u8 = 0x80;
+/// In `RawHello::offers`: baselines may be used. Who does not know the bit passes over it.
+pub const WITH_BASELINES: u8 = 0x04;
+/// In `RawChallenge::version`, and only if the HELLO offered it: baselines may be used.
+pub const BASELINES_AGREED: u8 = 0x80;
 
 /// The first bytes of every connection.
 pub const MAGIC: [u8; 4] = *b"DWCP";
@@ -53,7 +57,7 @@ pub struct RawHello {
     pub kind: u8,
     pub magic: [u8; 4],
     pub revision: u8,
-    /// Bit 0: v1; bit 1: v3; bit 7: [`BY_SESSION`].
+    /// Bit 0: v1; bit 1: v3; bit 2: [`WITH_BASELINES`]; bit 7: [`BY_SESSION`].
     pub offers: u8,
     /// 0 new, 1 lane, 2 resume.
     pub join: u8,
@@ -82,6 +86,7 @@ const _: () = assert!(
 #[repr(C)]
 pub struct RawChallenge {
     pub kind: u8,
+    /// Bit 7: [`BASELINES_AGREED`].
     pub version: u8,
     pub node: [u8; 16],
     pub nonce: [u8; 32],
@@ -123,12 +128,14 @@ impl RawParams {
         }
     }
 
-    pub fn parse(&self) -> Result<SessionParams, HandshakeError> {
+    /// `baselines` is said elsewhere in the message.
+    pub fn parse(&self, baselines: bool) -> Result<SessionParams, HandshakeError> {
         let params = SessionParams {
             page_store_bytes: self.page_store_bytes.get(),
             window_limit_bytes: self.window_limit_bytes.get(),
             lanes_v1: self.lanes_v1.get(),
             lanes_v3: self.lanes_v3.get(),
+            baselines,
         };
         if self.digest != DIGEST_AEGIS_128X2 {
             return Err(HandshakeError::BadField { field: "digest" });
@@ -142,6 +149,16 @@ impl RawParams {
             return Err(HandshakeError::BadField { field: "lanes" });
         }
         Ok(params)
+    }
+}
+
+impl RawChallenge {
+    /// The version chosen, and whether baselines may be used.
+    pub fn chosen(&self) -> Result<(Version, bool), HandshakeError> {
+        let baselines = self.version & BASELINES_AGREED != 0;
+        let version = Version::from_wire(self.version & !BASELINES_AGREED)
+            .ok_or(HandshakeError::BadField { field: "version" })?;
+        Ok((version, baselines))
     }
 }
 

@@ -60,6 +60,9 @@ pub struct SessionParams {
     pub lanes_v1: u16,
     /// Lanes while the transport is v3, at least 1.
     pub lanes_v3: u16,
+    /// Pages may be references to blocks that both sides keep on disk. A peer of an earlier release says nothing
+    /// of it and is never asked.
+    pub baselines: bool,
 }
 
 impl SessionParams {
@@ -71,6 +74,7 @@ impl SessionParams {
             window_limit_bytes: self.window_limit_bytes.min(other.window_limit_bytes),
             lanes_v1: self.lanes_v1.min(other.lanes_v1),
             lanes_v3: self.lanes_v3.min(other.lanes_v3),
+            baselines: self.baselines && other.baselines,
         }
     }
 }

@@ -9,6 +9,7 @@ fn params(scale: u64) -> SessionParams {
         window_limit_bytes: scale << 20,
         lanes_v1: 32,
         lanes_v3: 8,
+        baselines: true,
     }
 }
 
@@ -156,6 +157,37 @@ fn both_ends_agree_on_all_of_it() {
 }
 
 #[test]
+fn baselines_are_agreed_on_where_both_keep_them_and_speak_v3() {
+    let all = [
+        (Version::V3, Version::V3),
+        (Version::V1, Version::V3),
+        (Version::V3, Version::V1),
+    ];
+    for (ours, theirs) in all {
+        for keeps in [true, false] {
+            let mut config = config(KEY);
+            config.highest = ours;
+            config.params.baselines = keeps;
+            let End::Welcome(both) = run(config, KEY, theirs, None, untouched) else {
+                panic!("not welcome");
+            };
+            let expected = keeps && ours == Version::V3 && theirs == Version::V3;
+            assert_eq!(both.0.params.baselines, expected);
+            assert_eq!(both.0.params, both.1.params);
+        }
+    }
+    // An acceptor that answers what was not offered.
+    let mut config = config(KEY);
+    config.params.baselines = false;
+    let forged = run(config, KEY, Version::V3, None, |at, message| {
+        if at == 1 {
+            message[3] |= 0x80;
+        }
+    });
+    assert!(matches!(forged, End::Broken));
+}
+
+#[test]
 fn the_highest_common_version_is_chosen() {
     for (here, there, expected) in [
         (Version::V1, Version::V3, Version::V1),
@@ -216,7 +248,7 @@ fn refusals_are_typed_and_vouched_for() {
 fn a_downgrade_on_the_way_is_noticed() {
     let end = run(config(KEY), KEY, Version::V3, None, |index, message| {
         if index == 0 {
-            assert_eq!(message[8], 3);
+            assert_eq!(message[8], 7);
             message[8] = 1;
         }
     });
