@@ -228,6 +228,9 @@ impl Pair {
     ) -> (Engine, PathBuf, PathBuf) {
         let mut config = config(self.dir.path(), node, 3, 8 << 20);
         change(&mut config);
+        if config.tls.is_none() && !config.psk_file.exists() {
+            write_key(self.dir.path(), node, PSK);
+        }
         let listen = self.dir.path().join(format!("{node}-to-b.sock"));
         let peer = self.destination.listen();
         let target = TARGET.to_owned();

@@ -103,9 +103,8 @@ impl Session {
         let Some(link) = self.link.as_mut() else {
             return;
         };
-        // Others on the line, and pages that a guest waits for, are behind whatever is on the way.
-        let beside = self.share.seat.as_ref().is_some_and(Seat::is_shared);
-        link.outbound.set_lean(beside || self.in_postcopy);
+        // Pages that a guest waits for are behind whatever is on the way, and its batches are small.
+        link.outbound.set_lean(self.in_postcopy);
         // Whatever holds it up, the line, its window or this worker: what others leave of it is of use.
         let unread = self.channels.iter().any(|channel| channel.readable);
         let waits = unread || link.outbound.has_queued();
