@@ -26,6 +26,7 @@ mod items;
 mod lz4;
 mod method;
 mod ops;
+mod rates;
 mod rebuild;
 mod sections;
 mod simd;

@@ -9,8 +9,8 @@ use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
     BY_SESSION, HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE,
-    KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse,
-    RawWelcome, Reader, Transcript, frame, parse_exact,
+    KIND_WELCOME, MAGIC, MacPurpose, OFFERS_V1, OFFERS_V3, RawChallenge, RawHello, RawParams,
+    RawProof, RawRefuse, RawWelcome, Reader, Transcript, frame, parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -103,7 +103,10 @@ impl Initiator {
             Purpose::Expected => (0, ""),
             Purpose::Passive { target } => (1, target.as_str()),
         };
-        let versions = if config.highest == Version::V3 { 3 } else { 1 };
+        let versions = match config.highest {
+            Version::V3 => OFFERS_V1 | OFFERS_V3,
+            Version::V1 => OFFERS_V1,
+        };
         let offers = match config.proof {
             Proof::Session(_) => versions | BY_SESSION,
             _ => versions,

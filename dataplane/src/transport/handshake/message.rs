@@ -21,6 +21,10 @@ pub const KIND_PROOF: u8 = 3;
 pub const KIND_WELCOME: u8 = 4;
 pub const KIND_REFUSE: u8 = 5;
 
+/// In `RawHello::offers`: v1.
+pub const OFFERS_V1: u8 = 1;
+/// In `RawHello::offers`: v3. Bit 1 was v3 with other payloads: with a peer that knows no better, v1 is agreed on.
+pub const OFFERS_V3: u8 = 4;
 /// In `RawHello::offers`: the lane is proven by the session's own key.
 pub const BY_SESSION: u8 = 0x80;
 
@@ -51,7 +55,7 @@ pub struct RawHello {
     pub kind: u8,
     pub magic: [u8; 4],
     pub revision: u8,
-    /// Bit 0: v1; bit 1: v3; bit 7: [`BY_SESSION`].
+    /// [`OFFERS_V1`], [`OFFERS_V3`], [`BY_SESSION`].
     pub offers: u8,
     /// 0 new, 1 lane, 2 resume.
     pub join: u8,
@@ -170,9 +174,9 @@ impl RawHello {
 
     /// The highest version that is offered and not above `highest`.
     pub fn choose_version(&self, highest: Version) -> Option<Version> {
-        if self.offers & 2 != 0 && highest == Version::V3 {
+        if self.offers & OFFERS_V3 != 0 && highest == Version::V3 {
             Some(Version::V3)
-        } else if self.offers & 1 != 0 {
+        } else if self.offers & OFFERS_V1 != 0 {
             Some(Version::V1)
         } else {
             None
