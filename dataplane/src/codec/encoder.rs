@@ -14,10 +14,11 @@ use std::time::Instant;
 
 use dwcp_baseline::Baseline;
 
-use super::choice::Chooser;
+use super::choice::{Chooser, Classed};
 use super::content_index::ContentIndex;
 use super::items::{Items, check_cover};
 use super::known::KnownPages;
+use super::rates::Kind;
 use super::sections::{self, Sections};
 use super::simd::Simd;
 use super::strand::Strand;
@@ -62,8 +63,8 @@ pub struct Encoded {
     pub choice: Choice,
     /// What was in the batch; zero if it passed through unread.
     pub stats: EncodeStats,
-    /// What both halves took.
-    pub encode_ns: u64,
+    /// What the second half took.
+    pub squeeze_ns: u64,
 }
 
 /// Pages of context for each page of a batch. A small batch has little of its own; the fastest levels make too
@@ -87,10 +88,21 @@ pub struct Classified {
     pub raw_as_is: bool,
     /// What was in the batch; zero if it passes through unread.
     pub stats: EncodeStats,
-    /// Its raw bytes.
-    pub raw_len: usize,
     /// What this half took.
     pub classify_ns: u64,
+    /// Bytes that are left to squeeze.
+    clear_bytes: usize,
+    kind: Kind,
+}
+
+impl Classified {
+    fn classed(&self) -> Classed {
+        Classed {
+            clear_bytes: self.clear_bytes,
+            kind: self.kind,
+            classify_s: self.classify_ns as f64 / 1e9,
+        }
+    }
 }
 
 /// Encodes the batches of one direction of a session.
@@ -166,8 +178,14 @@ impl Encoder {
             return Ok(self.classify_v1(raw, tokens, true, true, sections));
         }
         let has_pages = tokens.iter().any(Token::is_page);
-        let choice = self.chooser.choose(hint, raw.len(), has_pages);
-        Ok(self.classify_v3(choice, hint.accepts_raw_as_is, raw, tokens, sections))
+        let opened = self.chooser.open(hint, raw, has_pages);
+        let as_is = hint.accepts_raw_as_is;
+        let mut classified = self.classify_v3(opened, as_is, raw, tokens, sections);
+        if classified.history {
+            let classed = classified.classed();
+            classified.choice = self.chooser.choose(opened, hint, raw.len(), &classed);
+        }
+        Ok(classified)
     }
 
     /// Classifies the next batch in version 3 for a method of the caller's choice, for measurements.
@@ -237,7 +255,8 @@ impl Encoder {
             history: !passes,
             raw_as_is: passes && accepts_raw_as_is,
             stats,
-            raw_len: raw.len(),
+            clear_bytes: sections.clear_bytes(),
+            kind: self.chooser.kind(),
             classify_ns: elapsed_ns(start),
         }
     }
@@ -265,17 +284,22 @@ impl Encoder {
             history,
             raw_as_is: false,
             stats,
-            raw_len: raw.len(),
+            clear_bytes: sections.clear_bytes(),
+            kind: Kind::default(),
             classify_ns: elapsed_ns(start),
         }
     }
 
     /// Learns from a batch how fast its method was and how much it left.
-    pub fn learn(&mut self, encoded: &Encoded, raw_len: usize) {
-        if !encoded.raw_as_is {
-            let encode_s = encoded.encode_ns as f64 / 1e9;
-            self.chooser
-                .observe(encoded.choice, raw_len, encoded.len, encode_s);
+    pub fn learn(&mut self, classified: &Classified, encoded: &Encoded) {
+        if classified.history {
+            let squeeze_s = encoded.squeeze_ns as f64 / 1e9;
+            self.chooser.observe(
+                encoded.choice,
+                &classified.classed(),
+                encoded.len,
+                squeeze_s,
+            );
         }
     }
 
@@ -291,10 +315,10 @@ impl Encoder {
         tokens: &[Token],
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        let encoded = self.compose(raw, out, |encoder, sections| {
+        let (classified, encoded) = self.compose(raw, out, |encoder, sections| {
             encoder.classify(version, hint, raw, tokens, sections)
         })?;
-        self.learn(&encoded, raw.len());
+        self.learn(&classified, &encoded);
         Ok(encoded)
     }
 
@@ -309,9 +333,10 @@ impl Encoder {
         tokens: &[Token],
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        self.compose(raw, out, |encoder, sections| {
+        let both = self.compose(raw, out, |encoder, sections| {
             encoder.classify_with(choice, raw, tokens, sections)
-        })
+        });
+        both.map(|(_, encoded)| encoded)
     }
 
     /// Encodes a batch again as [`classify_detached_v1`](Self::classify_detached_v1) says.
@@ -325,9 +350,10 @@ impl Encoder {
         history: bool,
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        self.compose(raw, out, |encoder, sections| {
+        let both = self.compose(raw, out, |encoder, sections| {
             encoder.classify_detached_v1(raw, tokens, history, sections)
-        })
+        });
+        both.map(|(_, encoded)| encoded)
     }
 
     /// Both halves, one after the other.
@@ -336,14 +362,16 @@ impl Encoder {
         raw: &[u8],
         out: &mut [u8],
         classify: impl FnOnce(&mut Self, &mut Sections) -> Result<Classified, EncodeError>,
-    ) -> Result<Encoded, EncodeError> {
+    ) -> Result<(Classified, Encoded), EncodeError> {
         // Before anything changes.
         Strand::check_room(raw.len(), out)?;
         let mut sections = std::mem::take(&mut self.sections);
-        let encoded = classify(self, &mut sections)
-            .and_then(|classified| self.strand.squeeze(&classified, raw, &mut sections, out));
+        let both = classify(self, &mut sections).and_then(|classified| {
+            let squeezed = self.strand.squeeze(&classified, raw, &mut sections, out);
+            squeezed.map(|encoded| (classified, encoded))
+        });
         self.sections = sections;
-        encoded
+        both
     }
 
     /// The sender's page history.

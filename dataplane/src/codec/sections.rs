@@ -111,6 +111,12 @@ impl Sections {
         }
     }
 
+    /// All bytes that are to be squeezed.
+    pub(super) const fn clear_bytes(&self) -> usize {
+        let literals = self.literals.len() - self.context_len();
+        self.ops.len() + self.patches.len() + self.raw.len() + literals
+    }
+
     /// Where the literals begin.
     pub(super) const fn context_len(&self) -> usize {
         context_len(self.context_pages)

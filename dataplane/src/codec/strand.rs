@@ -91,7 +91,7 @@ impl Strand {
             raw_as_is: classified.raw_as_is,
             choice: Choice { method, ..choice },
             stats: classified.stats,
-            encode_ns: classified.classify_ns + elapsed_ns(start),
+            squeeze_ns: elapsed_ns(start),
         })
     }
 

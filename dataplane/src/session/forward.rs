@@ -381,7 +381,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
                 version: made.header.version,
                 raw_bytes: made.raw_bytes,
                 frame_bytes: made.frame_bytes,
-                encode_ns: made.encoded.encode_ns,
+                encode_ns: made.encode_ns(),
                 express: false,
             };
             self.note_encoded(&batch, &made.encoded.stats);

@@ -33,7 +33,7 @@ const RETURN_BATCHES_MAX: usize = 8;
 /// Between these zstd levels the encoder chooses.
 const ZSTD_LEVEL_MIN: i32 = 1;
 /// See [`ZSTD_LEVEL_MIN`].
-const ZSTD_LEVEL_MAX: i32 = 6;
+const ZSTD_LEVEL_MAX: i32 = 12;
 /// A lane with this much unsent takes no more, however fast the line: what lies in a lane cannot be taken
 /// back when the version changes.
 const LANE_BACKLOG_BYTES: usize = 192 << 10;

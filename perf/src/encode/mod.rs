@@ -23,6 +23,9 @@ use known::Known;
 use line::Line;
 use replay::{Cost, Way, replay};
 
+/// Weights of encode time tried for the best choice in hindsight.
+const WEIGHTS: u32 = 40;
+
 /// What to run and where to write it.
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
@@ -182,12 +185,18 @@ fn on_line(
             (best_name, best) = (name(*choice), time);
         }
     }
-    // For each batch the encoding whose slower part is shortest.
-    let slower = |cost: &Cost| cost.encode_s.max(cost.len as f64 / bytes_per_s as f64);
-    let hindsight = total(&mut (0..stream.batches.len()).filter_map(|nth| {
-        let of_batch = known.iter().map(|(_, costs)| costs[nth]);
-        of_batch.min_by(|a, b| slower(a).total_cmp(&slower(b)))
-    }));
+    // For each batch the encoding with the least sum of both times, under the best of many weights.
+    let weighted = |weight: f64| {
+        let sum = |cost: &Cost| {
+            weight * cost.encode_s + (1.0 - weight) * cost.len as f64 / bytes_per_s as f64
+        };
+        total(&mut (0..stream.batches.len()).filter_map(|nth| {
+            let of_batch = known.iter().map(|(_, costs)| costs[nth]);
+            of_batch.min_by(|a, b| sum(a).total_cmp(&sum(b)))
+        }))
+    };
+    let weights = (1..WEIGHTS).map(|nth| f64::from(nth) / f64::from(WEIGHTS));
+    let hindsight = weights.map(weighted).fold(best, f64::min);
     let mut learned = Vec::new();
     let mut left = Vec::new();
     for _ in 0..arguments.runs {

@@ -9,8 +9,9 @@ use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
     BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF,
-    KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof,
-    RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
+    KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, OFFERS_V1, OFFERS_V3, RawChallenge, RawHello,
+    RawParams, RawProof, RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame,
+    parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -104,9 +105,9 @@ impl Initiator {
             Purpose::Passive { target } => (1, target.as_str()),
         };
         let versions = match (config.highest, config.params.baselines) {
-            (Version::V3, true) => 3 | WITH_BASELINES,
-            (Version::V3, false) => 3,
-            (Version::V1, _) => 1,
+            (Version::V3, true) => OFFERS_V1 | OFFERS_V3 | WITH_BASELINES,
+            (Version::V3, false) => OFFERS_V1 | OFFERS_V3,
+            (Version::V1, _) => OFFERS_V1,
         };
         let offers = match config.proof {
             Proof::Session(_) => versions | BY_SESSION,

@@ -23,10 +23,14 @@ pub const KIND_REFUSE: u8 = 5;
 /// A CHALLENGE to a HELLO that proves itself: no PROOF is to follow.
 pub const KIND_ANSWER: u8 = 6;
 
+/// In `RawHello::offers`: v1.
+pub const OFFERS_V1: u8 = 1;
+/// In `RawHello::offers`: v3. Bit 1 was v3 with other payloads: with a peer that knows no better, v1 is agreed on.
+pub const OFFERS_V3: u8 = 4;
 /// In `RawHello::offers`: the lane is proven by the session's own key.
 pub const BY_SESSION: u8 = 0x80;
 /// In `RawHello::offers`: baselines may be used. Who does not know the bit passes over it.
-pub const WITH_BASELINES: u8 = 0x04;
+pub const WITH_BASELINES: u8 = 8;
 /// In `RawChallenge::version`, and only if the HELLO offered it: baselines may be used.
 pub const BASELINES_AGREED: u8 = 0x80;
 
@@ -57,7 +61,7 @@ pub struct RawHello {
     pub kind: u8,
     pub magic: [u8; 4],
     pub revision: u8,
-    /// Bit 0: v1; bit 1: v3; bit 2: [`WITH_BASELINES`]; bit 7: [`BY_SESSION`].
+    /// [`OFFERS_V1`], [`OFFERS_V3`], [`WITH_BASELINES`], [`BY_SESSION`].
     pub offers: u8,
     /// 0 new, 1 lane, 2 resume.
     pub join: u8,
@@ -191,9 +195,9 @@ impl RawHello {
 
     /// The highest version that is offered and not above `highest`.
     pub fn choose_version(&self, highest: Version) -> Option<Version> {
-        if self.offers & 2 != 0 && highest == Version::V3 {
+        if self.offers & OFFERS_V3 != 0 && highest == Version::V3 {
             Some(Version::V3)
-        } else if self.offers & 1 != 0 {
+        } else if self.offers & OFFERS_V1 != 0 {
             Some(Version::V1)
         } else {
             None

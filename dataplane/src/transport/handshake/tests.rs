@@ -244,11 +244,21 @@ fn refusals_are_typed_and_vouched_for() {
     );
 }
 
+/// Bit 1 was v3 with payloads of another make: what offers that and v1 gets v1.
+#[test]
+fn the_v3_of_old_is_not_taken_for_ours() {
+    for (offers, agreed) in [(1 | 2, Version::V1), (1 | 4, Version::V3)] {
+        let mut raw: super::message::RawHello = zerocopy::FromZeros::new_zeroed();
+        raw.offers = offers;
+        assert_eq!(raw.choose_version(Version::V3), Some(agreed));
+    }
+}
+
 #[test]
 fn a_downgrade_on_the_way_is_noticed() {
     let end = run(config(KEY), KEY, Version::V3, None, |index, message| {
         if index == 0 {
-            assert_eq!(message[8], 7);
+            assert_eq!(message[8], 13);
             message[8] = 1;
         }
     });
