@@ -234,9 +234,12 @@ impl Chooser {
 
     /// The open arm of least cost, with it.
     fn best(&self, hint: &EncodeHint, link: f64, classed: &Classed) -> (usize, f64) {
-        let costs = self.arms.iter().enumerate().filter_map(|(i, arm)| {
-            Self::is_open(arm, hint).then(|| (i, Self::cost_of(arm, hint, link, classed)))
-        });
+        let open = self
+            .arms
+            .iter()
+            .enumerate()
+            .filter(|(_, arm)| Self::is_open(arm, hint));
+        let costs = open.map(|(i, arm)| (i, Self::cost_of(arm, hint, link, classed)));
         costs
             .min_by(|a, b| a.1.total_cmp(&b.1))
             .unwrap_or((0, f64::INFINITY))

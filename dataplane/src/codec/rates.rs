@@ -30,7 +30,7 @@ impl Kind {
         let mut counts = [0u16; 256];
         let mut samples = 0u32;
         // A little less than the batch, so that samples fall on other places of a page each time.
-        let spacing = raw.len().saturating_sub(SAMPLE_BYTES) / SAMPLES | 1;
+        let spacing = (raw.len().saturating_sub(SAMPLE_BYTES) / SAMPLES) | 1;
         for sample in raw.chunks(spacing).take(SAMPLES) {
             for &byte in &sample[..sample.len().min(SAMPLE_BYTES)] {
                 counts[usize::from(byte)] += 1;
