@@ -105,11 +105,11 @@ const FRAMING_BYTES: f64 = 60.0;
 /// Batches from one probe to the next, whatever their methods.
 const PROBE_SPACING: u64 = 16;
 /// Batches until an estimate counts as old, at least and at most.
-const PROBE_AFTER_MIN: f64 = 64.0;
+const PROBE_AFTER_MIN: f64 = 48.0;
 const PROBE_AFTER_MAX: f64 = 8192.0;
-/// A probe that takes `k` times as long as the best method waits `k` times this many batches; the first
-/// one of a method, whose rates are guesses, fewer.
-const PROBE_AFTER_PER_TIME: f64 = 800.0;
+/// A probe that takes `k` times as long as the best method waits `k - 1` times this many batches more; the
+/// first one of a method, whose rates are guesses, fewer.
+const PROBE_AFTER_PER_TIME: f64 = 600.0;
 const PROBE_FIRST_PER_TIME: f64 = 60.0;
 
 /// zstd levels worth telling apart, with the speed and the share left that are common on guests' pages.
@@ -217,6 +217,16 @@ impl Chooser {
         wire_s.max(classed.classify_s + clear * squeeze_s)
     }
 
+    /// Batches from one probe of an arm that is so many times slower than the best to the next.
+    fn probe_after(arm: &Arm, slower: f64) -> f64 {
+        let per_time = if arm.rates.is_seen() {
+            PROBE_AFTER_PER_TIME
+        } else {
+            PROBE_FIRST_PER_TIME
+        };
+        (PROBE_AFTER_MIN + per_time * (slower - 1.0)).clamp(PROBE_AFTER_MIN, PROBE_AFTER_MAX)
+    }
+
     /// May a batch with this hint go by `arm`?
     const fn is_open(arm: &Arm, hint: &EncodeHint) -> bool {
         !matches!(hint.effort, Effort::Light) || arm.level <= LIGHT_LEVEL_MAX
@@ -224,9 +234,12 @@ impl Chooser {
 
     /// The open arm of least cost, with it.
     fn best(&self, hint: &EncodeHint, link: f64, classed: &Classed) -> (usize, f64) {
-        let costs = self.arms.iter().enumerate().filter_map(|(i, arm)| {
-            Self::is_open(arm, hint).then(|| (i, Self::cost_of(arm, hint, link, classed)))
-        });
+        let open = self
+            .arms
+            .iter()
+            .enumerate()
+            .filter(|(_, arm)| Self::is_open(arm, hint));
+        let costs = open.map(|(i, arm)| (i, Self::cost_of(arm, hint, link, classed)));
         costs
             .min_by(|a, b| a.1.total_cmp(&b.1))
             .unwrap_or((0, f64::INFINITY))
@@ -273,7 +286,9 @@ impl Chooser {
         };
         let (best, best_cost) = self.best(hint, link, &expected);
         let may_probe = !hint.latency_critical && self.batches >= self.probed_at + PROBE_SPACING;
-        let is_old = self.batches >= self.arms[best].used_at + PROBE_AFTER_PER_TIME as u64;
+        let arm = &self.arms[best];
+        let slower = Self::time_of(arm, link, &expected) * link / raw;
+        let is_old = (self.batches - arm.used_at) as f64 >= Self::probe_after(arm, slower);
         if Self::cost(hint, link, copy_s, raw) > best_cost {
             return self.chosen(best, ChoiceReason::Soonest);
         }
@@ -322,13 +337,7 @@ impl Chooser {
         if !hint.latency_critical && self.batches >= self.probed_at + PROBE_SPACING {
             let best_s = Self::time_of(&self.arms[best], link, classed);
             let old = self.arms.iter().enumerate().position(|(i, arm)| {
-                let per_time = if arm.rates.is_seen() {
-                    PROBE_AFTER_PER_TIME
-                } else {
-                    PROBE_FIRST_PER_TIME
-                };
-                let after = (per_time * Self::time_of(arm, link, classed) / best_s)
-                    .clamp(PROBE_AFTER_MIN, PROBE_AFTER_MAX);
+                let after = Self::probe_after(arm, Self::time_of(arm, link, classed) / best_s);
                 i != best
                     && Self::is_open(arm, hint)
                     && (self.batches - arm.used_at) as f64 >= after

@@ -95,7 +95,7 @@ fn is_candidate(page: &Page) -> bool {
         .map(|all| all.split_at(SAMPLE_BYTES))
     {
         for &byte in block {
-            text += u32::from((byte >= b' ') & (byte <= b'~'));
+            text += u32::from((b' '..=b'~').contains(&byte));
             zero += u32::from(byte == 0);
             // Prefixes and operations that x86-64 code is full of.
             code += u32::from(

@@ -9,7 +9,7 @@ pub(super) struct Kind(u8);
 
 const KINDS: usize = 4;
 /// Bits a byte, sampled, up to which a batch is of a kind; the last is above them all.
-const KIND_BITS: [f32; KINDS - 1] = [4.0, 5.25, 6.5];
+const KIND_BITS: [f32; KINDS - 1] = [4.0, 5.5, 7.5];
 /// What is common with each kind, next to all of them.
 const KIND_RATIO: [f64; KINDS] = [0.6, 0.9, 1.1, 1.6];
 /// Samples of a batch at most, and bytes of each.
@@ -17,6 +17,8 @@ const SAMPLES: usize = 48;
 const SAMPLE_BYTES: usize = 64;
 /// Weight of the newest batch.
 const NEWEST: f64 = 0.2;
+/// And of the first: one batch may be unlike all others.
+const FIRST: f64 = 0.5;
 
 impl Kind {
     /// All bytes alike.
@@ -28,7 +30,7 @@ impl Kind {
         let mut counts = [0u16; 256];
         let mut samples = 0u32;
         // A little less than the batch, so that samples fall on other places of a page each time.
-        let spacing = raw.len().saturating_sub(SAMPLE_BYTES) / SAMPLES | 1;
+        let spacing = (raw.len().saturating_sub(SAMPLE_BYTES) / SAMPLES) | 1;
         for sample in raw.chunks(spacing).take(SAMPLES) {
             for &byte in &sample[..sample.len().min(SAMPLE_BYTES)] {
                 counts[usize::from(byte)] += 1;
@@ -62,7 +64,7 @@ struct Rate {
 
 impl Rate {
     fn take(&mut self, s: f64, ratio: f64) {
-        let newest = if self.seen { NEWEST } else { 1.0 };
+        let newest = if self.seen { NEWEST } else { FIRST };
         self.s += newest * (s - self.s);
         self.ratio += newest * (ratio - self.ratio);
         self.seen = true;
@@ -144,11 +146,18 @@ mod tests {
     fn what_was_not_seen_follows_what_was() {
         let mut rates = Rates::guessed(1e-9, 0.5);
         assert_eq!(rates.of(Kind(1)), (1e-9, 0.45));
-        rates.observe(Kind(1), 4e-9, 0.2);
-        assert_eq!(rates.of(Kind(1)), (4e-9, 0.2));
-        let (s, ratio) = rates.of(Kind(3));
-        assert!((s, ratio) == (4e-9, 0.2 * 1.6), "{s} {ratio}");
-        rates.observe(Kind(3), 1e-9, 1.0);
-        assert_eq!(rates.of(Kind(3)), (1e-9, 1.0));
+        for _ in 0..50 {
+            rates.observe(Kind(1), 4e-9, 0.2);
+        }
+        let near = |(s, ratio): (f64, f64), expected: (f64, f64)| {
+            (s - expected.0).abs() < 1e-13 && (ratio - expected.1).abs() < 1e-4
+        };
+        assert!(near(rates.of(Kind(1)), (4e-9, 0.2)), "{rates:?}");
+        assert!(near(rates.of(Kind(3)), (4e-9, 0.2 * 1.6)), "{rates:?}");
+        for _ in 0..50 {
+            rates.observe(Kind(3), 1e-9, 1.0);
+        }
+        assert!(near(rates.of(Kind(3)), (1e-9, 1.0)), "{rates:?}");
+        assert!(near(rates.of(Kind(1)), (4e-9, 0.2)), "{rates:?}");
     }
 }

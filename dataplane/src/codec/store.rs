@@ -122,7 +122,7 @@ impl PageStore {
     /// The pages in the `count` slots that new addresses took last, oldest first: one stretch of memory
     /// behind the other. `None`: there are not so many.
     pub(super) fn recent(&self, count: u32) -> Option<[&[u8]; 2]> {
-        let older = count.checked_sub(self.clock).unwrap_or(0);
+        let older = count.saturating_sub(self.clock);
         if count > self.used {
             return None;
         }

@@ -10,6 +10,7 @@ mod known;
 mod line;
 mod replay;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -199,12 +200,21 @@ fn on_line(
     let hindsight = weights.map(weighted).fold(best, f64::min);
     let mut learned = Vec::new();
     let mut left = Vec::new();
+    let mut chosen = BTreeMap::new();
     for _ in 0..arguments.runs {
-        let (costs, _) = replay(stream, Way::Learned { bytes_per_s }, store_bytes, baselines)?;
+        let (costs, encoded) = replay(stream, Way::Learned { bytes_per_s }, store_bytes, baselines)?;
+        for encoded in encoded {
+            let reason = format!("{:?}", encoded.choice.reason).to_lowercase();
+            *chosen.entry((name(encoded.choice), reason)).or_insert(0) += 1;
+        }
         learned.push(total(&mut costs.iter().copied()));
         let bytes: usize = costs.iter().map(|cost| cost.len).sum();
         left.push(bytes as f64 / stream.page_bytes as f64);
     }
+    let chosen: Vec<String> = chosen
+        .iter()
+        .map(|((name, reason), batches)| format!("{batches} x {name} ({reason})"))
+        .collect();
     let name = format!("{guest} at {mbit} Mbit/s");
     Ok(vec![
         Row::new(
