@@ -83,7 +83,7 @@ pub enum EngineKind {
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Begins a session; answered with [`Reply::Session`].
     OpenSession,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ClusterConfig;
 use crate::flags::NodeId;
 
 /// Where the file is looked for when none is named; it may be missing there.
@@ -75,6 +76,9 @@ pub struct Settings {
     /// Threads that serve requests, 1 to 16 [default: 1]
     #[arg(long, env = "DWCP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// The cluster, in the file alone; without it this node is a cluster of its own
+    #[arg(skip)]
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// The settings in force.
@@ -104,6 +108,9 @@ pub struct Config {
     pub procfs: PathBuf,
     /// Threads that serve requests.
     pub threads: usize,
+    /// The cluster this node is a member of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// Settings that cannot be used.
@@ -186,6 +193,7 @@ impl Config {
             sysfs: path(settings.sysfs, "/sys"),
             procfs: path(settings.procfs, "/proc"),
             threads: settings.threads.unwrap_or(1),
+            cluster: settings.cluster,
         };
         config.check()?;
         Ok(config)
@@ -199,6 +207,9 @@ impl Config {
                 why,
             })
         };
+        if let Some((key, found, why)) = self.cluster.as_ref().and_then(ClusterConfig::flaw) {
+            return value(key, &found, why);
+        }
         if !(1..=16).contains(&self.threads) {
             return value("threads", &self.threads, "is outside 1 to 16");
         }
@@ -247,6 +258,7 @@ impl Settings {
             sysfs: self.sysfs.or(below.sysfs),
             procfs: self.procfs.or(below.procfs),
             threads: self.threads.or(below.threads),
+            cluster: self.cluster.or(below.cluster),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`api`] | the REST API |
+//! | [`cluster`] | this node's part of the replicated truth |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
@@ -20,6 +21,7 @@
 //! | [`token`] | the API's bearer token |
 
 pub mod api;
+pub mod cluster;
 pub mod config;
 pub mod flags;
 pub mod host;

@@ -17,6 +17,10 @@ use crate::wire::{Envelope, Message};
 
 type Tester = LinearizabilityTester<u64, Register<u32>>;
 
+fn is_sign_of_life(message: &Message) -> bool {
+    matches!(message, Message::Append { entries, .. } if entries.is_empty())
+}
+
 #[derive(Clone, Default)]
 pub(super) struct Checks {
     inner: Arc<Mutex<Inner>>,
@@ -47,11 +51,21 @@ impl Checks {
         self.inner.lock().unwrap().trace.finish()
     }
 
+    /// Tells what happens, with `DWCP_TRACE`.
+    pub(super) fn event(&self, what: impl FnOnce() -> String) {
+        if std::env::var_os("DWCP_TRACE").is_some() {
+            println!("{}", what());
+        }
+    }
+
     /// One leader a term.
     pub(super) fn sent(&self, envelope: &Envelope) {
         let mut inner = self.inner.lock().unwrap();
         (envelope.from, envelope.to, envelope.epoch).hash(&mut inner.trace);
         std::mem::discriminant(&envelope.message).hash(&mut inner.trace);
+        if std::env::var_os("DWCP_TRACE").is_some() && !is_sign_of_life(&envelope.message) {
+            println!("{envelope:?}");
+        }
         if let Message::Append { vote, .. } = &envelope.message {
             let leader = vote.leader_id();
             let key = (envelope.epoch, leader.term);
@@ -68,6 +82,9 @@ impl Checks {
         let print = state.fingerprint();
         let mut inner = self.inner.lock().unwrap();
         (id, index, print).hash(&mut inner.trace);
+        drop(inner);
+        self.event(|| format!("node {id} applied {}:{index} {state:?}", state.epoch));
+        let mut inner = self.inner.lock().unwrap();
         let known = *inner.applied.entry((state.epoch, index)).or_insert(print);
         if known != print {
             let what = format!(

@@ -2,7 +2,7 @@
 //!
 //! In: a seed. Out: a report, or what was violated. Promise: the same seed gives the same run, event
 //! for event. A seed is replayed with
-//! `DWCP_SEED=17 cargo test -p dwcp-consensus --lib sim::tests::replay -- --nocapture`.
+//! `DWCP_SEED=17 cargo test -p dwcp-consensus --lib sim::tests::replay -- --nocapture`; `DWCP_TRACE=1` tells all.
 //!
 //! | module | what |
 //! |---|---|

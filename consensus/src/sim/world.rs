@@ -178,11 +178,9 @@ impl World {
                 self.net.serve(id, chain.clone());
                 self.slots.lock().unwrap().get_mut(&id).unwrap().member = Some(chain);
             }
-            Err(error) if error.to_string().contains("damaged") => {
-                self.checks.violated(format!("node {id}: {error}"));
-            }
             // A full disk: it is started again later.
-            Err(_) => self.net.end_life(id),
+            Err(error) if format!("{error:?}").contains("StorageFull") => self.net.end_life(id),
+            Err(error) => self.checks.violated(format!("node {id} cannot start: {error:?}")),
         }
     }
 
@@ -293,7 +291,9 @@ impl World {
         let ids = self.ids();
         let id = ids[self.chance.below(ids.len() as u64) as usize];
         let other = ids[self.chance.below(ids.len() as u64) as usize];
-        match self.chance.below(13) {
+        let what = self.chance.below(13);
+        self.checks.event(|| format!("chaos {what} at {id} and {other}"));
+        match what {
             0..=2 => {
                 self.crash(id);
                 let world = self.clone();
@@ -378,7 +378,7 @@ impl World {
     async fn client(self, client: u64) {
         let mut thread = self.thread();
         loop {
-            Sim::sleep(self.chance.micros(20_000, 500_000)).await;
+            Sim::sleep(self.chance.micros(10_000, 220_000)).await;
             if self.told.lock().unwrap().over {
                 return;
             }
@@ -388,8 +388,8 @@ impl World {
             let life = self.net.life(id);
             let heard = || self.net.life(id) == life;
             let key = KEYS[self.chance.below(2) as usize];
-            match self.chance.below(5) {
-                0 | 1 => {
+            match self.chance.below(8) {
+                0..=4 => {
                     let text = {
                         let mut told = self.told.lock().unwrap();
                         told.values += 1;
@@ -400,7 +400,7 @@ impl World {
                         self.told.lock().unwrap().acknowledged.insert(text);
                     }
                 }
-                2 => self.set(key, &member, &mut thread, heard).await,
+                5 => self.set(key, &member, &mut thread, heard).await,
                 _ => self.get(key, &member, &mut thread, heard).await,
             }
         }
