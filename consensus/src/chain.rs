@@ -314,9 +314,7 @@ impl<C: Conf, D: Disk> Inner<C, D> {
 
     /// Asks a peer how its epoch began, and goes there if it is newer.
     async fn catch_up(&self, id: NodeNumber, peer: &Peer) -> io::Result<()> {
-        let asked = self
-            .caller
-            .ask(id, peer, self.epoch(), Message::Handover);
+        let asked = self.caller.ask(id, peer, self.epoch(), Message::Handover);
         let Ok(Ok(Answer::Handover(Some(handover)))) = C::timeout(ATTEMPT, asked).await else {
             return Ok(());
         };
@@ -346,9 +344,7 @@ impl<C: Conf, D: Disk> Inner<C, D> {
     async fn tell(&self, members: BTreeMap<NodeNumber, Peer>) {
         for (id, peer) in members {
             if id != self.caller.id {
-                let asked = self
-                    .caller
-                    .ask(id, &peer, self.epoch(), Message::Ping);
+                let asked = self.caller.ask(id, &peer, self.epoch(), Message::Ping);
                 let _ = C::timeout(PAUSE, asked).await;
             }
         }
@@ -435,9 +431,7 @@ impl<C: Conf, D: Disk> Inner<C, D> {
                     Err(NotDone::Unknown(why)) => Err(why),
                 },
                 Some((id, peer)) => {
-                    let asked = self
-                        .caller
-                        .ask(id, &peer, engine.epoch(), Message::Barrier);
+                    let asked = self.caller.ask(id, &peer, engine.epoch(), Message::Barrier);
                     match asked.await.map_err(|error| error.to_string())? {
                         Answer::Barrier(index) => Ok(index),
                         _ => Err("an answer to another question".to_owned()),
@@ -506,7 +500,9 @@ impl<C: Conf, D: Disk> Inner<C, D> {
                 "another seal came first; look at the members and ask again".to_owned(),
             )),
             _ => Err(SubmitError::NoQuorum {
-                why: answered.err().unwrap_or_else(|| "the next epoch has not begun here".to_owned()),
+                why: answered
+                    .err()
+                    .unwrap_or_else(|| "the next epoch has not begun here".to_owned()),
             }),
         }
     }

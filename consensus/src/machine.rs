@@ -141,8 +141,7 @@ impl<C: Conf> RaftStateMachine<C> for Machine {
                         outcome
                     }
                     EntryPayload::Membership(membership) => {
-                        applied.membership =
-                            StoredMembership::new(Some(entry.log_id), membership);
+                        applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                         Outcome::Nothing
                     }
                 }

@@ -92,9 +92,7 @@ impl Client {
         message: Message,
         option: &RPCOption,
     ) -> Result<Answer, Unreachable<C>> {
-        let asked = self
-            .caller
-            .ask(self.to, &self.peer, self.epoch, message);
+        let asked = self.caller.ask(self.to, &self.peer, self.epoch, message);
         match C::timeout(option.soft_ttl(), asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Unreachable::new(&error)),
@@ -228,9 +226,7 @@ impl<C: Conf> RaftNetworkV2<C> for Client {
         };
         match self.ask::<C>(message, &option).await? {
             Answer::Transfer(Ok(())) => Ok(Ok(())),
-            Answer::Transfer(Err(why)) => {
-                Err(Unreachable::new(&io::Error::other(why)).into())
-            }
+            Answer::Transfer(Err(why)) => Err(Unreachable::new(&io::Error::other(why)).into()),
             _ => Err(odd::<C>()),
         }
     }

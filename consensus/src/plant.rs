@@ -14,6 +14,8 @@ pub(crate) enum Bug {
     SilenceIsAVote,
     /// An unreachable peer counts as an acknowledgement: a quorum of n/2 commits.
     SilenceIsAnAck,
+    /// A leader that restarts goes on in its term.
+    LeaderRestored,
     /// Reads take what is here, without asking a quorum.
     StaleRead,
     /// A follower answers a read before it has applied what the leader had.

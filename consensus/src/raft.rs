@@ -70,6 +70,9 @@ impl<C: Conf> RaftEngine<C> {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(tuning.entries_per_snapshot),
             max_in_snapshot_log_to_keep: ENTRIES_BEHIND.min(tuning.entries_per_snapshot),
             enable_pre_vote: Some(true),
+            // Entries go to the followers while this member's own disk still writes them. A leader that went
+            // on in its term after losing them would give their places to others.
+            enable_leader_restore: Some(planted(Bug::LeaderRestored)),
             backoff: format!("{}ms", tuning.heartbeat_ms.max(20)),
             ..Config::default()
         };
@@ -261,9 +264,7 @@ impl<C: Conf> RaftEngine<C> {
                 let rpc = TransferLeaderRequest::new(vote, *self.raft.node_id(), last);
                 let taken = self.raft.handle_transfer_leader(rpc).await;
                 taken
-                    .map(|response| {
-                        Answer::Transfer(response.map_err(|error| error.to_string()))
-                    })
+                    .map(|response| Answer::Transfer(response.map_err(|error| error.to_string())))
                     .map_err(RaftError::Fatal)
             }
             Message::Propose(request) => return self.proposed(request).await,
@@ -329,7 +330,11 @@ impl<C: Conf> RaftEngine<C> {
             snapshot: metrics.snapshot.map(|id| id.index),
             sealed,
             sessions,
-            failed: metrics.running_state.as_ref().err().map(ToString::to_string),
+            failed: metrics
+                .running_state
+                .as_ref()
+                .err()
+                .map(ToString::to_string),
             members: members.nodes().map(|(id, peer)| view(id, peer)).collect(),
         }
     }
@@ -346,7 +351,6 @@ impl<C: Conf> RaftEngine<C> {
 fn log_prefix(epoch: Epoch) -> String {
     format!("epoch{epoch:08x}-")
 }
-
 
 impl NotDone {
     fn into_answer(self) -> Answer {

@@ -320,7 +320,13 @@ impl State {
     pub(crate) fn fingerprint(&self) -> u64 {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut print = DefaultHasher::new();
-        (self.epoch, self.ran, self.decisions_total, self.next_session).hash(&mut print);
+        (
+            self.epoch,
+            self.ran,
+            self.decisions_total,
+            self.next_session,
+        )
+            .hash(&mut print);
         (self.sealed.is_some(), self.force.generation).hash(&mut print);
         let last = self.decisions.back();
         last.map(|decision| &decision.text).hash(&mut print);

@@ -197,4 +197,3 @@ pub trait Answerer: Send + Sync + 'static {
     /// Answers one message of a peer.
     fn answer(self: Arc<Self>, envelope: Envelope) -> Boxed<Answer>;
 }
-

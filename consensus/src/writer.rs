@@ -206,12 +206,7 @@ impl<D: Disk> Drop for Writer<D> {
     }
 }
 
-fn begin_file<D: Disk>(
-    disk: &D,
-    prefix: &str,
-    number: u64,
-    image: &Image,
-) -> io::Result<D::File> {
+fn begin_file<D: Disk>(disk: &D, prefix: &str, number: u64, image: &Image) -> io::Result<D::File> {
     let name = file_name(prefix, number);
     if disk.list()?.contains(&name) {
         disk.remove(&name)?;

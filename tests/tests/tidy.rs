@@ -119,7 +119,12 @@ fn crates_use_what_their_boundary_allows() {
     );
     assert_eq!(
         own("controlplane/Cargo.toml"),
-        ["dwcp-api", "dwcp-consensus", "dwcp-hugepages", "dwcp-nic-config"]
+        [
+            "dwcp-api",
+            "dwcp-consensus",
+            "dwcp-hugepages",
+            "dwcp-nic-config"
+        ]
     );
     assert_eq!(own("nic-config/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("consensus/Cargo.toml"), Vec::<String>::new());

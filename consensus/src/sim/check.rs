@@ -135,7 +135,9 @@ impl Checks {
         let testers = std::mem::take(&mut self.inner.lock().unwrap().testers);
         for (key, tester) in testers {
             if self.violation().is_none() && !tester.is_consistent() {
-                self.violated(format!("the history of {key} is not linearizable: {tester:?}"));
+                self.violated(format!(
+                    "the history of {key} is not linearizable: {tester:?}"
+                ));
             }
         }
     }

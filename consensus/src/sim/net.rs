@@ -83,7 +83,11 @@ impl Net {
     }
 
     async fn delay(&self) {
-        let far = if self.chance.permille(30) { 80_000 } else { 2_000 };
+        let far = if self.chance.permille(30) {
+            80_000
+        } else {
+            2_000
+        };
         Sim::sleep(self.chance.micros(50, far)).await;
     }
 }

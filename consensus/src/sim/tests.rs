@@ -51,7 +51,10 @@ fn found(bug: Bug) {
     let by = (0..BUG_SEEDS).find_map(|seed| run(seed).err().map(|what| (seed, what)));
     plant(None);
     let (seed, what) = by.unwrap_or_else(|| panic!("{bug:?} was not found"));
-    println!("{bug:?}: seed {seed}: {}", what.chars().take(160).collect::<String>());
+    println!(
+        "{bug:?}: seed {seed}: {}",
+        what.chars().take(160).collect::<String>()
+    );
 }
 
 macro_rules! bugs {
@@ -70,6 +73,7 @@ bugs! {
     finds_a_skipped_fsync: FsyncSkipped,
     finds_elections_by_a_minority: SilenceIsAVote,
     finds_commits_by_half: SilenceIsAnAck,
+    finds_a_leader_that_goes_on_after_a_restart: LeaderRestored,
     finds_stale_reads: StaleRead,
     finds_reads_before_they_are_applied: ReadBeforeApplied,
     finds_an_ignored_seal: SealIgnored,

@@ -180,7 +180,9 @@ impl World {
             }
             // A full disk: it is started again later.
             Err(error) if format!("{error:?}").contains("StorageFull") => self.net.end_life(id),
-            Err(error) => self.checks.violated(format!("node {id} cannot start: {error:?}")),
+            Err(error) => self
+                .checks
+                .violated(format!("node {id} cannot start: {error:?}")),
         }
     }
 
@@ -235,13 +237,14 @@ impl World {
             for id in self.ids() {
                 self.start(id).await;
             }
+            // What is answered from here on may be newer than what is read below.
+            let acknowledged = self.told.lock().unwrap().acknowledged.clone();
             if let Some((_, member)) = self.some_member()
                 && member.submit(record("last"), WITHIN).await.is_ok()
                 && let Ok(state) = member.read(WITHIN).await
             {
                 let texts: Vec<_> = state.decisions.iter().map(|it| it.text.clone()).collect();
-                let told = self.told.lock().unwrap();
-                for write in &told.acknowledged {
+                for write in &acknowledged {
                     if !texts.contains(write) {
                         let what = format!("{write} was acknowledged and is lost");
                         self.checks.violated(what);
@@ -292,7 +295,8 @@ impl World {
         let id = ids[self.chance.below(ids.len() as u64) as usize];
         let other = ids[self.chance.below(ids.len() as u64) as usize];
         let what = self.chance.below(13);
-        self.checks.event(|| format!("chaos {what} at {id} and {other}"));
+        self.checks
+            .event(|| format!("chaos {what} at {id} and {other}"));
         match what {
             0..=2 => {
                 self.crash(id);

@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor,
-};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 use rustls::{ClientConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
@@ -145,7 +143,9 @@ fn read(path: &Path, secret: bool) -> Result<Vec<u8>, CredentialError> {
         reason,
     };
     let file = std::fs::File::open(path).map_err(|error| refused(error.to_string()))?;
-    let about = file.metadata().map_err(|error| refused(error.to_string()))?;
+    let about = file
+        .metadata()
+        .map_err(|error| refused(error.to_string()))?;
     if secret && about.mode() & 0o077 != 0 {
         return Err(refused("others can read it: chmod 600 it".to_owned()));
     }

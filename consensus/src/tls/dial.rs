@@ -65,14 +65,17 @@ impl Dialer {
             .map_err(Failed::Unreachable)?;
         tcp.set_nodelay(true).map_err(Failed::Unreachable)?;
         // Names are checked by the trust and below; what is asked for here is not looked at.
-        let name = ServerName::try_from("dwcp").map_err(|error| Failed::Refused(error.to_string()))?;
+        let name =
+            ServerName::try_from("dwcp").map_err(|error| Failed::Refused(error.to_string()))?;
         let connector = TlsConnector::from(self.credentials.client.clone());
         let stream = connector
             .connect(name, tcp)
             .await
             .map_err(|error| Failed::Refused(error.to_string()))?;
         let certificates = stream.get_ref().1.peer_certificates();
-        let named = certificates.and_then(|chain| chain.first()).and_then(node_in);
+        let named = certificates
+            .and_then(|chain| chain.first())
+            .and_then(node_in);
         if named.as_deref() != Some(&peer.name) {
             return Err(Failed::Refused(format!(
                 "it is {}, not {}",
@@ -98,8 +101,8 @@ impl Dialer {
             }
         }
         let connected = tokio::time::timeout(CONNECT, self.connect(peer)).await;
-        let mut stream =
-            connected.unwrap_or_else(|_| Err(Failed::Unreachable(io::ErrorKind::TimedOut.into())))?;
+        let mut stream = connected
+            .unwrap_or_else(|_| Err(Failed::Unreachable(io::ErrorKind::TimedOut.into())))?;
         let answer = self.ask_on(&mut stream, envelope).await;
         let answer = answer.map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => Failed::Garbled(error.to_string()),

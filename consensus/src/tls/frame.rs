@@ -34,10 +34,7 @@ pub(super) async fn read<T: DeserializeOwned>(
         ));
     }
     let share = u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX);
-    let _share = budget
-        .acquire_many(share)
-        .await
-        .map_err(io::Error::other)?;
+    let _share = budget.acquire_many(share).await.map_err(io::Error::other)?;
     let mut body = Vec::new();
     while body.len() < length {
         let at = body.len();

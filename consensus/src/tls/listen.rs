@@ -87,9 +87,7 @@ async fn serve(
         .and_then(|chain| chain.first())
         .and_then(node_in)
         .ok_or_else(|| io::Error::other("a certificate without a node's name"))?;
-    while let Some(envelope) =
-        timeout(IDLE, frame::read::<Envelope>(&mut stream, budget)).await??
-    {
+    while let Some(envelope) = timeout(IDLE, frame::read::<Envelope>(&mut stream, budget)).await?? {
         if envelope.sender.name != named {
             return Err(io::Error::other(format!(
                 "{named} speaks for {}",

@@ -125,7 +125,15 @@ async fn three_members_agree_and_strangers_are_refused() {
     let mut members = Vec::new();
     for (id, listener) in (1..).zip(listeners) {
         members.push(
-            member(folder.path(), &authority, id, listener, &founders, stop.clone()).await,
+            member(
+                folder.path(),
+                &authority,
+                id,
+                listener,
+                &founders,
+                stop.clone(),
+            )
+            .await,
         );
     }
     members[0].submit(decision("one"), WITHIN).await.unwrap();
@@ -154,7 +162,10 @@ async fn three_members_agree_and_strangers_are_refused() {
     let answer = ours.ask(&founders[&1], ping("node9")).await;
     assert!(matches!(answer, Ok(Answer::Here)), "{answer:?}");
     let lied = ours.ask(&founders[&1], ping("node2")).await;
-    assert!(matches!(lied, Err(WireError::Unreachable { .. })), "{lied:?}");
+    assert!(
+        matches!(lied, Err(WireError::Unreachable { .. })),
+        "{lied:?}"
+    );
     let elsewhere = Peer {
         name: "node2".to_owned(),
         ..founders[&1].clone()
@@ -164,7 +175,10 @@ async fn three_members_agree_and_strangers_are_refused() {
     let others = Authority::new(&folder.path().join("others"));
     let stranger = Dialer::new(Credentials::read(&others.issue("node9")).unwrap());
     let refused = stranger.ask(&founders[&1], ping("node9")).await;
-    assert!(matches!(refused, Err(WireError::Refused { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(WireError::Refused { .. })),
+        "{refused:?}"
+    );
 
     let mut plain = TcpStream::connect(&founders[&1].address).await.unwrap();
     plain.write_all(&[0xff; 4096]).await.unwrap();

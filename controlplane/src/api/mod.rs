@@ -180,7 +180,10 @@ impl App {
             .route("/v1/feature-flags/{feature}", get(flags::get))
             .route("/v1/cluster", get(cluster::status))
             .route("/v1/cluster/members", post(cluster::add))
-            .route("/v1/cluster/members/{id}", axum::routing::delete(cluster::remove))
+            .route(
+                "/v1/cluster/members/{id}",
+                axum::routing::delete(cluster::remove),
+            )
             .route("/v1/cluster/leader", axum::routing::put(cluster::transfer))
             .route(
                 "/v1/modes",

@@ -96,8 +96,11 @@ pub(super) fn adopt_flags(flags: &Flags, state: &State) -> Result<(), FlagError>
                 Percentage::new(f64::from(value.share) / 1_000.0)?,
             ))
         });
-        let excluded: BTreeSet<NodeId> =
-            flag.excluded.iter().filter_map(|name| NodeId::new(name)).collect();
+        let excluded: BTreeSet<NodeId> = flag
+            .excluded
+            .iter()
+            .filter_map(|name| NodeId::new(name))
+            .collect();
         match flags.adopt(feature, value, excluded, flag.generation, &flag.by) {
             // Another version's flag decides nothing here.
             Ok(()) | Err(FlagError::Unknown(_)) => {}
