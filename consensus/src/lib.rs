@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`replicator`] | what the rest of the control plane sees |
 //! | [`chain`] | the virtual log: from epoch to epoch |
+//! | [`ask`] | asking the leader, wherever it is |
 //! | [`raft`] | the first engine |
 //! | [`command`] | what may be asked, and what is answered |
 //! | [`state`] | flags, kill switch, decisions, sessions |
@@ -20,6 +21,7 @@
 //! | [`conf`] | types, and the runtime |
 //! | [`plant`] | bugs that tests plant |
 
+mod ask;
 pub mod chain;
 pub mod command;
 pub mod conf;

@@ -67,6 +67,9 @@ pub trait Replicator: Send + Sync + 'static {
 
     /// This member's view of the cluster.
     fn status(&self) -> Status;
+
+    /// Ends this member's part; its files stay, and may be opened again when this returns.
+    fn stop(&self) -> Boxed<()>;
 }
 
 impl<C: Conf, D: Disk> Replicator for Chain<C, D> {
@@ -100,5 +103,10 @@ impl<C: Conf, D: Disk> Replicator for Chain<C, D> {
 
     fn status(&self) -> Status {
         self.inner.status()
+    }
+
+    fn stop(&self) -> Boxed<()> {
+        let chain = self.clone();
+        Box::pin(async move { chain.stop().await })
     }
 }

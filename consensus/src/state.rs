@@ -353,3 +353,155 @@ impl Reply {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn request(session: SessionId, number: u64, command: Command) -> Request {
+        Request {
+            session,
+            number,
+            command,
+        }
+    }
+
+    fn record(text: &str) -> Command {
+        Command::Record {
+            decision: Decision {
+                at_unix_ms: 0,
+                by: "test".to_owned(),
+                text: text.to_owned(),
+            },
+        }
+    }
+
+    fn force(on: bool, seen: u64) -> Command {
+        Command::Force {
+            on,
+            seen,
+            at_unix_ms: 0,
+            by: "test".to_owned(),
+        }
+    }
+
+    fn with_sessions(count: u64) -> State {
+        let mut state = State::new(1);
+        for at in 0..count {
+            state.apply(at, "", &request(0, 0, Command::OpenSession));
+        }
+        state
+    }
+
+    fn seal(epoch: Epoch) -> Command {
+        let peer = crate::conf::Peer::default();
+        Command::Seal {
+            next: EpochDesc {
+                epoch,
+                engine: crate::command::EngineKind::Raft,
+                members: BTreeMap::from([(1, peer)]),
+            },
+        }
+    }
+
+    #[test]
+    fn the_first_seal_wins_and_nothing_runs_after_it() {
+        let mut state = with_sessions(1);
+        let refused = state.apply(5, "", &request(0, 0, seal(3)));
+        assert!(matches!(refused, Outcome::Ran(Reply::Refused(_))));
+        state.apply(6, "", &request(0, 0, seal(2)));
+        let sealed = state.clone();
+        for command in [record("late"), seal(2), Command::OpenSession] {
+            let outcome = state.apply(7, "", &request(1, 1, command));
+            assert_eq!(outcome, Outcome::Sealed);
+        }
+        assert_eq!(state, sealed);
+        let mut next = state.handed_over(2);
+        assert_eq!((next.epoch, next.sealed.is_some()), (2, false));
+        let outcome = next.apply(1, "", &request(1, 1, record("late")));
+        assert_eq!(outcome, Outcome::Ran(Reply::Done { index: 1 }));
+    }
+
+    #[test]
+    fn a_throw_that_came_meanwhile_is_not_released() {
+        let mut state = with_sessions(1);
+        state.apply(1, "", &request(1, 1, force(true, 0)));
+        let seen = state.force.generation;
+        state.apply(2, "", &request(1, 2, force(true, 0)));
+        let refused = state.apply(3, "", &request(1, 3, force(false, seen)));
+        assert!(matches!(refused, Outcome::Ran(Reply::Refused(_))));
+        assert!(state.force.on);
+        let generation = state.force.generation;
+        state.apply(4, "", &request(1, 4, force(false, generation)));
+        assert!(!state.force.on);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut state = with_sessions(SESSIONS_MAX as u64 + 10);
+        assert_eq!(state.sessions(), SESSIONS_MAX);
+        let silent = state.apply(1, "", &request(1, 1, record("x")));
+        assert_eq!(silent, Outcome::NoSession);
+        let last = SESSIONS_MAX as u64 + 10;
+        for number in 1..=DECISIONS_MAX as u64 + 10 {
+            state.apply(number, "", &request(last, number, record("x")));
+        }
+        assert_eq!(state.decisions.len(), DECISIONS_MAX);
+        assert_eq!(state.decisions_total, DECISIONS_MAX as u64 + 10);
+    }
+
+    #[test]
+    fn a_state_that_began_otherwise_is_told() {
+        let mut state = with_sessions(0);
+        let open = |hash: &str| Command::Open {
+            state_hash: hash.to_owned(),
+        };
+        state.apply(1, "mine", &request(0, 0, open("mine")));
+        assert_eq!((state.opened, state.diverged.is_some()), (true, false));
+        state.apply(2, "mine", &request(0, 0, open("theirs")));
+        assert!(state.diverged.is_some());
+    }
+
+    proptest! {
+        /// However often and in whatever places retries come, the outcome is that of asking once.
+        #[test]
+        fn retries_change_nothing(
+            writes in proptest::collection::vec((1u64..4, 0u8..3), 1..30),
+            retries in proptest::collection::vec(any::<proptest::sample::Index>(), 0..30),
+        ) {
+            let mut numbers = BTreeMap::<u64, u64>::new();
+            let asked: Vec<Request> = writes.iter().map(|(session, kind)| {
+                let number = numbers.entry(*session).or_default();
+                *number += 1;
+                let command = match kind {
+                    0 => record(&format!("{session}/{number}")),
+                    1 => force(true, 0),
+                    _ => Command::SetFlag {
+                        feature: "f".to_owned(),
+                        value: FlagValue { enabled: true, share: 1 },
+                        at_unix_ms: 0,
+                        by: String::new(),
+                    },
+                };
+                request(*session, *number, command)
+            }).collect();
+            let (mut once, mut again) = (with_sessions(3), with_sessions(3));
+            for (at, asked_now) in asked.iter().enumerate() {
+                let outcome = once.apply(at as u64, "", asked_now);
+                prop_assert_eq!(&again.apply(at as u64, "", asked_now), &outcome);
+                for retry in &retries {
+                    let earlier = &asked[retry.index(at + 1)];
+                    let told = again.apply(99, "", earlier);
+                    let known = matches!(told, Outcome::Old)
+                        || told == once.clone().apply(99, "", earlier);
+                    prop_assert!(known, "{told:?}");
+                }
+            }
+            prop_assert_eq!(&once.decisions, &again.decisions);
+            prop_assert_eq!(&once.flags, &again.flags);
+            prop_assert_eq!(&once.force, &again.force);
+        }
+    }
+}

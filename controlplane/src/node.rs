@@ -90,7 +90,7 @@ pub async fn run(
         host: host.clone(),
         jobs: jobs.clone(),
         flags: flags.clone(),
-        cluster,
+        cluster: cluster.clone(),
         modes: modes.clone(),
         link: link.clone(),
         nics,
@@ -109,6 +109,7 @@ pub async fn run(
     ];
     tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
     serve::serve(listener, app.router(), stop).await;
+    cluster.stop().await;
     for task in background.into_iter().chain(agreeing) {
         task.abort();
         // Until it is gone it holds the store.

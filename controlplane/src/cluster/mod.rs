@@ -184,6 +184,11 @@ impl Cluster {
         self.replicator.status()
     }
 
+    /// Ends this node's part.
+    pub async fn stop(&self) {
+        self.replicator.stop().await;
+    }
+
     /// Changes the members or the leader.
     ///
     /// # Errors
