@@ -36,6 +36,9 @@ cargo deny --all-features check bans licenses sources
 step "build"
 cargo build "${everything[@]}" --bins
 
+step "the replicated log in virtual time"
+DWCP_SEEDS=${DWCP_SEEDS:-1000} cargo nextest run "${everything[@]}" --no-capture -E 'package(dwcp-consensus) & test(=sim::tests::seeds_hold)'
+
 step "fuzz targets"
 # libFuzzer needs unstable compiler flags; the stable compiler takes them with this variable.
 export RUSTC_BOOTSTRAP=1

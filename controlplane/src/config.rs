@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ClusterConfig;
 use crate::flags::NodeId;
 
 /// Where the file is looked for when none is named; it may be missing there.
@@ -81,6 +82,9 @@ pub struct Settings {
     /// Threads that serve requests, 1 to 16 [default: 1]
     #[arg(long, env = "DWCP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// The cluster, in the file alone; without it this node is a cluster of its own
+    #[arg(skip)]
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// The settings in force.
@@ -114,6 +118,9 @@ pub struct Config {
     pub baseline_max_bytes: u64,
     /// Threads that serve requests.
     pub threads: usize,
+    /// The cluster this node is a member of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// Settings that cannot be used.
@@ -198,6 +205,7 @@ impl Config {
             baseline_dir: settings.baseline_dir,
             baseline_max_bytes: settings.baseline_max_bytes.unwrap_or(2 << 30),
             threads: settings.threads.unwrap_or(1),
+            cluster: settings.cluster,
         };
         config.check()?;
         Ok(config)
@@ -211,6 +219,9 @@ impl Config {
                 why,
             })
         };
+        if let Some((key, found, why)) = self.cluster.as_ref().and_then(ClusterConfig::flaw) {
+            return value(key, &found, why);
+        }
         if !(1..=16).contains(&self.threads) {
             return value("threads", &self.threads, "is outside 1 to 16");
         }
@@ -262,6 +273,7 @@ impl Settings {
             baseline_dir: self.baseline_dir.or(below.baseline_dir),
             baseline_max_bytes: self.baseline_max_bytes.or(below.baseline_max_bytes),
             threads: self.threads.or(below.threads),
+            cluster: self.cluster.or(below.cluster),
         }
     }
 }

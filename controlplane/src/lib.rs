@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`api`] | the REST API |
 //! | [`baselines`] | blocks that this host keeps on disk |
+//! | [`cluster`] | this node's part of the replicated truth |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
@@ -22,6 +23,7 @@
 
 pub mod api;
 pub mod baselines;
+pub mod cluster;
 pub mod config;
 pub mod flags;
 pub mod host;

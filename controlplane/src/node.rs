@@ -13,6 +13,7 @@ use dwcp_nic_config::journal::JournalError;
 
 use crate::api::{App, Parts, serve};
 use crate::baselines::Baselines;
+use crate::cluster::{Cluster, ClusterError};
 use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
@@ -42,6 +43,9 @@ pub enum NodeError {
     /// The store of baselines.
     #[error("the baselines cannot be opened: {0}")]
     Baselines(#[from] dwcp_baseline::StoreError),
+    /// The cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The folder of the state.
     #[error("cannot create {path}: {reason}; create it, or choose another state_dir")]
     StateDir {
@@ -70,6 +74,8 @@ pub async fn run(
     let store = Store::open(&config.state_dir.join("controlplane.redb"))?;
     let (host, attaching) = Host::spawn(config.attach.clone());
     let flags = Flags::open(store.clone(), config.node.clone(), Box::new(host.clone()))?;
+    let (cluster, agreeing) =
+        Cluster::open(config, flags.clone(), store.clone(), stop.clone()).await?;
     let jobs_config = JobsConfig {
         socket_dir: config.socket_dir.clone(),
         qmp_allowed_dirs: config.qmp_allowed_dirs.clone(),
@@ -88,6 +94,7 @@ pub async fn run(
         host: host.clone(),
         jobs: jobs.clone(),
         flags: flags.clone(),
+        cluster: cluster.clone(),
         modes: modes.clone(),
         link: link.clone(),
         nics,
@@ -107,7 +114,8 @@ pub async fn run(
     ];
     tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
     serve::serve(listener, app.router(), stop).await;
-    for task in background {
+    cluster.stop().await;
+    for task in background.into_iter().chain(agreeing) {
         task.abort();
         // Until it is gone it holds the store.
         let _ = task.await;

@@ -15,6 +15,7 @@ const TOP_LEVEL: &[&str] = &[
     "Cargo.toml",
     "README.md",
     "clippy.toml",
+    "consensus",
     "controlplane",
     "dataplane",
     "deny.toml",
@@ -128,11 +129,13 @@ fn crates_use_what_their_boundary_allows() {
         [
             "dwcp-api",
             "dwcp-baseline",
+            "dwcp-consensus",
             "dwcp-hugepages",
             "dwcp-nic-config"
         ]
     );
     assert_eq!(own("nic-config/Cargo.toml"), Vec::<String>::new());
+    assert_eq!(own("consensus/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("controlplane/cli/Cargo.toml"), Vec::<String>::new());
 }
 

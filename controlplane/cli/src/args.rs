@@ -93,6 +93,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<ModeCommand>,
     },
+    /// Show the cluster, or change its members or its leader
+    Cluster {
+        /// What to do [default: status]
+        #[command(subcommand)]
+        command: Option<ClusterCommand>,
+    },
     /// Throw the kill switch: everything goes back to v1, running migrations included
     Rollback {
         /// Release it: the flags decide again
@@ -231,6 +237,33 @@ impl MaxVersion {
             Self::V3 => "v3",
         }
     }
+}
+
+/// `dwcpctl cluster`
+#[derive(Subcommand, Debug)]
+pub enum ClusterCommand {
+    /// Who is in it, who leads, and how far each has come
+    Status,
+    /// Add a node that runs with this cluster's name and without founders
+    Add {
+        /// Its number, never used before in this cluster
+        id: u64,
+        /// Its name, as its certificate has it
+        name: String,
+        /// Its listener for peers
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+    },
+    /// Remove a node; its number is not used again
+    Remove {
+        /// Its number
+        id: u64,
+    },
+    /// Let another node lead
+    Transfer {
+        /// Its number
+        id: u64,
+    },
 }
 
 /// `dwcpctl mode`

@@ -23,6 +23,7 @@ use clap::Parser;
 mod args;
 mod baseline;
 mod client;
+mod cluster;
 mod exit;
 mod follow;
 mod limit;
@@ -90,6 +91,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Recover { id, detach } => migrate::recover(&api, &id, detach, as_json).await,
         Command::Flags { command } => steer::flags(&api, command, as_json).await,
         Command::Mode { command } => mode::mode(&api, command, as_json).await,
+        Command::Cluster { command } => cluster::cluster(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
         Command::Baseline { command } => baseline::baseline(&api, command, as_json).await,

@@ -85,17 +85,11 @@ pub async fn set(
             "neither `percentage` nor `enabled` is given",
         ));
     }
-    let change = tokio::task::spawn_blocking(move || {
-        app.flags.set(
-            &request.feature,
-            request.enabled,
-            request.percentage,
-            &caller.name,
-        )
-    });
-    Ok(Json(
-        change.await.map_err(|error| Problem::lost_task(&error))??,
-    ))
+    let (enabled, percentage) = (request.enabled, request.percentage);
+    let change = app
+        .cluster
+        .set_flag(&request.feature, enabled, percentage, &caller.name);
+    Ok(Json(change.await?))
 }
 
 /// `POST /v1/feature-flags/exclude`
@@ -107,17 +101,11 @@ pub async fn exclude(
     if request.nodes.is_empty() {
         return Err(Problem::bad_request("`nodes` names no node"));
     }
-    let change = tokio::task::spawn_blocking(move || {
-        app.flags.exclude(
-            &request.feature,
-            &request.nodes,
-            request.excluded,
-            &caller.name,
-        )
-    });
-    Ok(Json(
-        change.await.map_err(|error| Problem::lost_task(&error))??,
-    ))
+    let (nodes, excluded) = (&request.nodes, request.excluded);
+    let change = app
+        .cluster
+        .exclude(&request.feature, nodes, excluded, &caller.name);
+    Ok(Json(change.await?))
 }
 
 /// `POST /v1/feature-flags/force-v1`
@@ -135,8 +123,10 @@ pub async fn force_v1(
             applied,
             "kill switch on: everything goes back to v1"
         );
+        let cluster = app.cluster.clone();
         let record = tokio::task::spawn_blocking(move || app.flags.record_throw(&caller.name));
         let recorded = record.await.map_err(|error| Problem::lost_task(&error))?;
+        cluster.thrown();
         let mut notes = Vec::new();
         if !applied {
             notes.push("no data plane is attached; applied as soon as one is".to_owned());
@@ -154,10 +144,7 @@ pub async fn force_v1(
     }
     tracing::warn!(by = caller.name, "kill switch off: the flags decide again");
     let by = caller.name.clone();
-    let release = tokio::task::spawn_blocking(move || app.flags.release_v1(&by));
-    let released = release
-        .await
-        .map_err(|error| Problem::lost_task(&error))??;
+    let released = app.cluster.release(&by).await?;
     let note = if released.overtaken {
         Some("it was thrown again meanwhile and stays on")
     } else if !released.applied {

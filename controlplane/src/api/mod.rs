@@ -9,6 +9,7 @@
 //! | [`migrations`] | `/v1/migrations`, `/v1/incoming` |
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
+//! | [`cluster`] | `/v1/cluster` |
 //! | [`modes`] | `/v1/modes` |
 //! | [`link`] | `/v1/link` |
 //! | [`nics`] | `/v1/nics` |
@@ -32,6 +33,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 pub mod auth;
 pub mod baselines;
 pub mod body;
+pub mod cluster;
 pub mod events;
 pub mod flags;
 pub mod health;
@@ -44,6 +46,7 @@ pub mod problem;
 pub mod serve;
 
 use crate::baselines::Baselines;
+use crate::cluster::Cluster;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::Jobs;
@@ -65,6 +68,8 @@ pub struct App {
     pub jobs: Jobs,
     /// Feature flags.
     pub flags: Flags,
+    /// What the nodes agree on.
+    pub cluster: Cluster,
     /// Modes of peers.
     pub modes: Modes,
     /// What all migrations together may send.
@@ -99,6 +104,8 @@ pub struct Parts {
     pub jobs: Jobs,
     /// Feature flags.
     pub flags: Flags,
+    /// What the nodes agree on.
+    pub cluster: Cluster,
     /// Modes of peers.
     pub modes: Modes,
     /// What all migrations together may send.
@@ -125,6 +132,7 @@ impl App {
             host: parts.host,
             jobs: parts.jobs,
             flags: parts.flags,
+            cluster: parts.cluster,
             modes: parts.modes,
             link: parts.link,
             nics: parts.nics,
@@ -178,6 +186,13 @@ impl App {
             .route("/v1/feature-flags/exclude", post(flags::exclude))
             .route("/v1/feature-flags/force-v1", post(flags::force_v1))
             .route("/v1/feature-flags/{feature}", get(flags::get))
+            .route("/v1/cluster", get(cluster::status))
+            .route("/v1/cluster/members", post(cluster::add))
+            .route(
+                "/v1/cluster/members/{id}",
+                axum::routing::delete(cluster::remove),
+            )
+            .route("/v1/cluster/leader", axum::routing::put(cluster::transfer))
             .route(
                 "/v1/modes",
                 get(modes::list)

@@ -8,6 +8,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use dwcp_consensus::SubmitError;
+
+use crate::cluster::ChangeError;
 use crate::flags::FlagError;
 use crate::jobs::JobError;
 use crate::mode::ModeError;
@@ -116,6 +119,33 @@ impl From<FlagError> for Problem {
                 "exclude fewer nodes, or lower the percentage",
             ),
             FlagError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        let (status, code) = match &error {
+            SubmitError::NoQuorum { .. } => (StatusCode::SERVICE_UNAVAILABLE, "no_quorum"),
+            SubmitError::NotReady { .. } => (StatusCode::CONFLICT, "not_ready"),
+            SubmitError::Refused(_) => (StatusCode::CONFLICT, "refused"),
+            SubmitError::Lost => (StatusCode::CONFLICT, "unknown_outcome"),
+            SubmitError::TooLong(_) => (StatusCode::UNPROCESSABLE_ENTITY, "too_long"),
+        };
+        Self::new(
+            status,
+            code,
+            error.to_string(),
+            "see `dwcpctl cluster status`; the kill switch works without a quorum",
+        )
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Submit(error) => error.into(),
+            ChangeError::Flag(error) => error.into(),
         }
     }
 }

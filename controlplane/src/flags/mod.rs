@@ -64,6 +64,8 @@ struct Inner {
 struct Words {
     flags: [Flag; 6],
     force: Force,
+    /// Which change of each flag was adopted from the cluster last.
+    adopted: [u64; 6],
     /// Grows each time the kill switch is thrown: a release that began before a throw must not undo it.
     throws: u64,
     /// Changes since the process began: to on, to off.
@@ -96,6 +98,7 @@ impl Flags {
         let words = Mutex::new(Words {
             flags,
             force,
+            adopted: [0; 6],
             throws: 0,
             changes: (0, 0),
         });
@@ -260,6 +263,70 @@ impl Flags {
             excluded,
         };
         self.commit_flag(&mut next, of, after, change, by)
+    }
+
+    /// Makes a flag what the cluster agreed on, unless something newer was adopted. Blocks for one fsync
+    /// if that changes anything.
+    ///
+    /// # Errors
+    /// [`FlagError`]; then nothing was changed.
+    pub fn adopt(
+        &self,
+        feature: &str,
+        value: Option<(bool, Percentage)>,
+        excluded: BTreeSet<NodeId>,
+        generation: u64,
+        by: &str,
+    ) -> Result<(), FlagError> {
+        let of = known(feature)?;
+        let mut next = self.disk();
+        let before = {
+            let words = self.words();
+            if words.adopted[of.code() as usize] >= generation {
+                return Ok(());
+            }
+            words.flags[of.code() as usize].clone()
+        };
+        let (enabled, percentage) = value.unwrap_or((before.enabled, before.percentage));
+        let mut after = before.clone();
+        if (enabled, percentage) != (before.enabled, before.percentage) {
+            after.enabled = enabled;
+            after.percentage = percentage;
+            after.changed_unix_ms = unix_ms();
+            let change = Change::Set {
+                feature: feature.to_owned(),
+                enabled_before: before.enabled,
+                percentage_before: before.percentage,
+                enabled,
+                percentage,
+            };
+            self.commit_flag(&mut next, of, after.clone(), change, by)?;
+        }
+        for (out, nodes) in [
+            (true, excluded.difference(&before.excluded_nodes)),
+            (false, before.excluded_nodes.difference(&excluded)),
+        ] {
+            let nodes: Vec<NodeId> = nodes.cloned().collect();
+            if nodes.is_empty() {
+                continue;
+            }
+            for node in &nodes {
+                if out {
+                    after.excluded_nodes.insert(node.clone());
+                } else {
+                    after.excluded_nodes.remove(node);
+                }
+            }
+            after.changed_unix_ms = unix_ms();
+            let change = Change::Exclude {
+                feature: feature.to_owned(),
+                nodes,
+                excluded: out,
+            };
+            self.commit_flag(&mut next, of, after.clone(), change, by)?;
+        }
+        self.words().adopted[of.code() as usize] = generation;
+        Ok(())
     }
 
     fn commit_flag(

@@ -345,3 +345,56 @@ fn bad_changes_are_refused_with_a_reason() {
             .is_empty()
     );
 }
+
+#[test]
+fn what_the_cluster_agreed_on_is_adopted_once_and_in_order() {
+    let Bench {
+        flags,
+        board,
+        _folder,
+    } = bench();
+    let out = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| NodeId::new(name).unwrap())
+            .collect()
+    };
+    let adopt = |percentage, excluded: &[&str], generation| {
+        flags
+            .adopt(
+                "dwcp_v3_hde",
+                Some((true, percent(percentage))),
+                out(excluded),
+                generation,
+                "other",
+            )
+            .unwrap();
+    };
+    adopt(0.0, &["a", "b"], 3);
+    let flag = flags.get("dwcp_v3_hde").unwrap().flag;
+    assert_eq!(
+        (flag.percentage, flag.excluded_nodes.len()),
+        (percent(0.0), 2)
+    );
+    assert_eq!(board.words.component(Component::Hde), Version::V1);
+    adopt(100.0, &["b"], 2);
+    assert_eq!(
+        flags.get("dwcp_v3_hde").unwrap().flag,
+        flag,
+        "older than what is in force"
+    );
+    adopt(100.0, &["b"], 4);
+    let flag = flags.get("dwcp_v3_hde").unwrap().flag;
+    assert_eq!(
+        (flag.percentage, flag.excluded_nodes.len()),
+        (percent(100.0), 1)
+    );
+    assert_eq!(board.words.component(Component::Hde), Version::V3);
+    let entries = flags.history().unwrap().len();
+    adopt(100.0, &["b"], 5);
+    assert_eq!(
+        flags.history().unwrap().len(),
+        entries,
+        "nothing was changed"
+    );
+}

@@ -1,6 +1,7 @@
 //! What can be measured, by name. In: a name and how often. Out: rows. Promises: ours and the reference
 //! take turns in one run, so that what else the machine does meets both.
 
+mod consensus;
 mod endless;
 mod inpath;
 pub mod lanes;
@@ -39,7 +40,13 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 12] = [
+const BENCHES: [Bench; 13] = [
+    Bench {
+        name: "consensus",
+        about: "commits of the replicated log against etcd's, three members each, 1 and 64 clients",
+        kind: Kind::Own,
+        run: consensus::run,
+    },
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",

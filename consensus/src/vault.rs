@@ -1,0 +1,147 @@
+//! What a member knows besides the log, in redb: the chain of epochs, and the snapshot of the present one.
+//!
+//! In: a state and what it contains. Out: the same after a crash. Promise: each write is one
+//! transaction, on disk when it returns; an epoch's snapshot goes with the row that opens the next.
+
+use std::io;
+use std::sync::Arc;
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::command::EpochDesc;
+use crate::conf::{Epoch, SnapshotMeta};
+use crate::disk::Disk;
+use crate::plant::{Bug, planted};
+
+const FILE: &str = "state.redb";
+const CACHE_BYTES: usize = 4 << 20;
+const CHAIN: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("chain");
+const GENESIS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("genesis");
+const SNAPSHOT: TableDefinition<'_, u64, (&[u8], &[u8])> = TableDefinition::new("snapshot");
+
+/// How an epoch began: enough for a member that was away to begin it too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// The epoch.
+    pub desc: EpochDesc,
+    /// The state it began with, as bytes.
+    #[serde(with = "text")]
+    pub genesis: Vec<u8>,
+}
+
+/// A state's bytes are JSON: as text they stay short inside JSON.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&String::from_utf8_lossy(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(input)?;
+        if text.len() > crate::wire::FRAME_BYTES_MAX {
+            return Err(de::Error::custom("a state longer than a frame"));
+        }
+        Ok(text.into_bytes())
+    }
+}
+
+/// The store; a clone is the same.
+#[derive(Clone)]
+pub(crate) struct Vault {
+    database: Arc<Database>,
+}
+
+impl Vault {
+    /// Opens the store, or begins it.
+    pub(crate) fn open(disk: &impl Disk) -> io::Result<Self> {
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(disk.pages(FILE)?)
+            .map_err(io::Error::other)?;
+        Ok(Self {
+            database: Arc::new(database),
+        })
+    }
+
+    /// The newest epoch this member knows.
+    pub(crate) fn newest(&self) -> io::Result<Option<Handover>> {
+        let read = self.database.begin_read().map_err(io::Error::other)?;
+        let chain = match read.open_table(CHAIN) {
+            Ok(chain) => chain,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let Some((epoch, desc)) = chain.last().map_err(io::Error::other)? else {
+            return Ok(None);
+        };
+        let genesis = read.open_table(GENESIS).map_err(io::Error::other)?;
+        let state = genesis
+            .get(epoch.value())
+            .map_err(io::Error::other)?
+            .ok_or_else(|| io::Error::other("an epoch without its first state"))?;
+        Ok(Some(Handover {
+            desc: serde_json::from_slice(desc.value())?,
+            genesis: state.value().to_vec(),
+        }))
+    }
+
+    /// Begins an epoch, and forgets the snapshot and the first state of those before it.
+    pub(crate) fn begin(&self, handover: &Handover) -> io::Result<()> {
+        let epoch = handover.desc.epoch;
+        let desc = serde_json::to_vec(&handover.desc)?;
+        let write = self.database.begin_write().map_err(io::Error::other)?;
+        {
+            let mut chain = write.open_table(CHAIN).map_err(io::Error::other)?;
+            chain
+                .insert(epoch, desc.as_slice())
+                .map_err(io::Error::other)?;
+            let mut genesis = write.open_table(GENESIS).map_err(io::Error::other)?;
+            genesis
+                .retain(|old, _| old >= epoch)
+                .map_err(io::Error::other)?;
+            genesis
+                .insert(epoch, handover.genesis.as_slice())
+                .map_err(io::Error::other)?;
+            let mut snapshot = write.open_table(SNAPSHOT).map_err(io::Error::other)?;
+            snapshot
+                .retain(|old, _| old >= epoch)
+                .map_err(io::Error::other)?;
+        }
+        write.commit().map_err(io::Error::other)
+    }
+
+    /// Keeps a snapshot of an epoch in place of the one before.
+    pub(crate) fn keep(&self, epoch: Epoch, meta: &SnapshotMeta, state: &[u8]) -> io::Result<()> {
+        let meta = serde_json::to_vec(meta)?;
+        let mut write = self.database.begin_write().map_err(io::Error::other)?;
+        if planted(Bug::SnapshotNotSynced) {
+            write
+                .set_durability(Durability::None)
+                .map_err(io::Error::other)?;
+        }
+        {
+            let mut table = write.open_table(SNAPSHOT).map_err(io::Error::other)?;
+            table
+                .insert(epoch, (meta.as_slice(), state))
+                .map_err(io::Error::other)?;
+        }
+        write.commit().map_err(io::Error::other)
+    }
+
+    /// The snapshot of an epoch.
+    pub(crate) fn snapshot(&self, epoch: Epoch) -> io::Result<Option<(SnapshotMeta, Vec<u8>)>> {
+        let read = self.database.begin_read().map_err(io::Error::other)?;
+        let table = match read.open_table(SNAPSHOT) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let Some(row) = table.get(epoch).map_err(io::Error::other)? else {
+            return Ok(None);
+        };
+        let (meta, state) = row.value();
+        Ok(Some((serde_json::from_slice(meta)?, state.to_vec())))
+    }
+}

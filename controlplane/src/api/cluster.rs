@@ -1,0 +1,77 @@
+//! Routes of the cluster: who is in it, and who leads.
+//!
+//! | route | body | answer |
+//! |---|---|---|
+//! | `GET /v1/cluster` | | `{"id","epoch","role","leader","term",…,"members":[…]}`, as this node knows it |
+//! | `POST /v1/cluster/members` | `{"id":4,"name":"host-d","address":"10.0.0.4:7781"}` | the same, after the node has caught up and votes |
+//! | `DELETE /v1/cluster/members/{id}` | | the same, without it |
+//! | `PUT /v1/cluster/leader` | `{"id":2}` | the same; the transfer was asked for |
+
+use axum::Json;
+use axum::extract::State;
+use dwcp_consensus::wire::Change;
+use dwcp_consensus::{NodeNumber, Peer, Status};
+use serde::Deserialize;
+
+use super::App;
+use super::body::{JsonBody, PathWord};
+use super::problem::Problem;
+use crate::flags::NodeId;
+
+/// Body of `POST /v1/cluster/members`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddRequest {
+    id: NodeNumber,
+    name: NodeId,
+    address: String,
+}
+
+/// Body of `PUT /v1/cluster/leader`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    id: NodeNumber,
+}
+
+/// `GET /v1/cluster`
+pub async fn status(State(app): State<App>) -> Json<Status> {
+    Json(app.cluster.status())
+}
+
+/// `POST /v1/cluster/members`
+pub async fn add(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<AddRequest>,
+) -> Result<Json<Status>, Problem> {
+    if request.address.len() > 256 || !request.address.contains(':') {
+        return Err(Problem::bad_request("`address` is no host:port"));
+    }
+    let peer = Peer {
+        name: request.name.as_str().to_owned(),
+        address: request.address,
+    };
+    app.cluster.change(Change::Add(request.id, peer)).await?;
+    Ok(Json(app.cluster.status()))
+}
+
+/// `DELETE /v1/cluster/members/{id}`
+pub async fn remove(
+    State(app): State<App>,
+    PathWord(id): PathWord,
+) -> Result<Json<Status>, Problem> {
+    let id = id
+        .parse()
+        .map_err(|_| Problem::bad_request("a member is named by its number"))?;
+    app.cluster.change(Change::Remove(id)).await?;
+    Ok(Json(app.cluster.status()))
+}
+
+/// `PUT /v1/cluster/leader`
+pub async fn transfer(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<TransferRequest>,
+) -> Result<Json<Status>, Problem> {
+    app.cluster.change(Change::Transfer(request.id)).await?;
+    Ok(Json(app.cluster.status()))
+}
