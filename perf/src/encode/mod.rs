@@ -210,6 +210,7 @@ fn on_line(
             "share",
             &left,
             &[],
-        ),
+        )
+        .noted(chosen.join(", ")),
     ])
 }
