@@ -235,6 +235,7 @@ fn on_line(
             "share",
             &left,
             &[],
-        ),
+        )
+        .noted(chosen.join(", ")),
     ])
 }
