@@ -8,7 +8,7 @@ step() { printf '\n== %s (%d s)\n' "$1" "$(($(date +%s) - started))"; }
 step "packages"
 bash tests/lab/setup.sh
 bash tests/setup.sh
-for tool in nextest fuzz deny; do
+for tool in nextest fuzz deny deb; do
     command -v "cargo-$tool" >/dev/null || cargo install --locked "cargo-$tool"
 done
 
@@ -35,6 +35,9 @@ cargo deny --all-features check bans licenses sources
 
 step "build"
 cargo build "${everything[@]}" --bins
+
+step "package"
+bash tests/package.sh
 
 step "fuzz targets"
 # libFuzzer needs unstable compiler flags; the stable compiler takes them with this variable.

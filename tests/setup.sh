@@ -1,12 +1,12 @@
 #!/bin/sh
-# What building and testing the DPDK and RDMA back ends needs, on Debian 12. May be run again; when all is
+# What building and testing the DPDK and RDMA back ends, alerts and units needs, on Debian 12. May be run again; when all is
 # there it is done in a second and needs no network.
 set -eu
 
 # System calls are counted by a tracepoint of the kernel.
 [ -d /sys/kernel/tracing/events ] || mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null || true
 
-wanted='libdpdk-dev libclang-dev pkg-config libibverbs-dev librdmacm-dev ibverbs-providers ibverbs-utils'
+wanted='libdpdk-dev libclang-dev pkg-config libibverbs-dev librdmacm-dev ibverbs-providers ibverbs-utils prometheus systemd'
 missing=
 for package in $wanted; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed \

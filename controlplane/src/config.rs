@@ -7,7 +7,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory, Parser};
+use dwcp_service::layers::{LayerError, Layers, Origin};
+use dwcp_service::show::{Shown, show};
 use serde::{Deserialize, Serialize};
 
 use crate::flags::NodeId;
@@ -20,18 +23,44 @@ pub const FILE_DEFAULT: &str = "/etc/dwcp/controlplane.toml";
 #[command(name = "dwcp-controlplane", version, about, long_about = None)]
 pub struct Args {
     /// Settings file; without it /etc/dwcp/controlplane.toml is read if it exists
-    #[arg(long, env = "DWCP_CONTROLPLANE_CONFIG", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "DWCP_CONTROLPLANE_CONFIG",
+        value_name = "PATH"
+    )]
     pub config: Option<PathBuf>,
-    /// Check the settings, print those in force and exit
-    #[arg(long)]
-    pub check: bool,
     /// The settings themselves
     #[command(flatten)]
     pub settings: Settings,
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides serving.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Looks at the settings; those given as flags come before this word
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// What can be asked about the settings.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum ConfigCommand {
+    /// Checks the settings and the token files
+    Check,
+    /// Prints the values in force and where each came from
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The settings as one source gives them: what is absent is left to the source before.
-#[derive(clap::Args, Deserialize, Clone, Debug, Default)]
+#[derive(clap::Args, Deserialize, Serialize, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Address of the API [default: 127.0.0.1:7780]
@@ -127,6 +156,12 @@ pub enum ConfigError {
         /// What the parser said, with the line and the key.
         reason: String,
     },
+    /// A source is not understood.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A setting cannot be shown.
+    #[error("the settings cannot be shown: {0}")]
+    Unshown(#[from] toml::ser::Error),
     /// A value is outside its limits.
     #[error("{key} = {found:?} {why}")]
     Value {
@@ -139,19 +174,55 @@ pub enum ConfigError {
     },
 }
 
+impl Args {
+    /// The file to read, if there is one.
+    fn file(&self) -> Option<&Path> {
+        let default = Path::new(FILE_DEFAULT);
+        let default = default.exists().then_some(default);
+        self.config.as_deref().or(default)
+    }
+}
+
 impl Config {
     /// Reads the file and lays the environment and the flags (both in `args`) over it.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key.
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
-        let default = Path::new(FILE_DEFAULT);
-        let file = match &args.config {
+        let file = match args.file() {
             Some(path) => read_file(path)?,
-            None if default.exists() => read_file(default)?,
             None => Settings::default(),
         };
         Self::resolve(args.settings.clone().over(file))
+    }
+
+    /// The settings in force and where each came from; `matches` is what `args` were made of.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn shown(&self, args: &Args, matches: &ArgMatches) -> Result<Shown, ConfigError> {
+        let layers = match args.file() {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                Layers::file(path, &text)?
+            }
+            None => Layers::default(),
+        };
+        let command = Args::command();
+        let origin = |key: &str| {
+            let known = command.get_arguments().find(|it| it.get_id() == key);
+            let source = known.and_then(|_| matches.value_source(key));
+            match (source, known.and_then(Arg::get_env)) {
+                (Some(ValueSource::CommandLine), _) => {
+                    Origin::Flag(format!("--{}", key.replace('_', "-")))
+                }
+                (Some(ValueSource::EnvVariable), Some(name)) => {
+                    Origin::Environment(name.to_string_lossy().into_owned())
+                }
+                _ => layers.origin(key),
+            }
+        };
+        Ok(show(self, origin)?)
     }
 
     fn resolve(settings: Settings) -> Result<Self, ConfigError> {
@@ -285,6 +356,27 @@ mod tests {
             .unwrap()
             .qmp_allowed_dirs;
         assert_eq!(dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    }
+
+    #[test]
+    fn what_is_shown_says_where_it_came_from() {
+        use clap::FromArgMatches;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("controlplane.toml");
+        std::fs::write(&path, "node = \"a\"\nthreads = 2\n").unwrap();
+        let file = path.to_str().unwrap();
+        let words = ["x", "--threads", "3", "config", "show", "--config", file];
+        let matches = Args::command().get_matches_from(words);
+        let args = Args::from_arg_matches(&matches).unwrap();
+        let config = Config::load(&args).unwrap();
+        let shown = config.shown(&args, &matches).unwrap();
+        let of = |key: &str| {
+            let row = shown.settings.iter().find(|row| row.key == key).unwrap();
+            format!("{} {}", row.value, row.from)
+        };
+        assert_eq!(of("threads"), "3 flag --threads");
+        assert_eq!(of("node"), format!("\"a\" file {file}"));
+        assert_eq!(of("metrics_open"), "false default");
     }
 
     #[test]

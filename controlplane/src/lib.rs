@@ -9,6 +9,7 @@
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
+//! | [`life`] | signs of life for the service manager |
 //! | [`mode`] | datacenter, internet or hybrid: measured for each peer, unless an operator says otherwise |
 //! | [`link_limit`] | what all migrations of this host together may send |
 //! | [`nics`] | the migration NICs of this host |
@@ -24,6 +25,7 @@ pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod life;
 pub mod link_limit;
 pub mod mode;
 pub mod nics;

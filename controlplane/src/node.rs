@@ -10,12 +10,14 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
 use dwcp_nic_config::journal::JournalError;
+use dwcp_service::notify::Notifier;
 
 use crate::api::{App, Parts, serve};
 use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::{JobError, Jobs, JobsConfig, PeerToken};
+use crate::life;
 use crate::link_limit::LinkLimit;
 use crate::mode::{self, Modes};
 use crate::nics::Nics;
@@ -93,8 +95,13 @@ pub async fn run(
         stop: stop.clone(),
     });
     let tally = app.tally.clone();
+    let manager = Notifier::from_env();
+    if let Ok(address) = listener.local_addr() {
+        manager.ready(&format!("the API is open on {address}"));
+    }
     let background = [
         attaching,
+        tokio::spawn(life::give_signs(manager)),
         tokio::spawn(apply_at_attach(host.clone(), flags, link)),
         tokio::spawn(mode::run::run(host.clone(), modes)),
         tokio::spawn(tally_failures(host, tally.clone())),

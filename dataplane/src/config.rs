@@ -1,15 +1,18 @@
-//! What the operator says to a data plane: a TOML file, read once at start. In: text; out: a [`Config`]
-//! in which every value lies inside its limits. An unknown key is refused by name.
+//! What the operator says to a data plane, read once at start. In: a TOML file, then variables `DWCP_DATAPLANE_…`,
+//! then flags `--set KEY=VALUE`, the later one wins. Out: a [`Config`] in which every value lies inside its limits.
+//! An unknown key is refused by name.
 
 mod driver;
 mod tls;
 
+use std::io::ErrorKind::NotFound;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use dwcp_hugepages::arena::BackingPolicy;
-use serde::Deserialize;
+use dwcp_service::layers::{LayerError, Layers};
+use serde::{Deserialize, Serialize};
 
 pub use driver::{
     BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
@@ -28,8 +31,15 @@ const ENCODERS_DEFAULT_MAX: usize = 4;
 /// Lanes of one worker and one back end, over all its sessions.
 pub const LANES_OF_A_WORKER: u16 = 1024;
 
+/// Where the file is looked for when none is named; it may be missing there.
+pub const FILE_DEFAULT: &str = "/etc/dwcp/dataplane.toml";
+/// Variables of the environment that hold settings begin like this.
+const VARIABLES: &str = "DWCP_DATAPLANE_";
+/// The one that names the file instead.
+const FILE_VARIABLE: &str = "DWCP_DATAPLANE_CONFIG";
+
 /// How a worker without work waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdlePolicy {
     /// Spins for ever: for cores that belong to the data plane alone.
@@ -41,7 +51,7 @@ pub enum IdlePolicy {
 }
 
 /// Where arenas come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hugepages {
     /// Hugepages if there are any, else ordinary pages, with a warning.
@@ -65,7 +75,7 @@ impl Hugepages {
 }
 
 /// A UNIX socket that any hypervisor may connect to without being announced.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassiveSource {
     /// Socket to create.
@@ -77,7 +87,7 @@ pub struct PassiveSource {
 }
 
 /// A hypervisor that unannounced sessions may be delivered to.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassiveTarget {
     /// Name that the peer asks for.
@@ -87,7 +97,7 @@ pub struct PassiveTarget {
 }
 
 /// Everything a data plane is told at start.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Name of this node, as peers see it.
@@ -200,6 +210,9 @@ pub enum ConfigError {
         /// Line, column and key.
         message: String,
     },
+    /// A source is not understood.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A value outside its limits.
     #[error("{key} = {found}: {rule}")]
     Limit {
@@ -236,14 +249,61 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming the key and the rule.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            message: error.to_string(),
-        })?;
+        Self::of(&Self::layers(path, [], &[])?, path)
+    }
+
+    /// Reads all sources: the file, the environment's `variables`, and flags `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for what cannot be read at all.
+    pub fn layers(
+        path: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+        flags: &[String],
+    ) -> Result<Layers, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            // Then the environment and flags say it all.
+            Err(error) if error.kind() == NotFound && path == Path::new(FILE_DEFAULT) => {
+                String::new()
+            }
+            Err(source) => {
+                let path = path.to_owned();
+                return Err(ConfigError::Read { path, source });
+            }
+        };
+        // For the place of a mistake in the file: sources laid over one another have none.
+        let given_alone = toml::from_str::<Self>(&text).map_err(|error| error.to_string());
+        let mut layers = Layers::file(path, &text)?;
+        layers.environment(VARIABLES, &[FILE_VARIABLE], variables)?;
+        layers.flags(flags)?;
+        match given_alone {
+            Err(message) if layers.overrides().is_empty() => Err(ConfigError::Parse {
+                path: path.to_owned(),
+                message,
+            }),
+            _ => Ok(layers),
+        }
+    }
+
+    /// What the sources say together; `path` is the file's.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the key and the rule.
+    pub fn of(layers: &Layers, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self =
+            layers
+                .table()
+                .clone()
+                .try_into()
+                .map_err(|error: toml::de::Error| ConfigError::Parse {
+                    path: path.to_owned(),
+                    message: format!(
+                        "{}; over the file lie: {}",
+                        error.to_string().trim(),
+                        layers.overrides().join(", ")
+                    ),
+                })?;
         config.check()?;
         Ok(config)
     }
@@ -395,6 +455,57 @@ mod tests {
     fn an_unknown_key_is_refused_by_name() {
         let error = load("nodename = \"a\"").unwrap_err().to_string();
         assert!(error.contains("nodename"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_flags_over_both() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "node = \"a\"\nlanes_max = 16\n").unwrap();
+        let read = |variables: &[(&str, &str)], flags: &[&str]| {
+            let variables = variables
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+            let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            let layers = Config::layers(file.path(), variables, &flags)?;
+            Config::of(&layers, file.path())
+        };
+        let variables = [
+            ("DWCP_DATAPLANE_CONFIG", "/elsewhere"),
+            ("DWCP_DATAPLANE_LANES_MAX", "32"),
+            ("DWCP_DATAPLANE_LISTEN", "10.0.0.1:4790"),
+            ("DWCP_DATAPLANE_RDMA__LISTEN", "10.0.0.2:4791"),
+        ];
+        let config = read(&variables, &["listen=10.0.0.3:4790"]).unwrap();
+        assert_eq!((config.node.as_str(), config.lanes_max), ("a", 32));
+        assert_eq!(config.listen.to_string(), "10.0.0.3:4790");
+        assert_eq!(config.rdma.unwrap().listen.to_string(), "10.0.0.2:4791");
+        let unknown = read(&[("DWCP_DATAPLANE_LANE_MAX", "1")], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            unknown.contains("`lane_max`") && unknown.contains("DWCP_DATAPLANE_LANE_MAX"),
+            "{unknown}"
+        );
+        let wrong = read(&[], &["lanes_max=many"]).unwrap_err().to_string();
+        assert!(wrong.contains("--set lanes_max"), "{wrong}");
+        assert!(read(&[], &["lanes_max=0"]).is_err());
+    }
+
+    #[test]
+    fn what_is_shown_is_read_back_as_the_same() {
+        let text = "cores = [0]\n[dpdk]\ndevice = \"af_xdp:eth1\"\naddress = \"10.9.0.1/24\"\n[[incoming]]\ntarget = \"a\"\nconnect = \"/a\"\n";
+        let config = load(text).unwrap();
+        let shown = dwcp_service::show::show(&config, |_| Default::default())
+            .unwrap()
+            .to_string();
+        assert!(
+            shown.contains("dpdk.address = \"10.9.0.1/24\"") && shown.contains("lanes_v3 = 8"),
+            "{shown}"
+        );
+        assert_eq!(
+            format!("{:?}", load(&shown).unwrap()),
+            format!("{config:?}")
+        );
     }
 
     #[test]

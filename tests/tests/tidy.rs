@@ -95,6 +95,7 @@ fn crates_use_what_their_boundary_allows() {
         "drivers/Cargo.toml",
         "hugepages/Cargo.toml",
         "dataplane/api/Cargo.toml",
+        "deploy/service/Cargo.toml",
     ] {
         for name in dependencies(manifest) {
             assert!(
@@ -114,12 +115,18 @@ fn crates_use_what_their_boundary_allows() {
     assert_eq!(own("drivers/Cargo.toml"), ["dwcp-hugepages"]);
     assert_eq!(
         own("dataplane/Cargo.toml"),
-        ["dwcp-api", "dwcp-drivers", "dwcp-hugepages"]
+        ["dwcp-api", "dwcp-drivers", "dwcp-hugepages", "dwcp-service"]
     );
     assert_eq!(
         own("controlplane/Cargo.toml"),
-        ["dwcp-api", "dwcp-hugepages", "dwcp-nic-config"]
+        [
+            "dwcp-api",
+            "dwcp-hugepages",
+            "dwcp-nic-config",
+            "dwcp-service"
+        ]
     );
+    assert_eq!(own("deploy/service/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("nic-config/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("controlplane/cli/Cargo.toml"), Vec::<String>::new());
 }
