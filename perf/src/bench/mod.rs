@@ -11,6 +11,7 @@ mod ring;
 mod rollback;
 mod sampling;
 pub mod scaling;
+mod scrape;
 mod seal;
 mod sharing;
 mod stream;
@@ -39,7 +40,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 12] = [
+const BENCHES: [Bench; 13] = [
     Bench {
         name: "inpath",
         about: "a migration through two data planes against the hypervisor alone, on a free link",
@@ -81,6 +82,12 @@ const BENCHES: [Bench; 12] = [
         about: "from the kill switch's request to the first v1 batch, under a running migration",
         kind: Kind::Product,
         run: rollback::run,
+    },
+    Bench {
+        name: "scrape",
+        about: "what one scrape of /metrics costs the control plane of a busy node",
+        kind: Kind::Product,
+        run: scrape::run,
     },
     Bench {
         name: "sampling",
