@@ -6,14 +6,17 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory, Parser};
 use dwcp_service::layers::{LayerError, Layers, Origin};
 use dwcp_service::show::{Shown, show};
+use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::flags::NodeId;
+use crate::tls::{self, TlsError};
 
 /// Where the file is looked for when none is named; it may be missing there.
 pub const FILE_DEFAULT: &str = "/etc/dwcp/controlplane.toml";
@@ -95,6 +98,18 @@ pub struct Settings {
     /// Serve /metrics without a token [default: false]
     #[arg(long, env = "DWCP_METRICS_OPEN", value_name = "BOOL")]
     pub metrics_open: Option<bool>,
+    /// The API's certificate and what lies between it and its authority, PEM; with it the API speaks TLS alone
+    #[arg(long, env = "DWCP_TLS_CERT", value_name = "PATH")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM, mode 0600
+    #[arg(long, env = "DWCP_TLS_KEY", value_name = "PATH")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities of peers' APIs, PEM; without it peers are spoken to over http alone
+    #[arg(long, env = "DWCP_TLS_CA", value_name = "PATH")]
+    pub tls_ca: Option<PathBuf>,
+    /// Requests a second that each caller may send, twice as many at once; 0: any number [default: 500]
+    #[arg(long, env = "DWCP_REQUESTS_PER_S", value_name = "N")]
+    pub requests_per_s: Option<u32>,
     /// Where sysfs is mounted; a container sees its host's elsewhere [default: /sys]
     #[arg(long, env = "DWCP_SYSFS", value_name = "PATH")]
     pub sysfs: Option<PathBuf>,
@@ -127,6 +142,14 @@ pub struct Config {
     pub peer_token_file: PathBuf,
     /// Serve `/metrics` without a token.
     pub metrics_open: bool,
+    /// The API's certificate.
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key.
+    pub tls_key: Option<PathBuf>,
+    /// Authorities of peers' APIs.
+    pub tls_ca: Option<PathBuf>,
+    /// Requests a second that each caller may send.
+    pub requests_per_s: u32,
     /// Where sysfs is mounted.
     pub sysfs: PathBuf,
     /// Where procfs is mounted.
@@ -254,12 +277,27 @@ impl Config {
                 .unwrap_or_else(|| token_file.clone()),
             token_file,
             metrics_open: settings.metrics_open.unwrap_or(false),
+            tls_cert: settings.tls_cert,
+            tls_key: settings.tls_key,
+            tls_ca: settings.tls_ca,
+            requests_per_s: settings.requests_per_s.unwrap_or(500),
             sysfs: path(settings.sysfs, "/sys"),
             procfs: path(settings.procfs, "/proc"),
             threads: settings.threads.unwrap_or(1),
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// What the API shows, if it speaks TLS.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file.
+    pub fn tls(&self) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => tls::server(cert, key).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -273,6 +311,23 @@ impl Config {
         if !(1..=16).contains(&self.threads) {
             return value("threads", &self.threads, "is outside 1 to 16");
         }
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            let found = self.tls_cert.as_ref().or(self.tls_key.as_ref());
+            let found = found.map_or_else(String::new, |path| path.display().to_string());
+            return value(
+                "tls_cert",
+                &found,
+                "and tls_key belong together: give both or none",
+            );
+        }
+        let tls = [
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+            ("tls_ca", &self.tls_ca),
+        ];
+        let tls = tls
+            .into_iter()
+            .filter_map(|(key, path)| path.as_ref().map(|path| (key, path)));
         let single = [
             ("attach", &self.attach),
             ("state_dir", &self.state_dir),
@@ -286,7 +341,7 @@ impl Config {
             .qmp_allowed_dirs
             .iter()
             .map(|path| ("qmp_allowed_dirs", path));
-        for (key, path) in single.into_iter().chain(allowed) {
+        for (key, path) in single.into_iter().chain(tls).chain(allowed) {
             if !path.is_absolute() {
                 return value(key, &path.display(), "is no absolute path: begin it with /");
             }
@@ -315,6 +370,10 @@ impl Settings {
             token_file: self.token_file.or(below.token_file),
             peer_token_file: self.peer_token_file.or(below.peer_token_file),
             metrics_open: self.metrics_open.or(below.metrics_open),
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            tls_ca: self.tls_ca.or(below.tls_ca),
+            requests_per_s: self.requests_per_s.or(below.requests_per_s),
             sysfs: self.sysfs.or(below.sysfs),
             procfs: self.procfs.or(below.procfs),
             threads: self.threads.or(below.threads),
@@ -400,6 +459,8 @@ mod tests {
             ("node = \"a b\"", "node"),
             ("attach = \"run/attach\"", "attach"),
             ("sysfs = \"sys\"", "sysfs"),
+            ("tls_cert = \"/c\"", "tls_cert"),
+            ("tls_ca = \"c\"", "tls_ca"),
             ("qmp_allowed_dirs = []", "qmp_allowed_dirs"),
             ("qmp_allowed_dirs = [\"x\"]", "qmp_allowed_dirs"),
         ] {

@@ -4,6 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`access`] | tokens, scopes, rates, the audit log |
 //! | [`api`] | the REST API |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
@@ -18,8 +19,10 @@
 //! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
 //! | [`telemetry`] | metrics, health, counters |
+//! | [`tls`] | certificates of the API |
 //! | [`token`] | the API's bearer token |
 
+pub mod access;
 pub mod api;
 pub mod config;
 pub mod flags;
@@ -34,4 +37,5 @@ pub mod profile;
 pub mod qmp;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod token;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use dwcp_controlplane::config::{Args, Command, Config, ConfigCommand};
 use dwcp_controlplane::node;
+use dwcp_controlplane::tls;
 use dwcp_controlplane::token::Token;
 use dwcp_service::notify::Notifier;
 use tokio::net::TcpListener;
@@ -33,6 +34,8 @@ fn start(args: &Args, matches: &ArgMatches) -> anyhow::Result<()> {
         Some(Command::Config(ConfigCommand::Check)) => {
             Token::read(&config.token_file)?;
             Token::read(&config.peer_token_file)?;
+            config.tls()?;
+            tls::client(config.tls_ca.as_deref())?;
             println!("good");
             return Ok(());
         }
@@ -79,10 +82,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         )
     })?;
     let address = listener.local_addr().context("the socket has no address")?;
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && config.tls_cert.is_none() {
         tracing::warn!(
             %address,
-            "the token crosses the network in clear: keep this address on a trusted migration network"
+            "the token crosses the network in clear: keep this address on a trusted management network, or set tls_cert and tls_key"
         );
     }
     let (stopper, stop) = watch::channel(false);

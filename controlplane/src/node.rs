@@ -12,6 +12,9 @@ use tokio::sync::watch;
 use dwcp_nic_config::journal::JournalError;
 use dwcp_service::notify::Notifier;
 
+use crate::access::audit::Audit;
+use crate::access::idempotency::Keys;
+use crate::access::tokens::Tokens;
 use crate::api::{App, Parts, serve};
 use crate::config::Config;
 use crate::flags::Flags;
@@ -23,6 +26,7 @@ use crate::mode::{self, Modes};
 use crate::nics::Nics;
 use crate::store::{Store, StoreError};
 use crate::telemetry::tally::Tally;
+use crate::tls::{self, TlsError};
 use crate::token::{Token, TokenError};
 
 /// Why a control plane cannot begin.
@@ -31,6 +35,9 @@ pub enum NodeError {
     /// A token file.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// Certificates of the API.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -60,6 +67,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), NodeError> {
     let token = Token::read(&config.token_file)?;
+    let tls = config.tls()?;
     let peer_token = Token::read(&config.peer_token_file)?;
     std::fs::create_dir_all(&config.state_dir).map_err(|error| NodeError::StateDir {
         path: config.state_dir.clone(),
@@ -71,6 +79,7 @@ pub async fn run(
     let jobs_config = JobsConfig {
         socket_dir: config.socket_dir.clone(),
         qmp_allowed_dirs: config.qmp_allowed_dirs.clone(),
+        peer_tls: tls::client(config.tls_ca.as_deref())?,
         peer_token: Some(PeerToken(peer_token.reveal().to_owned())),
     };
     let jobs = Jobs::new(host.clone(), store.clone(), jobs_config)?;
@@ -82,6 +91,7 @@ pub async fn run(
     )?;
     let modes = Modes::open(store.clone())?;
     let link = LinkLimit::new(store.clone(), host.clone());
+    let access = store.clone();
     let app = App::new(Parts {
         host: host.clone(),
         jobs: jobs.clone(),
@@ -90,7 +100,10 @@ pub async fn run(
         link: link.clone(),
         nics,
         store,
-        token,
+        tokens: Tokens::open(access.clone(), token)?,
+        audit: Audit::open(access.clone())?,
+        keys: Keys::open(access)?,
+        requests_per_s: config.requests_per_s,
         metrics_open: config.metrics_open,
         stop: stop.clone(),
     });
@@ -108,7 +121,7 @@ pub async fn run(
         tokio::spawn(tally_migrations(jobs, tally)),
     ];
     tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
-    serve::serve(listener, app.router(), stop).await;
+    serve::serve(listener, tls, app.router(), stop).await;
     for task in background {
         task.abort();
         // Until it is gone it holds the store.

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`args`] | the command line |
 //! | [`exit`] | how the program ends |
+//! | [`tls`] | whom `https://` trusts |
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`mode`] | modes of peers |
 //! | [`limit`] | how much of the line migrations may take, and where it leads |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
+//! | [`access`] | tokens, the audit log |
 //! | [`pki`] | certificates |
 //! | [`perf`], [`rates`] | counters, flame graphs |
 //! | [`progress`], [`say`] | bars and lines |
@@ -19,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod access;
 mod args;
 mod client;
 mod exit;
@@ -34,6 +37,7 @@ mod rates;
 mod say;
 mod sse;
 mod steer;
+mod tls;
 mod view;
 
 use args::{Cli, Command};
@@ -73,7 +77,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<Exit, ApiError> {
-    let api = Api::new(&cli.api, cli.token_file)?;
+    let api = Api::new(&cli.api, cli.token_file, cli.ca.as_deref())?;
     let as_json = cli.json;
     match cli.command {
         Command::Migrate(args) => migrate::migrate(&api, &args, as_json).await,
@@ -92,6 +96,8 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
         Command::Perf { command } => perf::perf(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
+        Command::Tokens { command } => access::tokens(&api, command, as_json).await,
+        Command::Audit { limit } => access::audit(&api, limit, as_json).await,
         // Done before a control plane was asked for.
         Command::Pki { .. } => Ok(Exit::Done),
     }

@@ -20,7 +20,7 @@ pub const RESUME_LIMIT_MS_MAX: u64 = 3_600_000;
 const TEXT_BYTES_MAX: usize = 1024;
 
 /// A bearer token for a peer's API. Never printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct PeerToken(pub String);
 
@@ -31,7 +31,7 @@ impl fmt::Debug for PeerToken {
 }
 
 /// The virtual machine to move, as the source host knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmRef {
     /// Path of its QMP socket on the source host.
@@ -42,10 +42,10 @@ pub struct VmRef {
 }
 
 /// Where it goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DestinationRef {
-    /// Base address of the destination's control plane, `http://host:port`.
+    /// Base address of the destination's control plane, `http://host:port` or `https://host:port`.
     pub api: String,
     /// Path of the receiving hypervisor's QMP socket on the destination host.
     pub qmp: String,
@@ -55,7 +55,7 @@ pub struct DestinationRef {
 }
 
 /// The highest protocol version a migration may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MaxVersion {
     /// The plain and proven way.
@@ -75,7 +75,7 @@ impl From<MaxVersion> for Version {
 }
 
 /// What may be chosen for one migration. Zero means "the default" for every limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MigrationOptions {
     /// Highest protocol version.
@@ -96,6 +96,7 @@ pub struct MigrationOptions {
     pub quit_source: bool,
     /// When the guest goes to the destination before all its memory is there.
     #[serde(skip_serializing_if = "Postcopy::is_never")]
+    #[schema(value_type = Value)]
     pub postcopy: Postcopy,
     /// A post-copy migration whose link was lost goes on by itself when the link is back.
     #[serde(skip_serializing_if = "is_true")]
@@ -169,7 +170,7 @@ impl MigrationOptions {
 }
 
 /// `POST /v1/migrations`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationRequest {
     /// What to move.
@@ -194,10 +195,13 @@ impl MigrationRequest {
         text("destination.qmp", &self.destination.qmp)?;
         text("destination.api", &self.destination.api)?;
         let api = &self.destination.api;
-        if !api.starts_with("http://") || reqwest::Url::parse(api).is_err() {
+        let known = ["http://", "https://"]
+            .iter()
+            .any(|scheme| api.starts_with(scheme));
+        if !known || reqwest::Url::parse(api).is_err() {
             return Err(JobError::BadRequest {
                 field: "destination.api",
-                problem: "it must read http://host:port".to_owned(),
+                problem: "it must read http://host:port or https://host:port".to_owned(),
             });
         }
         self.options.check()
@@ -205,7 +209,7 @@ impl MigrationRequest {
 }
 
 /// `POST /v1/incoming`: a source control plane asks for a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IncomingRequest {
     /// The session, 32 hexadecimal digits.
@@ -224,7 +228,7 @@ pub struct IncomingRequest {
 }
 
 /// `POST /v1/incoming/{session}/recover`: the source goes on over a new session of the data planes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverRequest {
     /// The new session, 32 hexadecimal digits.
