@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`access`] | tokens, scopes, rates, the audit log |
 //! | [`api`] | the REST API |
+//! | [`baselines`] | blocks that this host keeps on disk |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
@@ -24,6 +25,7 @@
 
 pub mod access;
 pub mod api;
+pub mod baselines;
 pub mod config;
 pub mod flags;
 pub mod host;

@@ -16,6 +16,7 @@ use crate::access::audit::Audit;
 use crate::access::idempotency::Keys;
 use crate::access::tokens::Tokens;
 use crate::api::{App, Parts, serve};
+use crate::baselines::Baselines;
 use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
@@ -47,6 +48,9 @@ pub enum NodeError {
     /// The journals of NICs.
     #[error(transparent)]
     Nics(#[from] JournalError),
+    /// The store of baselines.
+    #[error("the baselines cannot be opened: {0}")]
+    Baselines(#[from] dwcp_baseline::StoreError),
     /// The folder of the state.
     #[error("cannot create {path}: {reason}; create it, or choose another state_dir")]
     StateDir {
@@ -99,6 +103,7 @@ pub async fn run(
         modes: modes.clone(),
         link: link.clone(),
         nics,
+        baselines: Baselines::open(config.baseline_dir.as_deref(), config.baseline_max_bytes)?,
         store,
         tokens: Tokens::open(access.clone(), token)?,
         audit: Audit::open(access.clone())?,

@@ -2,6 +2,7 @@
 //! then flags `--set KEY=VALUE`, the later one wins. Out: a [`Config`] in which every value lies inside its limits.
 //! An unknown key is refused by name.
 
+mod baseline;
 mod driver;
 mod tls;
 
@@ -14,6 +15,7 @@ use dwcp_hugepages::arena::BackingPolicy;
 use dwcp_service::layers::{LayerError, Layers};
 use serde::{Deserialize, Serialize};
 
+pub use baseline::BaselineConfig;
 pub use driver::{
     BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
     TcpCongestion,
@@ -84,6 +86,9 @@ pub struct PassiveSource {
     pub peer: SocketAddr,
     /// Name under which the peer knows the hypervisor to deliver to.
     pub target: String,
+    /// The node that must answer there; without it any that proves itself.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// A hypervisor that unannounced sessions may be delivered to.
@@ -123,7 +128,7 @@ pub struct Config {
     pub max_version: u32,
     /// Lanes of a session whose transport is v1.
     pub lanes_v1: u16,
-    /// Lanes that a session whose transport is v3 begins with.
+    /// Lanes that a session whose transport is v3 begins with, half of them on a near path.
     pub lanes_v3: u16,
     /// It never has fewer; 0: as the kind of path suggests.
     pub lanes_min: u16,
@@ -143,6 +148,8 @@ pub struct Config {
     pub rdma: Option<RdmaConfig>,
     /// Lanes run over TCP when the driver that they are to run over does not carry.
     pub driver_fallback: bool,
+    /// Blocks that are kept on disk; without it none are.
+    pub baseline: Option<BaselineConfig>,
     /// How long a link may be gone before a session fails closed.
     pub resume_limit_ms: u64,
     /// How long a session waits for its hypervisor or its peer at the beginning.
@@ -171,7 +178,7 @@ impl Default for Config {
             idle: None,
             max_version: 3,
             lanes_v1: 32,
-            lanes_v3: 8,
+            lanes_v3: 16,
             window_limit_bytes: 48 << 20,
             lanes_min: 0,
             lanes_max: 64,
@@ -181,6 +188,7 @@ impl Default for Config {
             dpdk: None,
             rdma: None,
             driver_fallback: true,
+            baseline: None,
             resume_limit_ms: 30_000,
             setup_limit_ms: 60_000,
             sessions_max: 16,
@@ -383,6 +391,20 @@ impl Config {
             self.encoders.unwrap_or_default().to_string(),
             "0 to 64",
         )?;
+        if let Some(baseline) = &self.baseline {
+            limit(
+                baseline.dir.is_absolute(),
+                "baseline.dir",
+                baseline.dir.display().to_string(),
+                "an absolute path",
+            )?;
+            limit(
+                baseline.max_bytes >= 16 << 20,
+                "baseline.max_bytes",
+                baseline.max_bytes.to_string(),
+                "16 MiB or more",
+            )?;
+        }
         if let Some(tls) = &self.tls {
             limit(
                 tls.required || !tls.trusted_networks.is_empty(),
@@ -442,128 +464,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        Config::load(file.path())
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_by_name() {
-        let error = load("nodename = \"a\"").unwrap_err().to_string();
-        assert!(error.contains("nodename"), "{error}");
-    }
-
-    #[test]
-    fn the_environment_wins_over_the_file_and_flags_over_both() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "node = \"a\"\nlanes_max = 16\n").unwrap();
-        let read = |variables: &[(&str, &str)], flags: &[&str]| {
-            let variables = variables
-                .iter()
-                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-            let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-            let layers = Config::layers(file.path(), variables, &flags)?;
-            Config::of(&layers, file.path())
-        };
-        let variables = [
-            ("DWCP_DATAPLANE_CONFIG", "/elsewhere"),
-            ("DWCP_DATAPLANE_LANES_MAX", "32"),
-            ("DWCP_DATAPLANE_LISTEN", "10.0.0.1:4790"),
-            ("DWCP_DATAPLANE_RDMA__LISTEN", "10.0.0.2:4791"),
-        ];
-        let config = read(&variables, &["listen=10.0.0.3:4790"]).unwrap();
-        assert_eq!((config.node.as_str(), config.lanes_max), ("a", 32));
-        assert_eq!(config.listen.to_string(), "10.0.0.3:4790");
-        assert_eq!(config.rdma.unwrap().listen.to_string(), "10.0.0.2:4791");
-        let unknown = read(&[("DWCP_DATAPLANE_LANE_MAX", "1")], &[])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            unknown.contains("`lane_max`") && unknown.contains("DWCP_DATAPLANE_LANE_MAX"),
-            "{unknown}"
-        );
-        let wrong = read(&[], &["lanes_max=many"]).unwrap_err().to_string();
-        assert!(wrong.contains("--set lanes_max"), "{wrong}");
-        assert!(read(&[], &["lanes_max=0"]).is_err());
-    }
-
-    #[test]
-    fn what_is_shown_is_read_back_as_the_same() {
-        let text = "cores = [0]\n[dpdk]\ndevice = \"af_xdp:eth1\"\naddress = \"10.9.0.1/24\"\n[[incoming]]\ntarget = \"a\"\nconnect = \"/a\"\n";
-        let config = load(text).unwrap();
-        let shown = dwcp_service::show::show(&config, |_| Default::default())
-            .unwrap()
-            .to_string();
-        assert!(
-            shown.contains("dpdk.address = \"10.9.0.1/24\"") && shown.contains("lanes_v3 = 8"),
-            "{shown}"
-        );
-        assert_eq!(
-            format!("{:?}", load(&shown).unwrap()),
-            format!("{config:?}")
-        );
-    }
-
-    #[test]
-    fn a_value_outside_its_limits_is_refused_by_name() {
-        let error = load("max_version = 2").unwrap_err().to_string();
-        assert!(error.contains("max_version"), "{error}");
-        assert!(load("window_limit_bytes = 1").is_err());
-        assert!(load("lanes_v3 = 0").is_err());
-        assert!(load("lanes_min = 9\nlanes_max = 8").is_err());
-        assert!(load("lanes_max = 513").is_err());
-        let offered = |text| load(text).unwrap().lanes_offered();
-        assert_eq!(offered(""), 64);
-        assert_eq!(offered("lanes_max = 512\nsessions_max = 2"), 512);
-        assert_eq!(offered("lanes_max = 512\nsessions_max = 64"), 16);
-        assert!(load("lanes_min = 32\nlanes_max = 512\ntcp_congestion = \"bbr\"").is_ok());
-        assert!(load("tcp_congestion = \"vegas\"").is_err());
-    }
-
-    #[test]
-    fn the_tls_table_is_complete_or_refused_by_name() {
-        let files = "[tls]\nca = \"a\"\ncert = \"b\"\nkey = \"c\"\n";
-        let config = load(files).unwrap();
-        assert!(!config.uses_psk() && config.tls.unwrap().required);
-        let some = format!("{files}required = false\ntrusted_networks = [\"10.0.0.0/8\"]\n");
-        assert!(load(&some).unwrap().uses_psk());
-        for (wrong, named) in [
-            ("[tls]\nca = \"a\"\ncert = \"b\"\n".to_owned(), "key"),
-            (format!("{files}cipher = \"x\"\n"), "cipher"),
-            (format!("{files}required = false\n"), "trusted_networks"),
-            (
-                format!("{files}trusted_networks = [\"10.0.0.0\"]\n"),
-                "10.0.0.0",
-            ),
-        ] {
-            let error = load(&wrong).unwrap_err().to_string();
-            assert!(error.contains(named), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_key_others_can_read_is_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
-        let config = Config {
-            psk_file: file.path().to_owned(),
-            ..Config::default()
-        };
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(
-            config.read_psk(),
-            Err(ConfigError::KeyMode { .. })
-        ));
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(config.read_psk().unwrap().len(), 32);
-        std::fs::write(file.path(), "short").unwrap();
-        assert!(matches!(
-            config.read_psk(),
-            Err(ConfigError::KeyShort { found: 5, .. })
-        ));
-    }
-}
+mod tests;

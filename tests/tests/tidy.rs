@@ -95,6 +95,7 @@ fn crates_use_what_their_boundary_allows() {
         "drivers/Cargo.toml",
         "hugepages/Cargo.toml",
         "dataplane/api/Cargo.toml",
+        "dataplane/baseline/Cargo.toml",
         "deploy/service/Cargo.toml",
     ] {
         for name in dependencies(manifest) {
@@ -115,12 +116,20 @@ fn crates_use_what_their_boundary_allows() {
     assert_eq!(own("drivers/Cargo.toml"), ["dwcp-hugepages"]);
     assert_eq!(
         own("dataplane/Cargo.toml"),
-        ["dwcp-api", "dwcp-drivers", "dwcp-hugepages", "dwcp-service"]
+        [
+            "dwcp-api",
+            "dwcp-baseline",
+            "dwcp-drivers",
+            "dwcp-hugepages",
+            "dwcp-service"
+        ]
     );
+    assert_eq!(own("dataplane/baseline/Cargo.toml"), Vec::<String>::new());
     assert_eq!(
         own("controlplane/Cargo.toml"),
         [
             "dwcp-api",
+            "dwcp-baseline",
             "dwcp-hugepages",
             "dwcp-nic-config",
             "dwcp-service"

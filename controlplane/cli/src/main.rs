@@ -9,6 +9,7 @@
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`mode`] | modes of peers |
 //! | [`limit`] | how much of the line migrations may take, and where it leads |
+//! | [`baseline`] | blocks kept on disk |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
 //! | [`access`] | tokens, the audit log |
@@ -23,6 +24,7 @@ use clap::Parser;
 
 mod access;
 mod args;
+mod baseline;
 mod client;
 mod exit;
 mod follow;
@@ -94,6 +96,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Mode { command } => mode::mode(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
+        Command::Baseline { command } => baseline::baseline(&api, command, as_json).await,
         Command::Perf { command } => perf::perf(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
         Command::Tokens { command } => access::tokens(&api, command, as_json).await,

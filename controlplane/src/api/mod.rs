@@ -12,6 +12,7 @@
 //! | [`modes`] | `/v1/modes` |
 //! | [`link`] | `/v1/link` |
 //! | [`nics`] | `/v1/nics` |
+//! | [`baselines`] | `/v1/baselines`, `/v1/baseline-work` |
 //! | [`health`] | `/v1/health`, `/metrics` |
 //! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
 //! | [`tokens`], [`audit`] | `/v1/tokens`, `/v1/audit` |
@@ -35,6 +36,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 
 pub mod audit;
 pub mod auth;
+pub mod baselines;
 pub mod body;
 pub mod changes;
 pub mod docs;
@@ -56,6 +58,7 @@ use crate::access::audit::Audit;
 use crate::access::idempotency::Keys;
 use crate::access::rate::Rates;
 use crate::access::tokens::Tokens;
+use crate::baselines::Baselines;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::Jobs;
@@ -82,6 +85,8 @@ pub struct App {
     pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
+    /// Baselines on disk.
+    pub baselines: Baselines,
     /// What the control plane counts.
     pub tally: Tally,
     /// The store, for probing it.
@@ -120,6 +125,8 @@ pub struct Parts {
     pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
+    /// Baselines on disk.
+    pub baselines: Baselines,
     /// The store.
     pub store: Store,
     /// Who may ask.
@@ -147,6 +154,7 @@ impl App {
             modes: parts.modes,
             link: parts.link,
             nics: parts.nics,
+            baselines: parts.baselines,
             tally: Tally::default(),
             store: parts.store,
             tokens: parts.tokens,
@@ -215,6 +223,19 @@ impl App {
             .route("/v1/nics/apply", post(nics::apply))
             .route("/v1/nics/verify", post(nics::verify))
             .route("/v1/nics/revert", post(nics::revert))
+            .route("/v1/baselines", get(baselines::list).post(baselines::add))
+            .route(
+                "/v1/baselines/{tenant}/{id}",
+                axum::routing::delete(baselines::remove),
+            )
+            .route(
+                "/v1/baselines/{tenant}/{id}/verify",
+                post(baselines::verify),
+            )
+            .route(
+                "/v1/baseline-work/{number}",
+                get(baselines::work).delete(baselines::stop),
+            )
             .route("/v1/health", get(health::simple))
             .route("/v1/health/detailed", get(health::detailed))
             .route("/v1/perf/counters", get(perf::counters))

@@ -16,6 +16,7 @@ use super::tokens::TokenRequest;
 use super::{flags, link, migrations, modes, nics};
 use crate::access::scope::needed;
 use crate::access::{audit, tokens};
+use crate::baselines::AddRequest;
 use crate::flags::{FlagView, FlagsView, ForceView};
 use crate::jobs::{
     IncomingRequest, IncomingView, MigrationRequest, MigrationView, RecoverRequest, Verdict,
@@ -112,6 +113,12 @@ const ROUTES: &[Route] = &[
     route("post", "/v1/nics/apply", "Applies a profile", "ApplyRequest", Object),
     route("post", "/v1/nics/verify", "Does a profile hold?", "ProfileRequest", Object),
     route("post", "/v1/nics/revert", "Takes a NIC back to what it was", "RevertRequest", Object),
+    route("get", "/v1/baselines", "Baselines on this host's disk", "", Object),
+    Route { status: 202, ..route("post", "/v1/baselines", "Makes a baseline of an image", "AddRequest", Object) },
+    route("delete", "/v1/baselines/{tenant}/{id}", "Removes a baseline", "", Object),
+    Route { status: 202, ..route("post", "/v1/baselines/{tenant}/{id}/verify", "Reads a baseline and checks every block", "", Object) },
+    route("get", "/v1/baseline-work/{number}", "How far work on a baseline is", "", Object),
+    route("delete", "/v1/baseline-work/{number}", "Stops work on a baseline", "", Object),
     route("get", "/v1/health", "Could a migration start now?", "", Object),
     route("get", "/v1/health/detailed", "The same, and everything behind it", "", Object),
     route("get", "/v1/perf/counters", "Counters of the data plane's workers", "", Object),
@@ -251,8 +258,12 @@ fn parameters(route: &Route) -> Value {
         .filter_map(|part| part.strip_prefix('{'))
     {
         let name = name.trim_end_matches('}');
-        let schema = match (name, route.path.starts_with("/v1/tokens")) {
-            ("id" | "session", false) => json!({ "type": "string", "pattern": "^[0-9a-f]{32}$" }),
+        let of_session = ["/v1/migrations", "/v1/incoming"]
+            .iter()
+            .any(|root| route.path.starts_with(root));
+        let schema = match (name, of_session) {
+            ("id" | "session", true) => json!({ "type": "string", "pattern": "^[0-9a-f]{32}$" }),
+            ("number", _) => json!({ "type": "integer", "minimum": 0 }),
             ("peer", _) => {
                 json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
             }
@@ -270,6 +281,9 @@ fn parameters(route: &Route) -> Value {
             whole(1, super::page::LIMIT_MAX as u64),
         );
         add("query", "cursor", false, json!({ "type": "string" }));
+    }
+    if route.path == "/v1/baselines" && route.method == "get" {
+        add("query", "tenant", false, json!({ "type": "string" }));
     }
     if matches!(route.path, "/v1/perf/flamegraph" | "/v1/perf/hardware") {
         add(
@@ -331,6 +345,7 @@ fn schemas() -> Map<String, Value> {
     add::<nics::ProfileRequest>(&mut found);
     add::<nics::ApplyRequest>(&mut found);
     add::<nics::RevertRequest>(&mut found);
+    add::<AddRequest>(&mut found);
     add::<TokenRequest>(&mut found);
     add::<tokens::TokenView>(&mut found);
     add::<tokens::NewToken>(&mut found);

@@ -9,11 +9,15 @@
 //! Two halves: [`Encoder::classify`] holds a batch against the history, one batch after the other;
 //! [`Strand::squeeze`] makes the payload, on whatever core. [`Encoder::encode`] is both in one.
 
+use std::sync::Arc;
 use std::time::Instant;
+
+use dwcp_baseline::Baseline;
 
 use super::choice::Chooser;
 use super::content_index::ContentIndex;
 use super::items::{Items, check_cover};
+use super::known::KnownPages;
 use super::sections::{self, Sections};
 use super::simd::Simd;
 use super::strand::Strand;
@@ -32,6 +36,8 @@ pub struct EncodeStats {
     pub zero: u64,
     /// Pages sent as a reference to an equal stored page.
     pub dup: u64,
+    /// Pages sent as a reference to a block of a baseline.
+    pub known: u64,
     /// Pages sent as a delta.
     pub delta: u64,
     /// Pages sent whole.
@@ -81,6 +87,7 @@ pub struct Classified {
 pub struct Encoder {
     store: PageStore,
     contents: ContentIndex,
+    known: KnownPages,
     simd: Simd,
     chooser: Chooser,
     /// For [`encode`](Self::encode).
@@ -102,11 +109,18 @@ impl Encoder {
         Ok(Self {
             contents: ContentIndex::new(store.slots(), &cfg.key),
             store,
+            known: KnownPages::default(),
             simd: Simd::detect(),
             chooser: Chooser::new(min, max),
             sections: Sections::new(),
             strand: Strand::new(cfg)?,
         })
+    }
+
+    /// From the next batch on pages may be sent as references to blocks of these, which the receiver has in this
+    /// order; none: from the next batch on no more.
+    pub fn use_baselines(&mut self, list: Vec<Arc<Baseline>>) {
+        self.known = KnownPages::new(list);
     }
 
     /// The most bytes that a payload for `raw_len` raw bytes takes: 24 a page for its operation and
@@ -200,6 +214,7 @@ impl Encoder {
             let history = v3::History {
                 store: &mut self.store,
                 contents: &mut self.contents,
+                known: &mut self.known,
                 simd: self.simd,
             };
             v3::encode(Items::new(raw, tokens), history, sections, &mut stats);
@@ -321,6 +336,11 @@ impl Encoder {
     /// The sender's page history.
     pub const fn store(&self) -> &PageStore {
         &self.store
+    }
+
+    /// The page history, when nothing more is to be encoded.
+    pub fn into_store(self) -> PageStore {
+        self.store
     }
 
     /// The capacities that must never grow.

@@ -92,6 +92,24 @@ pub enum DecodeError {
         /// The batch's bytes.
         raw_bytes: usize,
     },
+    /// A reference beyond the baselines that were agreed on.
+    #[error("block {number} of baseline {baseline} was never agreed on: end the session")]
+    UnknownBlock {
+        /// Index of the baseline.
+        baseline: u8,
+        /// The block.
+        number: u32,
+    },
+    /// A block of a baseline that cannot be read or is not what it was. Nothing was changed.
+    #[error(
+        "block {number} of baseline {baseline} is damaged here: ask for the batch in another encoding"
+    )]
+    MissingBlock {
+        /// Index of the baseline.
+        baseline: u8,
+        /// The block.
+        number: u32,
+    },
     /// A reference to a page that the history does not hold, or in a batch without history.
     #[error(
         "byte {at} of the batch refers to a page that the history does not hold: end the session"

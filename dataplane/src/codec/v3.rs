@@ -2,14 +2,15 @@
 //!
 //! In: a batch's items and the history with its content index. Out: the four [`Sections`]. A page is
 //! all zero, equal to the stored copy of its address, a small delta against it, equal to the page in
-//! another slot, a larger delta, or literal: the first that holds. Promises: a reference is sent only
+//! another slot, equal to a block of a baseline, a larger delta, or literal: the first that holds. Promises: a reference is sent only
 //! after its bytes were compared; the history changes as in version 1.
 
 use super::content_index::{ContentHash, ContentIndex};
 use super::delta;
 use super::encoder::EncodeStats;
 use super::items::{Item, Items};
-use super::ops::{Class, Jump, Op};
+use super::known::{BlockCursor, KnownPages};
+use super::ops::{BlockJump, Class, Jump, Op};
 use super::rebuild::Rebuild;
 use super::sections::{Opened, Sections};
 use super::simd::Simd;
@@ -26,7 +27,17 @@ const SMALL_DELTA_WORDS: u32 = 64;
 pub(super) struct History<'a> {
     pub(super) store: &'a mut PageStore,
     pub(super) contents: &'a mut ContentIndex,
+    /// Blocks that the receiver holds.
+    pub(super) known: &'a mut KnownPages,
     pub(super) simd: Simd,
+}
+
+/// Where references of a batch go on: they tend to follow each other, for a copied file lies in successive
+/// slots and a file in successive blocks.
+#[derive(Default)]
+struct Next {
+    slot: u32,
+    block: BlockCursor,
 }
 
 /// Gathers operations of one kind on successive pages into one.
@@ -36,9 +47,20 @@ struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    fn push(&mut self, class: Class, header: bool, jump: Option<Jump>, count: u64) {
+    fn push(
+        &mut self,
+        (class, block): (Class, BlockJump),
+        header: bool,
+        jump: Option<Jump>,
+        count: u64,
+    ) {
         match &mut self.run {
-            Some(run) if run.class == class && run.header == header && jump.is_none() => {
+            Some(run)
+                if run.class == class
+                    && run.header == header
+                    && jump.is_none()
+                    && block == BlockJump::default() =>
+            {
                 run.count += count;
             }
             _ => {
@@ -48,6 +70,7 @@ impl Runs<'_> {
                     header,
                     jump,
                     count,
+                    block,
                 });
             }
         }
@@ -74,17 +97,17 @@ pub(super) fn encode(
         literals,
     } = sections;
     let mut runs = Runs { ops, run: None };
-    // References tend to follow each other: a copied file lies in successive slots.
-    let mut next_slot = 0;
+    let mut next = Next::default();
+    let no_block = BlockJump::default();
     for item in items {
         match item {
             Item::Raw(bytes) => {
-                runs.push(Class::Raw, false, None, bytes.len() as u64);
+                runs.push((Class::Raw, no_block), false, None, bytes.len() as u64);
                 raw.extend_from_slice(bytes);
                 stats.raw_bytes += bytes.len() as u64;
             }
             Item::Zero { jump, .. } => {
-                runs.push(Class::Zero, false, jump, 1);
+                runs.push((Class::Zero, no_block), false, jump, 1);
                 stats.zero += 1;
             }
             Item::Page {
@@ -93,12 +116,13 @@ pub(super) fn encode(
                 header,
                 page,
             } => {
-                let class = history.page(addr, page, patches, &mut next_slot);
+                let class = history.page(addr, page, patches, &mut next);
                 runs.push(class, header, jump, 1);
                 stats.pages += 1;
-                match class {
+                match class.0 {
                     Class::ZeroPage => stats.zero += 1,
                     Class::Same | Class::Copy => stats.dup += 1,
+                    Class::Known => stats.known += 1,
                     Class::Delta => stats.delta += 1,
                     Class::Raw | Class::Zero | Class::Literal => {
                         literals.extend_from_slice(page);
@@ -118,10 +142,11 @@ impl History<'_> {
         addr: PageAddr,
         page: &Page,
         patches: &mut Vec<u8>,
-        next_slot: &mut u32,
-    ) -> Class {
+        next: &mut Next,
+    ) -> (Class, BlockJump) {
+        let mut block = BlockJump::default();
         if self.simd.is_zero(page) {
-            return Class::ZeroPage;
+            return (Class::ZeroPage, block);
         }
         let own = self.store.lookup(addr);
         let old = own.and_then(|slot| self.store.page(slot)).map(|old| {
@@ -130,15 +155,18 @@ impl History<'_> {
         });
         let small = old.is_some_and(|(_, _, words)| words <= SMALL_DELTA_WORDS);
         if matches!(old, Some((_, _, 0))) {
-            return Class::Same;
+            return (Class::Same, block);
         }
         // Hashed even when no duplicate is looked for: a later page may be a copy of this one.
         let hash = self.contents.hash(page);
         let class = if !small && let Some(slot) = self.duplicate(hash, page) {
-            let distance = i64::from(slot.0) - i64::from(*next_slot);
+            let distance = i64::from(slot.0) - i64::from(next.slot);
             varint::put(patches, varint::zigzag(distance));
-            *next_slot = slot.0 + 1;
+            next.slot = slot.0 + 1;
             Class::Copy
+        } else if !small && let Some((baseline, number)) = self.known.find(page) {
+            block = next.block.jump_to(baseline, number);
+            Class::Known
         } else if let Some((old, bitmap, words)) = old
             && words <= delta::CHANGED_WORDS_MAX
         {
@@ -149,7 +177,7 @@ impl History<'_> {
         };
         let slot = self.store.insert_at(own, addr, page);
         self.contents.note(hash, slot);
-        class
+        (class, block)
     }
 
     fn duplicate(&self, hash: ContentHash, page: &Page) -> Option<SlotId> {
@@ -159,8 +187,12 @@ impl History<'_> {
     }
 }
 
-/// Carries out untrusted operations.
-pub(super) fn decode(opened: Opened<'_>, mut to: Rebuild<'_>) -> Result<(), DecodeError> {
+/// Carries out untrusted operations; `known` are the blocks of baselines that they refer to, in order.
+pub(super) fn decode(
+    opened: Opened<'_>,
+    mut known: Reader<'_>,
+    mut to: Rebuild<'_>,
+) -> Result<(), DecodeError> {
     let Opened {
         mut ops,
         mut patches,
@@ -186,6 +218,10 @@ pub(super) fn decode(opened: Opened<'_>, mut to: Rebuild<'_>) -> Result<(), Deco
                 })?,
                 Class::Raw | Class::Literal => to.page(addr, op.header, |page| {
                     page.copy_from_slice(literals.bytes(PAGE_BYTES)?);
+                    Some(())
+                })?,
+                Class::Known => to.page(addr, op.header, |page| {
+                    page.copy_from_slice(known.bytes(PAGE_BYTES)?);
                     Some(())
                 })?,
                 Class::Same => to.page_from_history(

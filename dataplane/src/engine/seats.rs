@@ -128,6 +128,12 @@ impl Seat {
         self.seats.places[self.index].rate.load(Relaxed)
     }
 
+    /// Is there another session that sends?
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.seats.is_shared()
+    }
+
     /// Its guest stands still until it has sent what it has: the others on its link let it pass.
     pub fn begin_tail(&self, now_ns: u64) {
         let until = now_ns.saturating_add(TAIL_NS);

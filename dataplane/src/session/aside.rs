@@ -281,7 +281,8 @@ fn finish(link: &mut Link, mut job: Box<Job>) -> Result<Option<(Frame, Made)>, F
         frame: raw.freeze(HEADROOM + raw_bytes)?,
         sealed: false,
     };
-    encoding::retain(link, &header, kept, raw_bytes, tokens);
+    let stats = &encoded.stats;
+    encoding::retain(link, &header, kept, (raw_bytes, stats), tokens);
     let frame_bytes = frame.bytes().len();
     let made = Made {
         header,

@@ -54,6 +54,7 @@ pub fn proposal(id: SessionId) -> InitiatorConfig {
             window_limit_bytes: 8 << 20,
             lanes_v1: 8,
             lanes_v3: 4,
+            baselines: false,
         },
         way: Way::Tcp,
     }
