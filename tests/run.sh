@@ -8,7 +8,7 @@ step() { printf '\n== %s (%d s)\n' "$1" "$(($(date +%s) - started))"; }
 step "packages"
 bash tests/lab/setup.sh
 bash tests/setup.sh
-for tool in nextest fuzz deny; do
+for tool in nextest fuzz deny deb; do
     command -v "cargo-$tool" >/dev/null || cargo install --locked "cargo-$tool"
 done
 
@@ -38,6 +38,9 @@ cargo build "${everything[@]}" --bins
 
 step "the replicated log in virtual time"
 DWCP_SEEDS=${DWCP_SEEDS:-1000} cargo nextest run "${everything[@]}" --no-capture -E 'package(dwcp-consensus) & test(=sim::tests::seeds_hold)'
+
+step "package"
+bash tests/package.sh
 
 step "fuzz targets"
 # libFuzzer needs unstable compiler flags; the stable compiler takes them with this variable.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What building and testing the DPDK and RDMA back ends needs, on Debian 12. May be run again; when all is
+# What building and testing the DPDK and RDMA back ends, alerts and units needs, on Debian 12. May be run again; when all is
 # there it is done in a second and needs no network.
 set -eu
 
@@ -7,6 +7,7 @@ set -eu
 [ -d /sys/kernel/tracing/events ] || mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null || true
 
 wanted='libdpdk-dev libclang-dev pkg-config libibverbs-dev librdmacm-dev ibverbs-providers ibverbs-utils'
+wanted="$wanted prometheus systemd"
 # Beside which the replicated log is measured; only its programs are used, never its service.
 wanted="$wanted etcd-server etcd-client"
 missing=

@@ -43,10 +43,11 @@ pub enum BaselinesError {
 }
 
 /// `POST /v1/baselines`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddRequest {
     /// The image on this host, an absolute path.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Whose it is; absent: the default tenant's.
     #[serde(default)]
@@ -60,7 +61,7 @@ pub struct AddRequest {
 }
 
 /// How an image is laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// Byte for byte.

@@ -6,12 +6,18 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory, Parser};
+use dwcp_service::layers::{LayerError, Layers, Origin};
+use dwcp_service::show::{Shown, show};
+use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterConfig;
 use crate::flags::NodeId;
+use crate::tls::{self, TlsError};
 
 /// Where the file is looked for when none is named; it may be missing there.
 pub const FILE_DEFAULT: &str = "/etc/dwcp/controlplane.toml";
@@ -21,18 +27,44 @@ pub const FILE_DEFAULT: &str = "/etc/dwcp/controlplane.toml";
 #[command(name = "dwcp-controlplane", version, about, long_about = None)]
 pub struct Args {
     /// Settings file; without it /etc/dwcp/controlplane.toml is read if it exists
-    #[arg(long, env = "DWCP_CONTROLPLANE_CONFIG", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "DWCP_CONTROLPLANE_CONFIG",
+        value_name = "PATH"
+    )]
     pub config: Option<PathBuf>,
-    /// Check the settings, print those in force and exit
-    #[arg(long)]
-    pub check: bool,
     /// The settings themselves
     #[command(flatten)]
     pub settings: Settings,
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides serving.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Looks at the settings; those given as flags come before this word
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// What can be asked about the settings.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum ConfigCommand {
+    /// Checks the settings and the token files
+    Check,
+    /// Prints the values in force and where each came from
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The settings as one source gives them: what is absent is left to the source before.
-#[derive(clap::Args, Deserialize, Clone, Debug, Default)]
+#[derive(clap::Args, Deserialize, Serialize, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Address of the API [default: 127.0.0.1:7780]
@@ -67,6 +99,18 @@ pub struct Settings {
     /// Serve /metrics without a token [default: false]
     #[arg(long, env = "DWCP_METRICS_OPEN", value_name = "BOOL")]
     pub metrics_open: Option<bool>,
+    /// The API's certificate and what lies between it and its authority, PEM; with it the API speaks TLS alone
+    #[arg(long, env = "DWCP_TLS_CERT", value_name = "PATH")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM, mode 0600
+    #[arg(long, env = "DWCP_TLS_KEY", value_name = "PATH")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities of peers' APIs, PEM; without it peers are spoken to over http alone
+    #[arg(long, env = "DWCP_TLS_CA", value_name = "PATH")]
+    pub tls_ca: Option<PathBuf>,
+    /// Requests a second that each caller may send, twice as many at once; 0: any number [default: 500]
+    #[arg(long, env = "DWCP_REQUESTS_PER_S", value_name = "N")]
+    pub requests_per_s: Option<u32>,
     /// Where sysfs is mounted; a container sees its host's elsewhere [default: /sys]
     #[arg(long, env = "DWCP_SYSFS", value_name = "PATH")]
     pub sysfs: Option<PathBuf>,
@@ -108,6 +152,14 @@ pub struct Config {
     pub peer_token_file: PathBuf,
     /// Serve `/metrics` without a token.
     pub metrics_open: bool,
+    /// The API's certificate.
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key.
+    pub tls_key: Option<PathBuf>,
+    /// Authorities of peers' APIs.
+    pub tls_ca: Option<PathBuf>,
+    /// Requests a second that each caller may send.
+    pub requests_per_s: u32,
     /// Where sysfs is mounted.
     pub sysfs: PathBuf,
     /// Where procfs is mounted.
@@ -144,6 +196,12 @@ pub enum ConfigError {
         /// What the parser said, with the line and the key.
         reason: String,
     },
+    /// A source is not understood.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A setting cannot be shown.
+    #[error("the settings cannot be shown: {0}")]
+    Unshown(#[from] toml::ser::Error),
     /// A value is outside its limits.
     #[error("{key} = {found:?} {why}")]
     Value {
@@ -156,19 +214,55 @@ pub enum ConfigError {
     },
 }
 
+impl Args {
+    /// The file to read, if there is one.
+    fn file(&self) -> Option<&Path> {
+        let default = Path::new(FILE_DEFAULT);
+        let default = default.exists().then_some(default);
+        self.config.as_deref().or(default)
+    }
+}
+
 impl Config {
     /// Reads the file and lays the environment and the flags (both in `args`) over it.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key.
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
-        let default = Path::new(FILE_DEFAULT);
-        let file = match &args.config {
+        let file = match args.file() {
             Some(path) => read_file(path)?,
-            None if default.exists() => read_file(default)?,
             None => Settings::default(),
         };
         Self::resolve(args.settings.clone().over(file))
+    }
+
+    /// The settings in force and where each came from; `matches` is what `args` were made of.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn shown(&self, args: &Args, matches: &ArgMatches) -> Result<Shown, ConfigError> {
+        let layers = match args.file() {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                Layers::file(path, &text)?
+            }
+            None => Layers::default(),
+        };
+        let command = Args::command();
+        let origin = |key: &str| {
+            let known = command.get_arguments().find(|it| it.get_id() == key);
+            let source = known.and_then(|_| matches.value_source(key));
+            match (source, known.and_then(Arg::get_env)) {
+                (Some(ValueSource::CommandLine), _) => {
+                    Origin::Flag(format!("--{}", key.replace('_', "-")))
+                }
+                (Some(ValueSource::EnvVariable), Some(name)) => {
+                    Origin::Environment(name.to_string_lossy().into_owned())
+                }
+                _ => layers.origin(key),
+            }
+        };
+        Ok(show(self, origin)?)
     }
 
     fn resolve(settings: Settings) -> Result<Self, ConfigError> {
@@ -200,6 +294,10 @@ impl Config {
                 .unwrap_or_else(|| token_file.clone()),
             token_file,
             metrics_open: settings.metrics_open.unwrap_or(false),
+            tls_cert: settings.tls_cert,
+            tls_key: settings.tls_key,
+            tls_ca: settings.tls_ca,
+            requests_per_s: settings.requests_per_s.unwrap_or(500),
             sysfs: path(settings.sysfs, "/sys"),
             procfs: path(settings.procfs, "/proc"),
             baseline_dir: settings.baseline_dir,
@@ -209,6 +307,17 @@ impl Config {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// What the API shows, if it speaks TLS.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file.
+    pub fn tls(&self) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => tls::server(cert, key).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -225,6 +334,23 @@ impl Config {
         if !(1..=16).contains(&self.threads) {
             return value("threads", &self.threads, "is outside 1 to 16");
         }
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            let found = self.tls_cert.as_ref().or(self.tls_key.as_ref());
+            let found = found.map_or_else(String::new, |path| path.display().to_string());
+            return value(
+                "tls_cert",
+                &found,
+                "and tls_key belong together: give both or none",
+            );
+        }
+        let tls = [
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+            ("tls_ca", &self.tls_ca),
+        ];
+        let tls = tls
+            .into_iter()
+            .filter_map(|(key, path)| path.as_ref().map(|path| (key, path)));
         let single = [
             ("attach", &self.attach),
             ("state_dir", &self.state_dir),
@@ -239,7 +365,8 @@ impl Config {
             .iter()
             .map(|path| ("qmp_allowed_dirs", path));
         let baseline = self.baseline_dir.iter().map(|path| ("baseline_dir", path));
-        for (key, path) in single.into_iter().chain(allowed).chain(baseline) {
+        let all = single.into_iter().chain(tls).chain(allowed);
+        for (key, path) in all.chain(baseline) {
             if !path.is_absolute() {
                 return value(key, &path.display(), "is no absolute path: begin it with /");
             }
@@ -268,6 +395,10 @@ impl Settings {
             token_file: self.token_file.or(below.token_file),
             peer_token_file: self.peer_token_file.or(below.peer_token_file),
             metrics_open: self.metrics_open.or(below.metrics_open),
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            tls_ca: self.tls_ca.or(below.tls_ca),
+            requests_per_s: self.requests_per_s.or(below.requests_per_s),
             sysfs: self.sysfs.or(below.sysfs),
             procfs: self.procfs.or(below.procfs),
             baseline_dir: self.baseline_dir.or(below.baseline_dir),
@@ -315,6 +446,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_says_where_it_came_from() {
+        use clap::FromArgMatches;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("controlplane.toml");
+        std::fs::write(&path, "node = \"a\"\nthreads = 2\n").unwrap();
+        let file = path.to_str().unwrap();
+        let words = ["x", "--threads", "3", "config", "show", "--config", file];
+        let matches = Args::command().get_matches_from(words);
+        let args = Args::from_arg_matches(&matches).unwrap();
+        let config = Config::load(&args).unwrap();
+        let shown = config.shown(&args, &matches).unwrap();
+        let of = |key: &str| {
+            let row = shown.settings.iter().find(|row| row.key == key).unwrap();
+            format!("{} {}", row.value, row.from)
+        };
+        assert_eq!(of("threads"), "3 flag --threads");
+        assert_eq!(of("node"), format!("\"a\" file {file}"));
+        assert_eq!(of("metrics_open"), "false default");
+    }
+
+    #[test]
     fn an_unknown_key_is_named() {
         let error = load("lissten = \"127.0.0.1:1\"\n", &[])
             .unwrap_err()
@@ -335,6 +487,8 @@ mod tests {
             ("node = \"a b\"", "node"),
             ("attach = \"run/attach\"", "attach"),
             ("sysfs = \"sys\"", "sysfs"),
+            ("tls_cert = \"/c\"", "tls_cert"),
+            ("tls_ca = \"c\"", "tls_ca"),
             ("baseline_dir = \"here\"", "baseline_dir"),
             ("qmp_allowed_dirs = []", "qmp_allowed_dirs"),
             ("qmp_allowed_dirs = [\"x\"]", "qmp_allowed_dirs"),

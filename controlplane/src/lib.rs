@@ -4,6 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`access`] | tokens, scopes, rates, the audit log |
 //! | [`api`] | the REST API |
 //! | [`baselines`] | blocks that this host keeps on disk |
 //! | [`cluster`] | this node's part of the replicated truth |
@@ -11,6 +12,7 @@
 //! | [`flags`] | feature flags, their rollout, the kill switch |
 //! | [`host`] | the data plane: attach, switch words, sessions, commands |
 //! | [`jobs`] | migrations, both ways |
+//! | [`life`] | signs of life for the service manager |
 //! | [`mode`] | datacenter, internet or hybrid: measured for each peer, unless an operator says otherwise |
 //! | [`link_limit`] | what all migrations of this host together may send |
 //! | [`nics`] | the migration NICs of this host |
@@ -19,8 +21,10 @@
 //! | [`qmp`] | the hypervisor's monitor |
 //! | [`store`] | what must outlive the process |
 //! | [`telemetry`] | metrics, health, counters |
+//! | [`tls`] | certificates of the API |
 //! | [`token`] | the API's bearer token |
 
+pub mod access;
 pub mod api;
 pub mod baselines;
 pub mod cluster;
@@ -28,6 +32,7 @@ pub mod config;
 pub mod flags;
 pub mod host;
 pub mod jobs;
+pub mod life;
 pub mod link_limit;
 pub mod mode;
 pub mod nics;
@@ -36,4 +41,5 @@ pub mod profile;
 pub mod qmp;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod token;

@@ -14,7 +14,7 @@ const TABLE: &str = "link";
 const ROW: &str = "limit";
 
 /// The limit, as the API shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LinkLimitView {
     /// Wire bytes a second of all migrations together; 0: no limit.
     pub bandwidth_limit_bytes_per_s: u64,

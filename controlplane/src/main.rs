@@ -5,18 +5,21 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
-use dwcp_controlplane::config::{Args, Config};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use dwcp_controlplane::config::{Args, Command, Config, ConfigCommand};
 use dwcp_controlplane::node;
+use dwcp_controlplane::tls;
 use dwcp_controlplane::token::Token;
+use dwcp_service::notify::Notifier;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match start(&args) {
+    let matches = Args::command().get_matches();
+    let started = Args::from_arg_matches(&matches).map_err(|error| error.exit());
+    match started.and_then(|args| start(&args, &matches)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dwcp-controlplane: {error:#}");
@@ -25,16 +28,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> anyhow::Result<()> {
+fn start(args: &Args, matches: &ArgMatches) -> anyhow::Result<()> {
     let config = Config::load(args)?;
-    if args.check {
-        Token::read(&config.token_file)?;
-        Token::read(&config.peer_token_file)?;
-        println!(
-            "{}",
-            toml::to_string(&config).context("the settings cannot be printed")?
-        );
-        return Ok(());
+    match args.command {
+        Some(Command::Config(ConfigCommand::Check)) => {
+            Token::read(&config.token_file)?;
+            Token::read(&config.peer_token_file)?;
+            config.tls()?;
+            tls::client(config.tls_ca.as_deref())?;
+            println!("good");
+            return Ok(());
+        }
+        Some(Command::Config(ConfigCommand::Show { json })) => {
+            let shown = config.shown(args, matches)?;
+            if json {
+                println!("{}", shown.json()?);
+            } else {
+                print!("{shown}");
+            }
+            return Ok(());
+        }
+        None => {}
     }
     let filter = EnvFilter::try_from_env("DWCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // Colours are for terminals: a log file or a journal gets plain text.
@@ -68,10 +82,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         )
     })?;
     let address = listener.local_addr().context("the socket has no address")?;
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && config.tls_cert.is_none() {
         tracing::warn!(
             %address,
-            "the token crosses the network in clear: keep this address on a trusted migration network"
+            "the token crosses the network in clear: keep this address on a trusted management network, or set tls_cert and tls_key"
         );
     }
     let (stopper, stop) = watch::channel(false);
@@ -83,6 +97,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; running migrations go on");
+        Notifier::from_env().stopping();
         stopper.send_replace(true);
         // A second signal does not wait for requests in progress.
         tokio::select! {

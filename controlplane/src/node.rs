@@ -10,7 +10,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
 use dwcp_nic_config::journal::JournalError;
+use dwcp_service::notify::Notifier;
 
+use crate::access::audit::Audit;
+use crate::access::idempotency::Keys;
+use crate::access::tokens::Tokens;
 use crate::api::{App, Parts, serve};
 use crate::baselines::Baselines;
 use crate::cluster::{Cluster, ClusterError};
@@ -18,11 +22,13 @@ use crate::config::Config;
 use crate::flags::Flags;
 use crate::host::Host;
 use crate::jobs::{JobError, Jobs, JobsConfig, PeerToken};
+use crate::life;
 use crate::link_limit::LinkLimit;
 use crate::mode::{self, Modes};
 use crate::nics::Nics;
 use crate::store::{Store, StoreError};
 use crate::telemetry::tally::Tally;
+use crate::tls::{self, TlsError};
 use crate::token::{Token, TokenError};
 
 /// Why a control plane cannot begin.
@@ -31,6 +37,9 @@ pub enum NodeError {
     /// A token file.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// Certificates of the API.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -66,6 +75,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), NodeError> {
     let token = Token::read(&config.token_file)?;
+    let tls = config.tls()?;
     let peer_token = Token::read(&config.peer_token_file)?;
     std::fs::create_dir_all(&config.state_dir).map_err(|error| NodeError::StateDir {
         path: config.state_dir.clone(),
@@ -79,6 +89,7 @@ pub async fn run(
     let jobs_config = JobsConfig {
         socket_dir: config.socket_dir.clone(),
         qmp_allowed_dirs: config.qmp_allowed_dirs.clone(),
+        peer_tls: tls::client(config.tls_ca.as_deref())?,
         peer_token: Some(PeerToken(peer_token.reveal().to_owned())),
     };
     let jobs = Jobs::new(host.clone(), store.clone(), jobs_config)?;
@@ -90,6 +101,7 @@ pub async fn run(
     )?;
     let modes = Modes::open(store.clone())?;
     let link = LinkLimit::new(store.clone(), host.clone());
+    let access = store.clone();
     let app = App::new(Parts {
         host: host.clone(),
         jobs: jobs.clone(),
@@ -100,20 +112,28 @@ pub async fn run(
         nics,
         baselines: Baselines::open(config.baseline_dir.as_deref(), config.baseline_max_bytes)?,
         store,
-        token,
+        tokens: Tokens::open(access.clone(), token)?,
+        audit: Audit::open(access.clone())?,
+        keys: Keys::open(access)?,
+        requests_per_s: config.requests_per_s,
         metrics_open: config.metrics_open,
         stop: stop.clone(),
     });
     let tally = app.tally.clone();
+    let manager = Notifier::from_env();
+    if let Ok(address) = listener.local_addr() {
+        manager.ready(&format!("the API is open on {address}"));
+    }
     let background = [
         attaching,
+        tokio::spawn(life::give_signs(manager)),
         tokio::spawn(apply_at_attach(host.clone(), flags, link)),
         tokio::spawn(mode::run::run(host.clone(), modes)),
         tokio::spawn(tally_failures(host, tally.clone())),
         tokio::spawn(tally_migrations(jobs, tally)),
     ];
     tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
-    serve::serve(listener, app.router(), stop).await;
+    serve::serve(listener, tls, app.router(), stop).await;
     cluster.stop().await;
     for task in background.into_iter().chain(agreeing) {
         task.abort();

@@ -4,6 +4,8 @@
 mod api_support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use api_support::{Server, watchdog};
 use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
@@ -286,6 +288,13 @@ fn figures_are_those_of_the_workers_and_the_table() {
         ("dwcp_v3_errors_total{reason=\"corrupted\"}", 1.0),
         ("dwcp_v1_errors_total{reason=\"corrupted\"}", 0.0),
         ("dwcp_v3_data_loss_detected_total", 1.0),
+        ("dwcp_v3_byzantine_successful_total", 1.0),
+        ("dwcp_v1_byzantine_successful_total", 0.0),
+        ("dwcp_v3_byzantine_attempts_total{kind=\"expired\"}", 5.0),
+        (
+            "dwcp_v3_byzantine_attempts_total{kind=\"tampered_frame\"}",
+            sum("corrupted_total"),
+        ),
         ("dwcp_force_v1_active", 0.0),
         ("dwcp_force_v1_changes_total{to=\"on\"}", 2.0),
         ("dwcp_flag_rollout_ratio{feature=\"dwcp_v3_hde\"}", 1.0),
@@ -358,4 +367,85 @@ async fn a_scraper_gets_the_format_it_asks_for() {
     assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
     assert!(open.text().await.unwrap().ends_with("# EOF\n"));
     server.stop().await;
+}
+
+/// Prometheus' own tool; Debian has it in its package `prometheus`.
+fn promtool(arguments: &[&str], input: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus");
+    let mut tool = Command::new("promtool")
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is missing: bash tests/setup.sh installs it");
+    tool.stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let done = tool.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let told = text(&done.stdout) + &text(&done.stderr);
+    assert!(done.status.success(), "promtool {arguments:?}: {told}");
+    told
+}
+
+#[test]
+fn the_tool_of_prometheus_finds_nothing_wrong() {
+    let text = prometheus(&openmetrics(picture(2)).unwrap());
+    assert_eq!(promtool(&["check", "metrics"], &text), "");
+    let rules = [
+        "check",
+        "rules",
+        "--lint=all",
+        "--lint-fatal",
+        "dwcp.rules.yml",
+    ];
+    promtool(&rules, "");
+    promtool(&["test", "rules", "dwcp.test.yml"], "");
+}
+
+#[test]
+fn rules_name_only_metrics_that_there_are() {
+    let rules = include_str!("../../deploy/prometheus/dwcp.rules.yml");
+    let samples = parse(&prometheus(&openmetrics(picture(2)).unwrap()));
+    let there: BTreeSet<&str> = samples
+        .keys()
+        .map(|series| series.split('{').next().unwrap())
+        .collect();
+    let mut named = BTreeSet::new();
+    for line in rules
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+    {
+        // Words in prose are not queried.
+        if ["summary:", "description:"]
+            .iter()
+            .any(|key| line.contains(key))
+        {
+            continue;
+        }
+        let words = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+        named.extend(
+            words
+                .filter(|word| word.starts_with("dwcp_"))
+                .map(ToOwned::to_owned),
+        );
+    }
+    assert!(named.len() > 12, "{named:?}");
+    for name in &named {
+        assert!(there.contains(name.as_str()), "{name} is no metric");
+    }
+    // And every alert is one that the tests make fire or keep silent.
+    let tests = include_str!("../../deploy/prometheus/dwcp.test.yml");
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert_eq!(alerts.len(), 6);
+    for alert in alerts {
+        assert!(tests.contains(alert), "{alert} is not tested");
+    }
 }

@@ -1,16 +1,19 @@
-//! What the operator says to a data plane: a TOML file, read once at start. In: text; out: a [`Config`]
-//! in which every value lies inside its limits. An unknown key is refused by name.
+//! What the operator says to a data plane, read once at start. In: a TOML file, then variables `DWCP_DATAPLANE_…`,
+//! then flags `--set KEY=VALUE`, the later one wins. Out: a [`Config`] in which every value lies inside its limits.
+//! An unknown key is refused by name.
 
 mod baseline;
 mod driver;
 mod tls;
 
+use std::io::ErrorKind::NotFound;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use dwcp_hugepages::arena::BackingPolicy;
-use serde::Deserialize;
+use dwcp_service::layers::{LayerError, Layers};
+use serde::{Deserialize, Serialize};
 
 pub use baseline::BaselineConfig;
 pub use driver::{
@@ -30,8 +33,15 @@ const ENCODERS_DEFAULT_MAX: usize = 4;
 /// Lanes of one worker and one back end, over all its sessions.
 pub const LANES_OF_A_WORKER: u16 = 1024;
 
+/// Where the file is looked for when none is named; it may be missing there.
+pub const FILE_DEFAULT: &str = "/etc/dwcp/dataplane.toml";
+/// Variables of the environment that hold settings begin like this.
+const VARIABLES: &str = "DWCP_DATAPLANE_";
+/// The one that names the file instead.
+const FILE_VARIABLE: &str = "DWCP_DATAPLANE_CONFIG";
+
 /// How a worker without work waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdlePolicy {
     /// Spins for ever: for cores that belong to the data plane alone.
@@ -43,7 +53,7 @@ pub enum IdlePolicy {
 }
 
 /// Where arenas come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hugepages {
     /// Hugepages if there are any, else ordinary pages, with a warning.
@@ -67,7 +77,7 @@ impl Hugepages {
 }
 
 /// A UNIX socket that any hypervisor may connect to without being announced.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassiveSource {
     /// Socket to create.
@@ -82,7 +92,7 @@ pub struct PassiveSource {
 }
 
 /// A hypervisor that unannounced sessions may be delivered to.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassiveTarget {
     /// Name that the peer asks for.
@@ -92,7 +102,7 @@ pub struct PassiveTarget {
 }
 
 /// Everything a data plane is told at start.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Name of this node, as peers see it.
@@ -208,6 +218,9 @@ pub enum ConfigError {
         /// Line, column and key.
         message: String,
     },
+    /// A source is not understood.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A value outside its limits.
     #[error("{key} = {found}: {rule}")]
     Limit {
@@ -244,14 +257,61 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming the key and the rule.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            message: error.to_string(),
-        })?;
+        Self::of(&Self::layers(path, [], &[])?, path)
+    }
+
+    /// Reads all sources: the file, the environment's `variables`, and flags `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for what cannot be read at all.
+    pub fn layers(
+        path: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+        flags: &[String],
+    ) -> Result<Layers, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            // Then the environment and flags say it all.
+            Err(error) if error.kind() == NotFound && path == Path::new(FILE_DEFAULT) => {
+                String::new()
+            }
+            Err(source) => {
+                let path = path.to_owned();
+                return Err(ConfigError::Read { path, source });
+            }
+        };
+        // For the place of a mistake in the file: sources laid over one another have none.
+        let given_alone = toml::from_str::<Self>(&text).map_err(|error| error.to_string());
+        let mut layers = Layers::file(path, &text)?;
+        layers.environment(VARIABLES, &[FILE_VARIABLE], variables)?;
+        layers.flags(flags)?;
+        match given_alone {
+            Err(message) if layers.overrides().is_empty() => Err(ConfigError::Parse {
+                path: path.to_owned(),
+                message,
+            }),
+            _ => Ok(layers),
+        }
+    }
+
+    /// What the sources say together; `path` is the file's.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the key and the rule.
+    pub fn of(layers: &Layers, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self =
+            layers
+                .table()
+                .clone()
+                .try_into()
+                .map_err(|error: toml::de::Error| ConfigError::Parse {
+                    path: path.to_owned(),
+                    message: format!(
+                        "{}; over the file lie: {}",
+                        error.to_string().trim(),
+                        layers.overrides().join(", ")
+                    ),
+                })?;
         config.check()?;
         Ok(config)
     }
@@ -404,99 +464,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        Config::load(file.path())
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_by_name() {
-        let error = load("nodename = \"a\"").unwrap_err().to_string();
-        assert!(error.contains("nodename"), "{error}");
-    }
-
-    #[test]
-    fn a_value_outside_its_limits_is_refused_by_name() {
-        let error = load("max_version = 2").unwrap_err().to_string();
-        assert!(error.contains("max_version"), "{error}");
-        assert!(load("window_limit_bytes = 1").is_err());
-        assert!(load("lanes_v3 = 0").is_err());
-        assert!(load("lanes_min = 9\nlanes_max = 8").is_err());
-        assert!(load("lanes_max = 513").is_err());
-        let offered = |text| load(text).unwrap().lanes_offered();
-        assert_eq!(offered(""), 64);
-        assert_eq!(offered("lanes_max = 512\nsessions_max = 2"), 512);
-        assert_eq!(offered("lanes_max = 512\nsessions_max = 64"), 16);
-        assert!(load("lanes_min = 32\nlanes_max = 512\ntcp_congestion = \"bbr\"").is_ok());
-        assert!(load("tcp_congestion = \"vegas\"").is_err());
-    }
-
-    #[test]
-    fn the_tls_table_is_complete_or_refused_by_name() {
-        let files = "[tls]\nca = \"a\"\ncert = \"b\"\nkey = \"c\"\n";
-        let config = load(files).unwrap();
-        assert!(!config.uses_psk() && config.tls.unwrap().required);
-        let some = format!("{files}required = false\ntrusted_networks = [\"10.0.0.0/8\"]\n");
-        assert!(load(&some).unwrap().uses_psk());
-        for (wrong, named) in [
-            ("[tls]\nca = \"a\"\ncert = \"b\"\n".to_owned(), "key"),
-            (format!("{files}cipher = \"x\"\n"), "cipher"),
-            (format!("{files}required = false\n"), "trusted_networks"),
-            (
-                format!("{files}trusted_networks = [\"10.0.0.0\"]\n"),
-                "10.0.0.0",
-            ),
-        ] {
-            let error = load(&wrong).unwrap_err().to_string();
-            assert!(error.contains(named), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_baseline_table_needs_a_folder_and_some_room() {
-        let baseline = load("[baseline]\ndir = \"/var/lib/dwcp/baseline\"\n")
-            .unwrap()
-            .baseline;
-        let limits = baseline.unwrap().limits();
-        assert_eq!((limits.bytes_max, limits.migrations_max), (2 << 30, 2));
-        assert!(load("").unwrap().baseline.is_none());
-        for (wrong, named) in [
-            ("[baseline]\nmax_bytes = 7\n", "dir"),
-            ("[baseline]\ndir = \"here\"\n", "baseline.dir"),
-            (
-                "[baseline]\ndir = \"/x\"\nmax_bytes = 7\n",
-                "baseline.max_bytes",
-            ),
-            ("[baseline]\ndir = \"/x\"\nsize = 7\n", "size"),
-        ] {
-            let error = load(wrong).unwrap_err().to_string();
-            assert!(error.contains(named), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_key_others_can_read_is_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
-        let config = Config {
-            psk_file: file.path().to_owned(),
-            ..Config::default()
-        };
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(
-            config.read_psk(),
-            Err(ConfigError::KeyMode { .. })
-        ));
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(config.read_psk().unwrap().len(), 32);
-        std::fs::write(file.path(), "short").unwrap();
-        assert!(matches!(
-            config.read_psk(),
-            Err(ConfigError::KeyShort { found: 5, .. })
-        ));
-    }
-}
+mod tests;

@@ -2,28 +2,55 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Parser;
-use dwcp_dataplane::config::Config;
+use clap::{Parser, Subcommand};
+use dwcp_dataplane::config::{Config, FILE_DEFAULT};
 use dwcp_dataplane::engine::start::Engine;
 use dwcp_dataplane::tls::credentials::Credentials;
+use dwcp_service::notify::Notifier;
+use dwcp_service::show::show;
 
 /// Moves running virtual machines between hypervisors: the part that carries the bytes.
+///
+/// Every key of the file is also a variable DWCP_DATAPLANE_KEY (DWCP_DATAPLANE_TLS__CA for tls.ca).
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// TOML configuration.
+    /// TOML configuration; it may be missing at its default place.
     #[arg(
         long,
+        global = true,
         env = "DWCP_DATAPLANE_CONFIG",
-        default_value = "/etc/dwcp/dataplane.toml"
+        default_value = FILE_DEFAULT
     )]
     config: PathBuf,
-    /// Check the configuration, the key and the certificates, and end.
-    #[arg(long)]
-    check: bool,
+    /// A setting over the file and the environment, such as --set lanes_max=32; may be repeated.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// What to do instead of carrying.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Looks at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Checks the configuration, the key and the certificates.
+    Check,
+    /// Prints the values in force and where each came from.
+    Show {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -49,16 +76,29 @@ fn main() -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
-    let config = Config::load(&args.config)?;
-    if args.check {
-        if config.uses_psk() {
-            config.read_psk()?;
+    let layers = Config::layers(&args.config, std::env::vars(), &args.set)?;
+    let config = Config::of(&layers, &args.config)?;
+    match args.command {
+        Some(Command::Config(ConfigCommand::Check)) => {
+            if config.uses_psk() {
+                config.read_psk()?;
+            }
+            if let Some(tls) = &config.tls {
+                Credentials::load(tls, &config.node)?;
+            }
+            println!("{}: good", args.config.display());
+            return Ok(());
         }
-        if let Some(tls) = &config.tls {
-            Credentials::load(tls, &config.node)?;
+        Some(Command::Config(ConfigCommand::Show { json })) => {
+            let shown = show(&config, |key| layers.origin(key))?;
+            if json {
+                println!("{}", shown.json()?);
+            } else {
+                print!("{shown}");
+            }
+            return Ok(());
         }
-        println!("{}: good", args.config.display());
-        return Ok(());
+        None => {}
     }
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let handler = on_signal as extern "C" fn(libc::c_int);
@@ -70,16 +110,28 @@ fn main() -> anyhow::Result<()> {
     }
     let engine = Engine::start(config)?;
     tracing::info!(listen = %engine.listen(), "ready");
+    let manager = Notifier::from_env();
+    manager.ready(&format!("takes lanes on {}", engine.listen()));
+    let mut told = Instant::now();
     while !STOP.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_millis(50));
         if READ_FILES.swap(false, Ordering::AcqRel) {
             engine.read_files();
+        }
+        // What shows life is that every worker turns: this loop here would go on without them.
+        if let Some(patience) = manager.watchdog()
+            && told.elapsed() >= patience / 4
+            && engine.is_turning(patience / 2)
+        {
+            manager.alive();
+            told = Instant::now();
         }
         if engine.is_broken() {
             anyhow::bail!("a worker ended; see the log above, and start the data plane again");
         }
     }
     tracing::info!("stopping: running sessions fail closed, their guests go on at the source");
+    manager.stopping();
     engine.stop();
     Ok(())
 }

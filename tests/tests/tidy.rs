@@ -97,6 +97,7 @@ fn crates_use_what_their_boundary_allows() {
         "hugepages/Cargo.toml",
         "dataplane/api/Cargo.toml",
         "dataplane/baseline/Cargo.toml",
+        "deploy/service/Cargo.toml",
     ] {
         for name in dependencies(manifest) {
             assert!(
@@ -120,7 +121,8 @@ fn crates_use_what_their_boundary_allows() {
             "dwcp-api",
             "dwcp-baseline",
             "dwcp-drivers",
-            "dwcp-hugepages"
+            "dwcp-hugepages",
+            "dwcp-service"
         ]
     );
     assert_eq!(own("dataplane/baseline/Cargo.toml"), Vec::<String>::new());
@@ -131,9 +133,11 @@ fn crates_use_what_their_boundary_allows() {
             "dwcp-baseline",
             "dwcp-consensus",
             "dwcp-hugepages",
-            "dwcp-nic-config"
+            "dwcp-nic-config",
+            "dwcp-service"
         ]
     );
+    assert_eq!(own("deploy/service/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("nic-config/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("consensus/Cargo.toml"), Vec::<String>::new());
     assert_eq!(own("controlplane/cli/Cargo.toml"), Vec::<String>::new());

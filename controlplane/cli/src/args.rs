@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::access::Tokens;
 use crate::baseline::Baseline;
 use crate::exit;
 use crate::nic::Nic;
@@ -27,6 +28,9 @@ pub struct Cli {
     /// File that holds the token [default: /etc/dwcp/token; DWCP_TOKEN may hold the token itself]
     #[arg(long, env = "DWCP_TOKEN_FILE", global = true, value_name = "PATH")]
     pub token_file: Option<PathBuf>,
+    /// Authorities of control planes that speak TLS, PEM; needed for https://
+    #[arg(long, env = "DWCP_CA", global = true, value_name = "PATH")]
+    pub ca: Option<PathBuf>,
     /// Results as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -128,6 +132,18 @@ pub enum Command {
         /// What to show
         #[command(subcommand)]
         command: Perf,
+    },
+    /// Hand out tokens for the API, show or revoke them
+    Tokens {
+        /// What to do with them
+        #[command(subcommand)]
+        command: Tokens,
+    },
+    /// Who changed what, the newest first
+    Audit {
+        /// So many entries
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
     },
     /// Make certificates for TLS between data planes, in a folder; needs no control plane
     Pki {

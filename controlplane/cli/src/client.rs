@@ -4,7 +4,7 @@
 //! type next. Promise: the token is read from a file or the environment, never from an argument that
 //! other users could see.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::{Method, Response, StatusCode};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::exit::Exit;
+use crate::tls;
 
 const TOKEN_FILE_DEFAULT: &str = "/etc/dwcp/token";
 /// A start asks a hypervisor and a peer, a cancel waits for both: longer than either takes.
@@ -55,6 +56,11 @@ pub enum ApiError {
         /// Why.
         reason: String,
     },
+    /// Nobody is trusted.
+    #[error(
+        "no TLS: {0}\n  next: name the file with the authority of the control planes with --ca PATH"
+    )]
+    NoTrust(String),
     /// A file that was named cannot be read.
     #[error("cannot read {path}: {reason}\n  next: name a file that this user may read")]
     Unreadable {
@@ -102,7 +108,7 @@ impl ApiError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. } => Exit::Unreachable,
-            Self::Unreadable { .. } => Exit::Usage,
+            Self::Unreadable { .. } | Self::NoTrust(_) => Exit::Usage,
             Self::NoToken { .. } | Self::Authentication { .. } => Exit::Authentication,
             Self::Refused { status, .. } => match *status {
                 StatusCode::BAD_REQUEST => Exit::Usage,
@@ -122,7 +128,11 @@ impl ApiError {
 
 impl Api {
     /// Finds the token and prepares to speak to `base`.
-    pub fn new(base: &str, token_file: Option<PathBuf>) -> Result<Self, ApiError> {
+    pub fn new(
+        base: &str,
+        token_file: Option<PathBuf>,
+        authorities: Option<&Path>,
+    ) -> Result<Self, ApiError> {
         let base = base.trim_end_matches('/').to_owned();
         let token = match (token_file, std::env::var("DWCP_TOKEN")) {
             (None, Ok(token)) if !token.is_empty() => token,
@@ -133,7 +143,13 @@ impl Api {
                 })?
             }
         };
+        if base.starts_with("https://") && authorities.is_none() {
+            return Err(ApiError::NoTrust(
+                "it is not said whose certificates are good".to_owned(),
+            ));
+        }
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls::trust(authorities).map_err(ApiError::NoTrust)?)
             .connect_timeout(CONNECT_TIME_MAX)
             .build()
             .map_err(|error| ApiError::Unreachable {

@@ -18,6 +18,7 @@ Exit codes:
 
 Environment:
   DWCP_API         address of the control plane
+  DWCP_CA          file with the authorities of control planes that speak TLS
   DWCP_TOKEN       the token itself
   DWCP_TOKEN_FILE  file that holds the token
   NO_COLOR         no colours";

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`args`] | the command line |
 //! | [`exit`] | how the program ends |
+//! | [`tls`] | whom `https://` trusts |
 //! | [`client`] | requests, and errors that say what to type next |
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`mode`] | modes of peers |
@@ -11,6 +12,7 @@
 //! | [`baseline`] | blocks kept on disk |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
+//! | [`access`] | tokens, the audit log |
 //! | [`pki`] | certificates |
 //! | [`perf`], [`rates`] | counters, flame graphs |
 //! | [`progress`], [`say`] | bars and lines |
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod access;
 mod args;
 mod baseline;
 mod client;
@@ -37,6 +40,7 @@ mod rates;
 mod say;
 mod sse;
 mod steer;
+mod tls;
 mod view;
 
 use args::{Cli, Command};
@@ -76,7 +80,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<Exit, ApiError> {
-    let api = Api::new(&cli.api, cli.token_file)?;
+    let api = Api::new(&cli.api, cli.token_file, cli.ca.as_deref())?;
     let as_json = cli.json;
     match cli.command {
         Command::Migrate(args) => migrate::migrate(&api, &args, as_json).await,
@@ -97,6 +101,8 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Baseline { command } => baseline::baseline(&api, command, as_json).await,
         Command::Perf { command } => perf::perf(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
+        Command::Tokens { command } => access::tokens(&api, command, as_json).await,
+        Command::Audit { limit } => access::audit(&api, limit, as_json).await,
         // Done before a control plane was asked for.
         Command::Pki { .. } => Ok(Exit::Done),
     }

@@ -1,19 +1,25 @@
 //! Lets a request in, or not.
 //!
-//! In: a request. Out: the same request with [`Caller`] attached, or 401. Promise: without the token
-//! nothing is told, not even which routes exist; only `/metrics` may be opened by the settings.
+//! In: a request. Out: the same request with [`Caller`] attached, or 401, 403, 429. Promises: without a token
+//! nothing is told, not even which routes exist; only the files of `/docs/`, which tell nothing of this
+//! node, are for everybody, and `/metrics` if the settings say so; whoever asks too
+//! often waits, and who has no token takes nothing from those who have; the kill switch is never refused for that.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::App;
 use super::problem::Problem;
+use super::{App, docs};
+use crate::access::scope::{Scope, needed};
+use crate::access::tokens::Identity;
 
+/// The route that is never refused for asking too often.
+pub const KILL_SWITCH: &str = "/v1/feature-flags/force-v1";
 /// Header in which a client may give its user's name for the history of changes.
 pub const ACTOR_HEADER: &str = "dwcp-actor";
 
@@ -26,6 +32,12 @@ pub struct PeerAddress(pub SocketAddr);
 pub struct Caller {
     /// Its address, and in brackets the name it gave for itself.
     pub name: String,
+    /// Id of its token; empty where none was needed.
+    pub token: String,
+    /// Name of that token.
+    pub token_name: String,
+    /// What the token allows.
+    pub scope: Scope,
     /// When its request's head had arrived.
     pub since: Instant,
 }
@@ -33,37 +45,79 @@ pub struct Caller {
 /// The check itself, in front of every route.
 ///
 /// # Errors
-/// [`Problem`] with status 401.
+/// [`Problem`] with status 401, 403 or 429.
 pub async fn require_token(
     State(app): State<App>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
     let since = Instant::now();
-    let open = app.metrics_open && request.uri().path() == "/metrics";
-    if !open {
-        let offered = bearer(request.headers()).ok_or_else(|| {
-            Problem::unauthorized(
-                "the request carries no bearer token",
-                "Bearer realm=\"dwcp\"",
-            )
-        })?;
-        if !app.token.matches(offered) {
-            let challenge = "Bearer realm=\"dwcp\", error=\"invalid_token\"";
-            return Err(Problem::unauthorized(
-                "the token is not this node's",
-                challenge,
-            ));
-        }
-    }
+    let path = request.uri().path();
     let address = request.extensions().get::<PeerAddress>();
     let address = address.map_or_else(|| "unknown".to_owned(), |peer| peer.0.ip().to_string());
+    let offered = bearer(request.headers());
+    let identity = offered.and_then(|offered| app.tokens.identify(offered, unix_s()));
+    let wait = |who: &str| app.rates.take(who, since).map_err(Problem::too_often);
+    let open =
+        (app.metrics_open && path == "/metrics") || path.starts_with(docs::ROOT) || path == "/docs";
+    let identity = match identity {
+        Some(identity) => {
+            if path != KILL_SWITCH {
+                wait(&format!("{} {address}", identity.id))?;
+            }
+            let needs = needed(request.method(), path);
+            if identity.scope < needs {
+                tracing::warn!(
+                    from = address,
+                    token = identity.name,
+                    has = identity.scope.as_str(),
+                    needs = needs.as_str(),
+                    "refused"
+                );
+                return Err(Problem::forbidden(identity.scope, needs));
+            }
+            identity
+        }
+        None => {
+            wait(&address)?;
+            if !open {
+                return Err(stranger(offered.is_some()));
+            }
+            Identity {
+                id: String::new(),
+                name: String::new(),
+                scope: Scope::Read,
+            }
+        }
+    };
     let name = match actor(request.headers()) {
         Some(actor) => format!("{address} ({actor})"),
         None => address,
     };
-    request.extensions_mut().insert(Caller { name, since });
+    request.extensions_mut().insert(Caller {
+        name,
+        token: identity.id,
+        token_name: identity.name,
+        scope: identity.scope,
+        since,
+    });
     Ok(next.run(request).await)
+}
+
+fn stranger(offered: bool) -> Problem {
+    if offered {
+        let challenge = "Bearer realm=\"dwcp\", error=\"invalid_token\"";
+        Problem::unauthorized("the token is not this node's", challenge)
+    } else {
+        let detail = "the request carries no bearer token";
+        Problem::unauthorized(detail, "Bearer realm=\"dwcp\"")
+    }
+}
+
+/// Now.
+pub fn unix_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// The token of exactly one `authorization: Bearer …` header.

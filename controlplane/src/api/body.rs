@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 
@@ -26,24 +26,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let announced = request.headers().get(header::CONTENT_LENGTH);
-        let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|bytes| bytes > BODY_BYTES_MAX as u64) {
-            return Err(too_large());
-        }
-        let bytes = tokio::time::timeout(BODY_TIME_MAX, read(request.into_body()))
-            .await
-            .map_err(|_| {
-                Problem::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "too_slow",
-                    format!(
-                        "the body did not arrive within {} s",
-                        BODY_TIME_MAX.as_secs()
-                    ),
-                    "send the request again over a working connection",
-                )
-            })??;
+        let (parts, body) = request.into_parts();
+        let bytes = collect(&parts.headers, body).await?;
         if bytes.is_empty() {
             return Err(Problem::bad_request(
                 "the request has no body, a JSON object is expected",
@@ -69,6 +53,31 @@ impl<S: Send + Sync> FromRequestParts<S> for PathWord {
             Err(_) => Err(Problem::bad_request("the path is not UTF-8")),
         }
     }
+}
+
+/// A whole body.
+///
+/// # Errors
+/// [`Problem`] with status 400, 408 or 413.
+pub async fn collect(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > BODY_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    tokio::time::timeout(BODY_TIME_MAX, read(body))
+        .await
+        .map_err(|_| {
+            Problem::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "too_slow",
+                format!(
+                    "the body did not arrive within {} s",
+                    BODY_TIME_MAX.as_secs()
+                ),
+                "send the request again over a working connection",
+            )
+        })?
 }
 
 async fn read(body: Body) -> Result<Vec<u8>, Problem> {

@@ -14,19 +14,20 @@
 
 use axum::Json;
 use axum::extract::{Extension, State};
-use axum::response::IntoResponse;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::Value;
 
 use super::App;
 use super::auth::Caller;
 use super::body::{JsonBody, PathWord};
+use super::page::Page;
 use super::problem::Problem;
 use crate::flags::{FlagView, FlagsView, ForceView, NodeId, Percentage};
 
 /// Body of `POST /v1/feature-flags`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = FlagRequest)]
 pub struct SetRequest {
     feature: String,
     percentage: Option<Percentage>,
@@ -34,7 +35,7 @@ pub struct SetRequest {
 }
 
 /// Body of `POST /v1/feature-flags/exclude`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExcludeRequest {
     feature: String,
@@ -48,7 +49,7 @@ const fn yes() -> bool {
 }
 
 /// Body of `POST /v1/feature-flags/force-v1`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForceRequest {
     force_v1: bool,
@@ -68,10 +69,10 @@ pub async fn get(
 }
 
 /// `GET /v1/feature-flags/history`
-pub async fn history(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
+pub async fn history(State(app): State<App>, page: Page) -> Result<Json<Value>, Problem> {
     let read = tokio::task::spawn_blocking(move || app.flags.history());
     let entries = read.await.map_err(|error| Problem::lost_task(&error))??;
-    Ok(Json(json!({ "entries": entries })))
+    page.of("entries", entries, |entry| entry.number.to_string())
 }
 
 /// `POST /v1/feature-flags`

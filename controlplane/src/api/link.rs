@@ -18,7 +18,7 @@ use super::problem::Problem;
 use crate::link_limit::LinkLimitView;
 
 /// Body of `PATCH /v1/link`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinkRequest {
     bandwidth_limit_bytes_per_s: u64,

@@ -26,10 +26,11 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use dwcp_api::SessionId;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::Value;
 
 use super::App;
 use super::body::{JsonBody, PathWord};
+use super::page::Page;
 use super::problem::Problem;
 use crate::jobs::{
     IncomingRequest, IncomingView, JobError, MigrationRequest, MigrationView, RecoverRequest,
@@ -37,7 +38,7 @@ use crate::jobs::{
 };
 
 /// Body of `PATCH /v1/migrations/{id}`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchRequest {
     bandwidth_limit_bytes_per_s: Option<u64>,
@@ -54,8 +55,8 @@ pub async fn start(
 }
 
 /// `GET /v1/migrations`
-pub async fn list(State(app): State<App>) -> impl IntoResponse {
-    Json(json!({ "migrations": app.jobs.list() }))
+pub async fn list(State(app): State<App>, page: Page) -> Result<Json<Value>, Problem> {
+    page.of("migrations", app.jobs.list(), |view| view.id.clone())
 }
 
 /// `GET /v1/migrations/{id}`
@@ -128,8 +129,10 @@ pub async fn incoming_open(
 }
 
 /// `GET /v1/incoming`
-pub async fn incoming_list(State(app): State<App>) -> impl IntoResponse {
-    Json(json!({ "incoming": app.jobs.incoming_list() }))
+pub async fn incoming_list(State(app): State<App>, page: Page) -> Result<Json<Value>, Problem> {
+    page.of("incoming", app.jobs.incoming_list(), |view| {
+        view.session.clone()
+    })
 }
 
 /// `GET /v1/incoming/{session}`

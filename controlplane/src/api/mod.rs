@@ -16,7 +16,12 @@
 //! | [`baselines`] | `/v1/baselines`, `/v1/baseline-work` |
 //! | [`health`] | `/v1/health`, `/metrics` |
 //! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
-//! | [`auth`] | the token |
+//! | [`tokens`], [`audit`] | `/v1/tokens`, `/v1/audit` |
+//! | [`openapi`] | `/v1/openapi.json`: every route, as a document |
+//! | [`docs`] | `/docs/`: the same for people |
+//! | [`auth`] | the token, its scope, how often it may ask |
+//! | [`changes`] | what changes something runs once and is recorded |
+//! | [`page`] | long lists in parts |
 //! | [`body`] | bounded reading of bodies |
 //! | [`problem`] | refusals |
 //! | [`serve`] | connections |
@@ -27,13 +32,16 @@ use std::time::Instant;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tokio::sync::{Mutex, Semaphore, watch};
 
+pub mod audit;
 pub mod auth;
 pub mod baselines;
 pub mod body;
 pub mod cluster;
+pub mod changes;
+pub mod docs;
 pub mod events;
 pub mod flags;
 pub mod health;
@@ -41,10 +49,17 @@ pub mod link;
 pub mod migrations;
 pub mod modes;
 pub mod nics;
+pub mod openapi;
+pub mod page;
 pub mod perf;
 pub mod problem;
 pub mod serve;
+pub mod tokens;
 
+use crate::access::audit::Audit;
+use crate::access::idempotency::Keys;
+use crate::access::rate::Rates;
+use crate::access::tokens::Tokens;
 use crate::baselines::Baselines;
 use crate::cluster::Cluster;
 use crate::flags::Flags;
@@ -56,7 +71,6 @@ use crate::nics::Nics;
 use crate::store::Store;
 use crate::telemetry::health::StoreHealth;
 use crate::telemetry::tally::Tally;
-use crate::token::Token;
 use problem::Problem;
 
 /// What the routes work on; a clone is the same.
@@ -82,8 +96,14 @@ pub struct App {
     pub tally: Tally,
     /// The store, for probing it.
     pub store: Store,
-    /// The token every request must bear.
-    pub token: Arc<Token>,
+    /// Who may ask.
+    pub tokens: Tokens,
+    /// What was changed.
+    pub audit: Audit,
+    /// Requests that run once.
+    pub keys: Keys,
+    /// How often each may ask.
+    pub rates: Arc<Rates>,
     /// Serve `/metrics` without it.
     pub metrics_open: bool,
     /// Becomes true when the process stops.
@@ -116,8 +136,14 @@ pub struct Parts {
     pub baselines: Baselines,
     /// The store.
     pub store: Store,
-    /// The token every request must bear.
-    pub token: Token,
+    /// Who may ask.
+    pub tokens: Tokens,
+    /// What was changed.
+    pub audit: Audit,
+    /// Requests that run once.
+    pub keys: Keys,
+    /// Requests a second of each caller, 0 for any number.
+    pub requests_per_s: u32,
     /// Serve `/metrics` without it.
     pub metrics_open: bool,
     /// Becomes true when the process stops.
@@ -139,7 +165,10 @@ impl App {
             baselines: parts.baselines,
             tally: Tally::default(),
             store: parts.store,
-            token: Arc::new(parts.token),
+            tokens: parts.tokens,
+            audit: parts.audit,
+            keys: parts.keys,
+            rates: Arc::new(Rates::new(parts.requests_per_s)),
             metrics_open: parts.metrics_open,
             stop: parts.stop,
             started: Instant::now(),
@@ -228,8 +257,18 @@ impl App {
             .route("/v1/perf/flamegraph", get(perf::flamegraph))
             .route("/v1/perf/hardware", get(perf::hardware))
             .route("/metrics", get(health::metrics))
+            .route("/v1/tokens", get(tokens::list).post(tokens::create))
+            .route("/v1/tokens/{id}", delete(tokens::revoke))
+            .route("/v1/audit", get(audit::list))
+            .route("/v1/openapi.json", get(openapi::serve))
+            .route("/docs", get(docs::root))
+            .route("/docs/", get(docs::page))
+            .route("/docs/docs.js", get(docs::script))
+            .route("/docs/swagger-ui-bundle.js", get(docs::bundle))
+            .route("/docs/swagger-ui.css", get(docs::style))
             .fallback(no_route)
             .method_not_allowed_fallback(no_method)
+            .layer(from_fn_with_state(self.clone(), changes::once_and_recorded))
             .layer(from_fn_with_state(self.clone(), auth::require_token))
             .with_state(self)
     }

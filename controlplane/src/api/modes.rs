@@ -27,10 +27,12 @@ use crate::mode::view::{ModesView, PeerView};
 use crate::mode::word;
 
 /// Body of the `PUT` routes.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ModeRequest)]
 pub struct SetRequest {
     #[serde(with = "word")]
+    #[schema(value_type = String, pattern = "^(datacenter|internet|hybrid)$")]
     mode: Mode,
 }
 

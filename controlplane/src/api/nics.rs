@@ -26,14 +26,14 @@ use super::problem::Problem;
 use crate::nics::{Nics, NicsError};
 
 /// Body of a plan and of a verification.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProfileRequest {
     profile: String,
 }
 
 /// Body of an application.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyRequest {
     profile: String,
@@ -41,7 +41,7 @@ pub struct ApplyRequest {
 }
 
 /// Body of a revert.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RevertRequest {
     nic: String,

@@ -4,6 +4,8 @@
 //! In: an error of a module. Out: a response. Promise: every refusal says what happened and what to
 //! do next; none repeats a token or more than a few words of what the client sent.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -11,6 +13,8 @@ use serde::Serialize;
 use dwcp_consensus::SubmitError;
 
 use crate::cluster::ChangeError;
+use crate::access::scope::Scope;
+use crate::access::tokens::TokensError;
 use crate::flags::FlagError;
 use crate::jobs::JobError;
 use crate::mode::ModeError;
@@ -18,7 +22,7 @@ use crate::nics::NicsError;
 use crate::store::StoreError;
 
 /// A refusal.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Problem {
     /// `urn:dwcp:problem:` and a word that programs may compare.
     #[serde(rename = "type")]
@@ -29,6 +33,8 @@ pub struct Problem {
     cure: String,
     #[serde(skip)]
     challenge: Option<&'static str>,
+    #[serde(skip)]
+    retry_after_s: Option<u16>,
 }
 
 impl Problem {
@@ -47,6 +53,7 @@ impl Problem {
             detail: detail.into(),
             cure: cure.into(),
             challenge: None,
+            retry_after_s: None,
         }
     }
 
@@ -64,6 +71,36 @@ impl Problem {
         Self {
             challenge: Some(challenge),
             ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail, cure)
+        }
+    }
+
+    /// 403: the token is good, but not for this.
+    #[must_use]
+    pub fn forbidden(has: Scope, needs: Scope) -> Self {
+        let (has, needs) = (has.as_str(), needs.as_str());
+        Self {
+            challenge: Some("Bearer realm=\"dwcp\", error=\"insufficient_scope\""),
+            ..Self::new(
+                StatusCode::FORBIDDEN,
+                "insufficient_scope",
+                format!("the token has the scope {has}, this needs {needs}"),
+                format!("use a token with the scope {needs}: `dwcpctl tokens create` makes one"),
+            )
+        }
+    }
+
+    /// 429: too many at once.
+    #[must_use]
+    pub fn too_often(wait: Duration) -> Self {
+        let wait_s = u16::try_from(wait.as_secs() + 1).unwrap_or(u16::MAX);
+        Self {
+            retry_after_s: Some(wait_s),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_often",
+                "too many requests in a short time",
+                format!("wait {wait_s} s; requests_per_s in the settings is the limit"),
+            )
         }
     }
 
@@ -100,6 +137,9 @@ impl IntoResponse for Problem {
                 header::WWW_AUTHENTICATE,
                 HeaderValue::from_static(challenge),
             );
+        }
+        if let Some(wait_s) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, wait_s.into());
         }
         response
     }
@@ -160,6 +200,31 @@ impl From<ModeError> for Problem {
                 "take some back with DELETE /v1/modes/{peer}, or override all peers with PUT /v1/modes",
             ),
             ModeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TokensError> for Problem {
+    fn from(error: TokensError) -> Self {
+        match error {
+            TokensError::Name | TokensError::Life => Self::bad_request(error.to_string()),
+            TokensError::TooMany => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "too_many_tokens",
+                error.to_string(),
+                "revoke some with DELETE /v1/tokens/{id} or `dwcpctl tokens revoke ID`",
+            ),
+            TokensError::Unknown(_) => Self::not_found(
+                error.to_string(),
+                "list the tokens with GET /v1/tokens or `dwcpctl tokens list`",
+            ),
+            TokensError::NoEntropy(_) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                error.to_string(),
+                "look at the control plane's log; then ask again",
+            ),
+            TokensError::Store(error) => error.into(),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Serves the API on a TCP socket.
+//! Serves the API on a TCP socket, over TLS or without.
 //!
 //! In: connections from anybody. Out: requests for the router. Promises: at most [`CONNECTIONS_MAX`]
 //! connections at once, plus [`LOCAL_RESERVE`] for this host itself, so that no crowd outside keeps its
-//! operator from the kill switch; a head that does not arrive within [`HEAD_TIME_MAX`] ends its
+//! operator from the kill switch; a head or a handshake that does not end within [`HEAD_TIME_MAX`] ends its
 //! connection, idle ones included; a client that stops reading is cut off by the kernel after
 //! [`STALL_TIME_MAX`]. On shutdown requests in progress get [`GRACE`] to finish.
 
@@ -15,9 +15,12 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::auth::PeerAddress;
 
@@ -46,7 +49,13 @@ impl Drop for Counted {
 }
 
 /// Serves until `stop` becomes true, then lets requests in progress finish.
-pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let tls = tls.map(TlsAcceptor::from);
     let open = Arc::new(AtomicUsize::new(0));
     let mut connections = JoinSet::new();
     loop {
@@ -76,13 +85,22 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
         }
         open.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(open.clone());
-        connections.spawn(connection(
-            stream,
-            peer,
-            router.clone(),
-            stop.clone(),
-            counted,
-        ));
+        let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
+        connections.spawn(async move {
+            let _counted = counted;
+            let stall_ms = u32::try_from(STALL_TIME_MAX.as_millis()).unwrap_or(u32::MAX);
+            if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, stall_ms) {
+                tracing::warn!(%peer, %error, "a client that stops reading will not be noticed");
+            }
+            let Some(tls) = tls else {
+                return connection(stream, peer, router, stop).await;
+            };
+            match tokio::time::timeout(HEAD_TIME_MAX, tls.accept(stream)).await {
+                Ok(Ok(stream)) => connection(stream, peer, router, stop).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+                Err(_) => tracing::debug!(%peer, "no TLS in time"),
+            }
+        });
     }
     drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
@@ -92,16 +110,11 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
     mut stop: watch::Receiver<bool>,
-    _counted: Counted,
 ) {
-    let stall_ms = u32::try_from(STALL_TIME_MAX.as_millis()).unwrap_or(u32::MAX);
-    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, stall_ms) {
-        tracing::warn!(%peer, %error, "a client that stops reading will not be noticed");
-    }
     // Outermost, so that the check of the token already sees the address.
     let service = TowerToHyperService::new(router.layer(Extension(PeerAddress(peer))));
     let serving = http1::Builder::new()

@@ -15,7 +15,7 @@ use super::bucket::{BUCKETS, bucket};
 pub const EXCLUDED_MAX: usize = 1_024;
 
 /// Name of a node: 1 to 64 characters out of `A-Z a-z 0-9 . _ -`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct NodeId(String);
 
@@ -46,7 +46,8 @@ impl<'de> Deserialize<'de> for NodeId {
 }
 
 /// Share of the nodes, in steps of a thousandth of a percent; a JSON number from 0 to 100.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, utoipa::ToSchema)]
+#[schema(value_type = f64, minimum = 0, maximum = 100)]
 pub struct Percentage(u32);
 
 impl Percentage {
@@ -121,7 +122,7 @@ pub const fn is_available(component: Component) -> bool {
 }
 
 /// Settings of one flag.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Flag {
     /// Off means v1 on every node.
     pub enabled: bool,

@@ -6,7 +6,7 @@ use super::rule::{Flag, NodeId};
 use crate::store::StoreError;
 
 /// A flag as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct FlagView {
     /// Key of the flag.
     pub feature: &'static str,
@@ -22,7 +22,7 @@ pub struct FlagView {
 }
 
 /// All flags as the API shows them.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct FlagsView {
     /// The node that `bucket` and `version_here` speak of.
     pub node: NodeId,
@@ -37,7 +37,7 @@ pub struct FlagsView {
 }
 
 /// What became of a change of the kill switch.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct ForceView {
     /// Its state now.
     pub force_v1: bool,

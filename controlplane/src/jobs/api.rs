@@ -30,6 +30,8 @@ pub struct JobsConfig {
     pub socket_dir: PathBuf,
     /// Directories that QMP sockets may lie in.
     pub qmp_allowed_dirs: Vec<PathBuf>,
+    /// Whom this host trusts to be a peer's API.
+    pub peer_tls: rustls::ClientConfig,
     /// Token for peers' APIs, if a request brings none.
     pub peer_token: Option<PeerToken>,
 }
@@ -47,7 +49,8 @@ impl Jobs {
     /// [`JobError::Socket`] or [`JobError::Store`].
     pub fn new(host: Host, store: Store, config: JobsConfig) -> Result<Self, JobError> {
         let sockets = SocketDir::open(&config.socket_dir)?;
-        let client = Peer::client().map_err(|error| JobError::Random(error.to_string()))?;
+        let client = Peer::client(config.peer_tls.clone())
+            .map_err(|error| JobError::Random(error.to_string()))?;
         let jobs = Self {
             table: Arc::new(Table::new(host, store, config, client, sockets)),
         };

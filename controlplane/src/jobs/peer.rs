@@ -113,10 +113,11 @@ impl Peer {
     ///
     /// # Errors
     /// What the library said.
-    pub fn client() -> Result<Client, reqwest::Error> {
+    pub fn client(tls: rustls::ClientConfig) -> Result<Client, reqwest::Error> {
         Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
+            .tls_backend_preconfigured(tls)
             .connect_timeout(CALL_LIMIT)
             .build()
     }
@@ -280,7 +281,7 @@ mod tests {
             let _ = stream.write_all(&answer).await;
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
-        let client = Peer::client().unwrap();
+        let client = Peer::client(crate::tls::client(None).unwrap()).unwrap();
         let peer = Peer::new(&client, &api, Some(PeerToken("t0ken".to_owned())));
         let outcome = peer.verdict(SessionId([1; 16])).await;
         (outcome, server.await.unwrap())

@@ -22,7 +22,7 @@ pub const RESUME_LIMIT_MS_MAX: u64 = 3_600_000;
 const TEXT_BYTES_MAX: usize = 1024;
 
 /// A bearer token for a peer's API. Never printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct PeerToken(pub String);
 
@@ -33,7 +33,7 @@ impl fmt::Debug for PeerToken {
 }
 
 /// The virtual machine to move, as the source host knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmRef {
     /// Path of its QMP socket on the source host.
@@ -44,10 +44,10 @@ pub struct VmRef {
 }
 
 /// Where it goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DestinationRef {
-    /// Base address of the destination's control plane, `http://host:port`.
+    /// Base address of the destination's control plane, `http://host:port` or `https://host:port`.
     pub api: String,
     /// Path of the receiving hypervisor's QMP socket on the destination host.
     pub qmp: String,
@@ -80,7 +80,7 @@ impl DestinationRef {
 }
 
 /// The highest protocol version a migration may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MaxVersion {
     /// The plain and proven way.
@@ -100,7 +100,7 @@ impl From<MaxVersion> for Version {
 }
 
 /// What may be chosen for one migration. Zero means "the default" for every limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MigrationOptions {
     /// Highest protocol version.
@@ -121,6 +121,7 @@ pub struct MigrationOptions {
     pub quit_source: bool,
     /// When the guest goes to the destination before all its memory is there.
     #[serde(skip_serializing_if = "Postcopy::is_never")]
+    #[schema(value_type = Value)]
     pub postcopy: Postcopy,
     /// A post-copy migration whose link was lost goes on by itself when the link is back.
     #[serde(skip_serializing_if = "is_true")]
@@ -208,7 +209,7 @@ impl MigrationOptions {
 }
 
 /// `POST /v1/migrations`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationRequest {
     /// What to move.
@@ -234,10 +235,13 @@ impl MigrationRequest {
         text("destination.api", &self.destination.api)?;
         self.destination.node_text()?;
         let api = &self.destination.api;
-        if !api.starts_with("http://") || reqwest::Url::parse(api).is_err() {
+        let known = ["http://", "https://"]
+            .iter()
+            .any(|scheme| api.starts_with(scheme));
+        if !known || reqwest::Url::parse(api).is_err() {
             return Err(JobError::BadRequest {
                 field: "destination.api",
-                problem: "it must read http://host:port".to_owned(),
+                problem: "it must read http://host:port or https://host:port".to_owned(),
             });
         }
         self.options.check()
@@ -245,7 +249,7 @@ impl MigrationRequest {
 }
 
 /// `POST /v1/incoming`: a source control plane asks for a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IncomingRequest {
     /// The session, 32 hexadecimal digits.
@@ -264,7 +268,7 @@ pub struct IncomingRequest {
 }
 
 /// `POST /v1/incoming/{session}/recover`: the source goes on over a new session of the data planes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverRequest {
     /// The new session, 32 hexadecimal digits.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::request::{MigrationOptions, VmRef};
 
 /// Where a migration stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MigrationState {
     /// Both ends are being prepared.
@@ -69,7 +69,7 @@ impl MigrationState {
 }
 
 /// Which side has the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestSide {
     /// The source: nothing was lost.
@@ -81,7 +81,7 @@ pub enum GuestSide {
 }
 
 /// Why it failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FailureView {
     /// A word that programs may compare.
     pub code: String,
@@ -92,7 +92,7 @@ pub struct FailureView {
 }
 
 /// Bytes so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BytesView {
     /// Taken from the sending hypervisor.
     pub hypervisor: u64,
@@ -105,7 +105,7 @@ pub struct BytesView {
 }
 
 /// Bytes a second, measured over the last second or so.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RatesView {
     /// From the hypervisor.
     pub hypervisor_bytes_per_s: f64,
@@ -114,7 +114,7 @@ pub struct RatesView {
 }
 
 /// Pages of guest RAM so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PagesView {
     /// Seen in the stream.
     pub total: u64,
@@ -130,7 +130,7 @@ pub struct PagesView {
 }
 
 /// What lanes run over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LaneDriver {
     /// The kernel's TCP.
@@ -158,7 +158,7 @@ impl LaneDriver {
 }
 
 /// Connections between the two data planes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LanesView {
     /// Up now.
     pub up: u64,
@@ -173,7 +173,7 @@ pub struct LanesView {
 }
 
 /// What the kill switch did to this session; times are `CLOCK_MONOTONIC` nanoseconds of this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RollbackView {
     /// When the switch was thrown.
     pub thrown_ns: u64,
@@ -186,7 +186,7 @@ pub struct RollbackView {
 }
 
 /// Where it goes; the token is never shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DestinationView {
     /// Base address of the destination's control plane.
     pub api: String,
@@ -197,7 +197,7 @@ pub struct DestinationView {
 }
 
 /// One migration, as its source sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MigrationView {
     /// The session, 32 hexadecimal digits.
     pub id: String,
@@ -260,7 +260,7 @@ pub struct MigrationView {
 }
 
 /// Where an incoming migration stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IncomingState {
     /// The hypervisor is being prepared.
@@ -288,7 +288,7 @@ impl IncomingState {
 }
 
 /// Is the guest at the destination?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestVerdict {
     /// It is, or it was: the destination's hypervisor took it over.
@@ -302,14 +302,14 @@ pub enum GuestVerdict {
 }
 
 /// Answer to `POST /v1/incoming/{session}/verdict`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Verdict {
     /// Is the guest here?
     pub guest: GuestVerdict,
 }
 
 /// One incoming migration, as its destination sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct IncomingView {
     /// The session, 32 hexadecimal digits.
     pub session: String,

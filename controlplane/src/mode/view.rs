@@ -11,7 +11,7 @@ use super::decider::{Bandwidth, FAR_US, FAST_BYTES_PER_S, MARGIN_PERCENT, Median
 use super::peers::{Peer, sessions_of};
 
 /// Answer of `GET /v1/modes`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct ModesView {
     /// The override of all peers; null: none.
     #[serde(rename = "override")]
@@ -21,7 +21,7 @@ pub struct ModesView {
 }
 
 /// An override.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct OverrideView {
     /// The mode that was said.
     pub mode: &'static str,
@@ -42,9 +42,10 @@ impl From<&Override> for OverrideView {
 }
 
 /// One peer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct PeerView {
     /// Its data plane's address.
+    #[schema(value_type = String)]
     pub peer: IpAddr,
     /// Its mode; null: not known yet.
     pub mode: Option<&'static str>,
@@ -64,21 +65,23 @@ pub struct PeerView {
 }
 
 /// What was measured of a path.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct MeasuredView {
     /// The mode that follows from it; null before the third sample.
     pub mode: Option<&'static str>,
     /// The rule that it follows from, by the present medians.
+    #[schema(value_type = Option<String>)]
     pub rule: Option<Rule>,
     /// Medians of the last samples.
     #[serde(flatten)]
+    #[schema(value_type = Object)]
     pub medians: Medians,
     /// Samples so far.
     pub samples: u64,
 }
 
 /// A session of a peer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct SessionView {
     /// Its id.
     pub session: String,
@@ -101,9 +104,10 @@ pub struct SessionView {
 }
 
 /// A change of a peer's mode.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ChangeView {
     /// The peer.
+    #[schema(value_type = String)]
     pub peer: IpAddr,
     /// The mode before; null at the first.
     pub from: Option<&'static str>,

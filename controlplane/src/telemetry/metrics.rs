@@ -106,6 +106,7 @@ impl Collector for Picture {
         }
         if let Some(door) = &self.door {
             door_families(&mut out, door)?;
+            self.attempt_family(&mut out, door)?;
         }
         Ok(())
     }
@@ -337,6 +338,13 @@ impl Picture {
             "Sessions failed closed because a digest did not vouch for their bytes",
             self.tally.failures(version, Failure::Corrupted),
         )?;
+        let harmed = [Failure::Corrupted, Failure::Protocol]
+            .map(|failure| self.tally.failures(version, failure));
+        out.counter(
+            &name("byzantine_successful"),
+            "Sessions that a peer ended by what it sent after it had proved itself",
+            harmed.iter().sum::<u64>(),
+        )?;
         out.histogram(
             &name("latency_seconds"),
             "Downtime of the guest in completed migrations, by the hypervisor's own measure",
@@ -346,6 +354,21 @@ impl Picture {
             &name("migration_duration_seconds"),
             "Time from the start to the end of completed migrations",
             self.tally.duration(version),
+        )
+    }
+
+    /// What was tried against this node, whichever version it would have come to.
+    fn attempt_family(&self, out: &mut Families<'_>, door: &DoorFigures) -> fmt::Result {
+        let refused = door.refused.iter();
+        let mut kinds: Vec<(Labels, u64)> = refused
+            .map(|(reason, count)| (label("kind", *reason), *count))
+            .collect();
+        let tampered = self.total("corrupted_total").unwrap_or_default();
+        kinds.push((label("kind", "tampered_frame"), tampered));
+        out.counters(
+            "dwcp_v3_byzantine_attempts",
+            "Peers that did not prove themselves, by reason, and frames that were not what they claimed",
+            kinds,
         )
     }
 

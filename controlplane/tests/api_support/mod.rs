@@ -78,6 +78,7 @@ impl Server {
         let address = watchdog(address).await.unwrap();
         let http = reqwest::Client::builder()
             .pool_max_idle_per_host(0)
+            .tls_backend_preconfigured(dwcp_controlplane::tls::client(None).unwrap())
             .build()
             .unwrap();
         Self {

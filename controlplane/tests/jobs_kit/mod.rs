@@ -228,6 +228,7 @@ impl ControlPlane {
                 let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
                 let (host, _task) = Host::spawn(dir.join("dp.sock"));
                 let config = JobsConfig {
+                    peer_tls: dwcp_controlplane::tls::client(None).unwrap(),
                     socket_dir: dir.join("s"),
                     qmp_allowed_dirs: vec![dir.clone()],
                     peer_token: None,
@@ -392,6 +393,7 @@ impl Scene {
 pub async fn call(method: reqwest::Method, url: &str, body: Option<Value>) -> (u16, Value) {
     let client = reqwest::Client::builder()
         .no_proxy()
+        .tls_backend_preconfigured(dwcp_controlplane::tls::client(None).unwrap())
         .timeout(WATCHDOG)
         .build()
         .unwrap();

@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use dwcp_baseline::Limits;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// See the module.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaselineConfig {
     /// Folder of the store, an absolute path.

@@ -8,12 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::transport::handshake::Guard;
 
 /// The driver that a node prefers for the lanes that it opens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// The kernel's TCP.
@@ -26,8 +26,8 @@ pub enum Driver {
 }
 
 /// A host's address and its segment, such as `10.9.0.1/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     /// The address.
     pub ip: IpAddr,
@@ -36,8 +36,8 @@ pub struct Cidr {
 }
 
 /// What a DPDK port stands on.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum DpdkDevice {
     /// A PCI address, such as `0000:03:00.0`.
     Pci(String),
@@ -50,7 +50,7 @@ pub enum DpdkDevice {
 }
 
 /// How a congested path is shared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CongestionControl {
     /// Fills the path until it loses.
@@ -61,7 +61,7 @@ pub enum CongestionControl {
 }
 
 /// How the kernel's TCP shares a congested path between lanes and everybody else.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TcpCongestion {
     /// By the path: BBR on a far one, else what the host has.
@@ -76,7 +76,7 @@ pub enum TcpCongestion {
 }
 
 /// The table `[dpdk]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DpdkConfig {
     /// What the port stands on.
@@ -119,7 +119,7 @@ impl DpdkConfig {
 }
 
 /// The table `[rdma]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RdmaConfig {
     /// Where peers connect: an address of an RDMA device and a port.
@@ -144,6 +144,23 @@ impl TryFrom<String> for DpdkDevice {
 
     fn try_from(text: String) -> Result<Self, BadDriverText> {
         text.parse()
+    }
+}
+
+impl From<DpdkDevice> for String {
+    fn from(device: DpdkDevice) -> Self {
+        match device {
+            DpdkDevice::Pci(address) => address,
+            DpdkDevice::AfXdp(name) => format!("af_xdp:{name}"),
+            DpdkDevice::MemifServer(path) => format!("memif-server:{}", path.display()),
+            DpdkDevice::MemifClient(path) => format!("memif-client:{}", path.display()),
+        }
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        format!("{}/{}", cidr.ip, cidr.prefix_bits)
     }
 }
 

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dwcp_api::Version;
+use dwcp_api::{Version, monotonic_ns};
 
 use super::board::Board;
 use super::control::{Control, Identity};
@@ -39,6 +40,7 @@ pub struct Engine {
     control: JoinHandle<()>,
     stop: Arc<AtomicBool>,
     listen: std::net::SocketAddr,
+    board: Arc<Board>,
 }
 
 impl Engine {
@@ -184,6 +186,7 @@ impl Engine {
             control: control_handle,
             stop,
             listen,
+            board,
         })
     }
 
@@ -203,6 +206,17 @@ impl Engine {
     pub fn is_broken(&self) -> bool {
         let workers = self.workers.iter().map(|(_, handle)| handle);
         workers.chain(&self.encoders.1).any(JoinHandle::is_finished)
+    }
+
+    /// Has every worker taken a turn lately? One without work takes one every half second.
+    #[must_use]
+    pub fn is_turning(&self, within: Duration) -> bool {
+        let now_ns = monotonic_ns();
+        let within_ns = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
+        (0..self.workers.len()).all(|index| {
+            let last_ns = self.board.worker(index).map(|it| it.last_turn_ns.get());
+            last_ns.is_ok_and(|last_ns| now_ns.saturating_sub(last_ns) <= within_ns)
+        })
     }
 
     /// Fails what runs closed and ends every thread. A source session in its switchover is waited for.

@@ -12,6 +12,7 @@ mod ring;
 mod rollback;
 mod sampling;
 pub mod scaling;
+mod scrape;
 mod seal;
 mod sharing;
 mod stream;
@@ -40,7 +41,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 13] = [
+const BENCHES: [Bench; 14] = [
     Bench {
         name: "consensus",
         about: "commits of the replicated log against etcd's, three members each, 1 and 64 clients",
@@ -88,6 +89,12 @@ const BENCHES: [Bench; 13] = [
         about: "from the kill switch's request to the first v1 batch, under a running migration",
         kind: Kind::Product,
         run: rollback::run,
+    },
+    Bench {
+        name: "scrape",
+        about: "what one scrape of /metrics costs the control plane of a busy node",
+        kind: Kind::Product,
+        run: scrape::run,
     },
     Bench {
         name: "sampling",

@@ -29,7 +29,7 @@ pub enum Way {
 }
 
 /// What guards datagrams against who can write to the network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Guard {
     /// Nobody can change them or speak for a peer.
