@@ -54,8 +54,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             heartbeat_ms: 100,
-            election_ms_min: 500,
-            election_ms_max: 1_000,
+            election_ms_min: 400,
+            election_ms_max: 700,
             entries_per_snapshot: 2_000,
         }
     }

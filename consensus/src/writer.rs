@@ -133,7 +133,7 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Like [`Self::wait`], without a thread.
-    pub async fn wait_async(&self) -> bool {
+    pub async fn wait_async(&mut self) -> bool {
         loop {
             {
                 let waiting = self.queue.lock();
