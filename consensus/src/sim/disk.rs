@@ -66,7 +66,12 @@ impl SimDisk {
         let chance = platter.chance.clone();
         for file in platter.files.values_mut() {
             let open = file.now.len() - file.synced;
-            let kept = chance.below(open as u64 + 1) as usize;
+            // All of it may have reached the disk, though nobody was told.
+            let kept = if chance.permille(400) {
+                open
+            } else {
+                chance.below(open as u64 + 1) as usize
+            };
             file.now.truncate(file.synced + kept);
             if kept > 0 && chance.permille(500) {
                 let torn = file.synced + chance.below(kept as u64) as usize;
