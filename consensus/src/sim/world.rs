@@ -316,7 +316,7 @@ impl World {
                 }
             }
             4 => {
-                self.burst();
+                self.burst(8, 12_000);
                 Sim::sleep(self.chance.micros(0, 12_000)).await;
                 for peer in ids {
                     self.net.cut(id, peer);
@@ -364,15 +364,15 @@ impl World {
         drop(Sim::spawn(async move {
             let _ = member.seal(members, WITHIN).await;
         }));
-        self.burst();
+        self.burst(24, 70_000);
     }
 
     /// Many writes at once, through all members.
-    fn burst(&self) {
-        for at in 0..8 {
+    fn burst(&self, writes: u64, micros: u64) {
+        for at in 0..writes {
             let world = self.clone();
             drop(Sim::spawn(async move {
-                Sim::sleep(world.chance.micros(0, 12_000)).await;
+                Sim::sleep(world.chance.micros(0, micros)).await;
                 if let Some((id, member)) = world.some_member() {
                     world.write(id, &member, at).await;
                 }
