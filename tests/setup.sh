@@ -23,3 +23,5 @@ echo "setup: installing$missing"
 # shellcheck disable=SC2086
 apt-get install -y -qq --no-install-recommends $missing >/dev/null \
     || { echo "setup: cannot install$missing" >&2; exit 1; }
+# The package starts a service, which nothing here uses.
+systemctl disable --now etcd >/dev/null 2>&1 || true

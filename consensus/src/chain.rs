@@ -37,6 +37,9 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(40);
 /// How often the present engine is looked at when nothing happens.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Called after each change of the state, with the index that changed it; it must not block.
+pub type Observer = Arc<dyn Fn(&State, u64) + Send + Sync>;
+
 /// Times and sizes of an engine.
 #[derive(Clone, Debug)]
 pub struct Tuning {
@@ -54,8 +57,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             heartbeat_ms: 100,
-            election_ms_min: 500,
-            election_ms_max: 1_000,
+            election_ms_min: 400,
+            election_ms_max: 700,
             entries_per_snapshot: 2_000,
         }
     }
@@ -118,7 +121,7 @@ impl<C: Conf, D: Disk> Chain<C, D> {
         disk: D,
         wire: Arc<dyn Wire>,
         tuning: Tuning,
-        on_apply: Arc<dyn Fn(&State, u64) + Send + Sync>,
+        on_apply: Observer,
     ) -> io::Result<Self> {
         let vault = Vault::open(&disk)?;
         let mut handover = vault.newest()?;

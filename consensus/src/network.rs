@@ -222,6 +222,7 @@ impl<C: Conf> RaftNetworkV2<C> for Client {
     ) -> Result<TransferLeaderResponse<C>, RPCError<C>> {
         let message = Message::Transfer {
             vote: *req.from_leader(),
+            heir: *req.to_node_id(),
             last: req.last_log_id().copied(),
         };
         match self.ask::<C>(message, &option).await? {

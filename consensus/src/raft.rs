@@ -260,8 +260,8 @@ impl<C: Conf> RaftEngine<C> {
                     .map(|response| Answer::Snapshot(response.vote))
                     .map_err(RaftError::Fatal)
             }
-            Message::Transfer { vote, last } => {
-                let rpc = TransferLeaderRequest::new(vote, *self.raft.node_id(), last);
+            Message::Transfer { vote, heir, last } => {
+                let rpc = TransferLeaderRequest::new(vote, heir, last);
                 let taken = self.raft.handle_transfer_leader(rpc).await;
                 taken
                     .map(|response| Answer::Transfer(response.map_err(|error| error.to_string())))

@@ -71,10 +71,12 @@ pub enum Message {
         /// The state.
         state: String,
     },
-    /// Raft: the leader asks the receiver to take over.
+    /// Raft: the leader asks one member to take over, and tells all.
     Transfer {
         /// The leader's vote.
         vote: Vote,
+        /// Who is to lead.
+        heir: NodeNumber,
         /// The end of its log.
         last: Option<LogId>,
     },

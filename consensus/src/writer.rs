@@ -91,6 +91,8 @@ pub struct Writer<D: Disk> {
     file_number: u64,
     batch: u64,
     written: usize,
+    /// Written and not settled: who waits, and how many bytes it was.
+    open: Option<(Vec<Job>, io::Result<usize>)>,
 }
 
 impl<D: Disk> Writer<D> {
@@ -112,6 +114,7 @@ impl<D: Disk> Writer<D> {
             file_number,
             batch: 1,
             written: 0,
+            open: None,
         };
         Ok((writer, queue))
     }
@@ -130,7 +133,7 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Like [`Self::wait`], without a thread.
-    pub async fn wait_async(&self) -> bool {
+    pub async fn wait_async(&mut self) -> bool {
         loop {
             {
                 let waiting = self.queue.lock();
@@ -147,9 +150,27 @@ impl<D: Disk> Writer<D> {
 
     /// Writes and syncs what waits; false after an error, when it must not be called again.
     pub fn turn(&mut self) -> bool {
+        self.write();
+        self.settle()
+    }
+
+    /// The first half of a turn: what waits is written, and not yet on disk.
+    pub(crate) fn write(&mut self) {
         let jobs = std::mem::take(&mut self.queue.lock().jobs);
-        let written = self.write(&jobs);
-        let failed = written
+        let records = jobs.iter().flat_map(|job| &job.records);
+        let written = encode(self.batch, records)
+            .map_err(io::Error::from)
+            .and_then(|bytes| self.file.append(&bytes).map(|()| bytes.len()));
+        self.open = Some((jobs, written));
+    }
+
+    /// The second half: synced, and everyone told.
+    pub(crate) fn settle(&mut self) -> bool {
+        let Some((jobs, written)) = self.open.take() else {
+            return true;
+        };
+        let settled = written.and_then(|bytes| self.sync(&jobs, bytes));
+        let failed = settled
             .as_ref()
             .err()
             .map(|error| (error.kind(), error.to_string()));
@@ -174,16 +195,14 @@ impl<D: Disk> Writer<D> {
         false
     }
 
-    fn write(&mut self, jobs: &[Job]) -> io::Result<()> {
-        let records = || jobs.iter().flat_map(|job| &job.records);
-        let bytes = encode(self.batch, records())?;
-        self.file.append(&bytes)?;
+    fn sync(&mut self, jobs: &[Job], bytes: usize) -> io::Result<()> {
         if !planted(Bug::FsyncSkipped) {
             self.file.sync()?;
         }
         self.batch += 1;
-        self.written += bytes.len();
-        records().for_each(|record| self.image.take(record));
+        self.written += bytes;
+        let records = jobs.iter().flat_map(|job| &job.records);
+        records.for_each(|record| self.image.take(record));
         if self.written >= FILE_BYTES_MAX || self.disk_wants_new_file() {
             let next = self.file_number + 1;
             self.file = begin_file(&self.disk, &self.prefix, next, &self.image)?;

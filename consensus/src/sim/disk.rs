@@ -66,9 +66,14 @@ impl SimDisk {
         let chance = platter.chance.clone();
         for file in platter.files.values_mut() {
             let open = file.now.len() - file.synced;
-            let kept = chance.below(open as u64 + 1) as usize;
+            // All of it may have reached the disk, though nobody was told.
+            let kept = if chance.permille(400) {
+                open
+            } else {
+                chance.below(open as u64 + 1) as usize
+            };
             file.now.truncate(file.synced + kept);
-            if kept > 0 && chance.permille(300) {
+            if kept > 0 && chance.permille(500) {
                 let torn = file.synced + chance.below(kept as u64) as usize;
                 file.now[torn] ^= 0x55;
             }
@@ -176,8 +181,9 @@ impl Disk for SimDisk {
             while writer.wait_async().await {
                 let chance = disk.platter.lock().unwrap().chance.clone();
                 let slow = if chance.permille(20) { 40_000 } else { 1_500 };
+                writer.write();
                 Sim::sleep(chance.micros(100, slow)).await;
-                if disk.alive().is_err() || !writer.turn() {
+                if disk.alive().is_err() || !writer.settle() {
                     return;
                 }
             }

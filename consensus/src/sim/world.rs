@@ -316,6 +316,8 @@ impl World {
                 }
             }
             4 => {
+                self.burst(8, 12_000);
+                Sim::sleep(self.chance.micros(0, 12_000)).await;
                 for peer in ids {
                     self.net.cut(id, peer);
                     self.net.cut(peer, id);
@@ -362,6 +364,33 @@ impl World {
         drop(Sim::spawn(async move {
             let _ = member.seal(members, WITHIN).await;
         }));
+        self.burst(24, 70_000);
+    }
+
+    /// Many writes at once, through all members.
+    fn burst(&self, writes: u64, micros: u64) {
+        for at in 0..writes {
+            let world = self.clone();
+            drop(Sim::spawn(async move {
+                Sim::sleep(world.chance.micros(0, micros)).await;
+                if let Some((id, member)) = world.some_member() {
+                    world.write(id, &member, at).await;
+                }
+            }));
+        }
+    }
+
+    async fn write(&self, id: NodeNumber, member: &Member, client: u64) {
+        let life = self.net.life(id);
+        let text = {
+            let mut told = self.told.lock().unwrap();
+            told.values += 1;
+            format!("write {} of {client}", told.values)
+        };
+        let done = member.submit(record(&text), WITHIN).await;
+        if done.is_ok() && self.net.life(id) == life {
+            self.told.lock().unwrap().acknowledged.insert(text);
+        }
     }
 
     fn change(&self, id: NodeNumber) {
@@ -393,17 +422,7 @@ impl World {
             let heard = || self.net.life(id) == life;
             let key = KEYS[self.chance.below(2) as usize];
             match self.chance.below(8) {
-                0..=4 => {
-                    let text = {
-                        let mut told = self.told.lock().unwrap();
-                        told.values += 1;
-                        format!("write {} of {client}", told.values)
-                    };
-                    let done = member.submit(record(&text), WITHIN).await;
-                    if done.is_ok() && heard() {
-                        self.told.lock().unwrap().acknowledged.insert(text);
-                    }
-                }
+                0..=4 => self.write(id, &member, client).await,
                 5 => self.set(key, &member, &mut thread, heard).await,
                 _ => self.get(key, &member, &mut thread, heard).await,
             }

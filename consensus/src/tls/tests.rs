@@ -20,7 +20,7 @@ use crate::command::{Command, Decision};
 use crate::conf::{Peer, Tokio};
 use crate::disk::Folder;
 use crate::replicator::Replicator;
-use crate::wire::{Answer, Envelope, Message, Wire, WireError};
+use crate::wire::{Answer, Change, Envelope, Message, Wire, WireError};
 
 struct Authority {
     folder: PathBuf,
@@ -146,6 +146,19 @@ async fn three_members_agree_and_strangers_are_refused() {
     members[2].submit(decision("three"), WITHIN).await.unwrap();
     let state = members[0].read(WITHIN).await.unwrap();
     assert_eq!((state.epoch, state.decisions_total), (2, 3));
+
+    let heir = members[0].status().leader.unwrap() % 3 + 1;
+    members[0]
+        .change(Change::Transfer(heir), WITHIN)
+        .await
+        .unwrap();
+    for _ in 0..400 {
+        if members.iter().all(|it| it.status().leader == Some(heir)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(members[2].status().leader, Some(heir));
 
     let ping = |name: &str| Envelope {
         cluster: "test".to_owned(),
