@@ -73,6 +73,12 @@ pub struct Settings {
     /// Where procfs is mounted [default: /proc]
     #[arg(long, env = "DWCP_PROCFS", value_name = "PATH")]
     pub procfs: Option<PathBuf>,
+    /// Folder of the baselines, the same as in the data plane's [baseline] dir [default: none are kept]
+    #[arg(long, env = "DWCP_BASELINE_DIR", value_name = "PATH")]
+    pub baseline_dir: Option<PathBuf>,
+    /// Bytes that they may take, the same as in the data plane's [baseline] max_bytes [default: 2147483648]
+    #[arg(long, env = "DWCP_BASELINE_MAX_BYTES", value_name = "BYTES")]
+    pub baseline_max_bytes: Option<u64>,
     /// Threads that serve requests, 1 to 16 [default: 1]
     #[arg(long, env = "DWCP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -106,6 +112,10 @@ pub struct Config {
     pub sysfs: PathBuf,
     /// Where procfs is mounted.
     pub procfs: PathBuf,
+    /// Folder of the baselines.
+    pub baseline_dir: Option<PathBuf>,
+    /// Bytes that they may take.
+    pub baseline_max_bytes: u64,
     /// Threads that serve requests.
     pub threads: usize,
     /// The cluster this node is a member of.
@@ -192,6 +202,8 @@ impl Config {
             metrics_open: settings.metrics_open.unwrap_or(false),
             sysfs: path(settings.sysfs, "/sys"),
             procfs: path(settings.procfs, "/proc"),
+            baseline_dir: settings.baseline_dir,
+            baseline_max_bytes: settings.baseline_max_bytes.unwrap_or(2 << 30),
             threads: settings.threads.unwrap_or(1),
             cluster: settings.cluster,
         };
@@ -226,7 +238,8 @@ impl Config {
             .qmp_allowed_dirs
             .iter()
             .map(|path| ("qmp_allowed_dirs", path));
-        for (key, path) in single.into_iter().chain(allowed) {
+        let baseline = self.baseline_dir.iter().map(|path| ("baseline_dir", path));
+        for (key, path) in single.into_iter().chain(allowed).chain(baseline) {
             if !path.is_absolute() {
                 return value(key, &path.display(), "is no absolute path: begin it with /");
             }
@@ -257,6 +270,8 @@ impl Settings {
             metrics_open: self.metrics_open.or(below.metrics_open),
             sysfs: self.sysfs.or(below.sysfs),
             procfs: self.procfs.or(below.procfs),
+            baseline_dir: self.baseline_dir.or(below.baseline_dir),
+            baseline_max_bytes: self.baseline_max_bytes.or(below.baseline_max_bytes),
             threads: self.threads.or(below.threads),
             cluster: self.cluster.or(below.cluster),
         }
@@ -320,6 +335,7 @@ mod tests {
             ("node = \"a b\"", "node"),
             ("attach = \"run/attach\"", "attach"),
             ("sysfs = \"sys\"", "sysfs"),
+            ("baseline_dir = \"here\"", "baseline_dir"),
             ("qmp_allowed_dirs = []", "qmp_allowed_dirs"),
             ("qmp_allowed_dirs = [\"x\"]", "qmp_allowed_dirs"),
         ] {

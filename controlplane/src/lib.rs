@@ -5,6 +5,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`api`] | the REST API |
+//! | [`baselines`] | blocks that this host keeps on disk |
 //! | [`cluster`] | this node's part of the replicated truth |
 //! | [`config`] | settings: file, environment, flags |
 //! | [`flags`] | feature flags, their rollout, the kill switch |
@@ -21,6 +22,7 @@
 //! | [`token`] | the API's bearer token |
 
 pub mod api;
+pub mod baselines;
 pub mod cluster;
 pub mod config;
 pub mod flags;

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use dwcp_nic_config::journal::JournalError;
 
 use crate::api::{App, Parts, serve};
+use crate::baselines::Baselines;
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::Config;
 use crate::flags::Flags;
@@ -39,6 +40,9 @@ pub enum NodeError {
     /// The journals of NICs.
     #[error(transparent)]
     Nics(#[from] JournalError),
+    /// The store of baselines.
+    #[error("the baselines cannot be opened: {0}")]
+    Baselines(#[from] dwcp_baseline::StoreError),
     /// The cluster.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -94,6 +98,7 @@ pub async fn run(
         modes: modes.clone(),
         link: link.clone(),
         nics,
+        baselines: Baselines::open(config.baseline_dir.as_deref(), config.baseline_max_bytes)?,
         store,
         token,
         metrics_open: config.metrics_open,

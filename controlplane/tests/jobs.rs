@@ -361,6 +361,7 @@ async fn a_session_left_over_by_a_dead_control_plane_is_swept() {
             session,
             listen: Text::new(scene.host(0).join("left").to_str().unwrap()).unwrap(),
             peer: Text::clipped("127.0.0.1:1"),
+            peer_node: Text::EMPTY,
             max_version: Version::V3,
             limits: SessionLimits::default(),
         })

@@ -1,6 +1,7 @@
 //! What the operator says to a data plane: a TOML file, read once at start. In: text; out: a [`Config`]
 //! in which every value lies inside its limits. An unknown key is refused by name.
 
+mod baseline;
 mod driver;
 mod tls;
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use dwcp_hugepages::arena::BackingPolicy;
 use serde::Deserialize;
 
+pub use baseline::BaselineConfig;
 pub use driver::{
     BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
     TcpCongestion,
@@ -74,6 +76,9 @@ pub struct PassiveSource {
     pub peer: SocketAddr,
     /// Name under which the peer knows the hypervisor to deliver to.
     pub target: String,
+    /// The node that must answer there; without it any that proves itself.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// A hypervisor that unannounced sessions may be delivered to.
@@ -113,7 +118,7 @@ pub struct Config {
     pub max_version: u32,
     /// Lanes of a session whose transport is v1.
     pub lanes_v1: u16,
-    /// Lanes that a session whose transport is v3 begins with.
+    /// Lanes that a session whose transport is v3 begins with, half of them on a near path.
     pub lanes_v3: u16,
     /// It never has fewer; 0: as the kind of path suggests.
     pub lanes_min: u16,
@@ -133,6 +138,8 @@ pub struct Config {
     pub rdma: Option<RdmaConfig>,
     /// Lanes run over TCP when the driver that they are to run over does not carry.
     pub driver_fallback: bool,
+    /// Blocks that are kept on disk; without it none are.
+    pub baseline: Option<BaselineConfig>,
     /// How long a link may be gone before a session fails closed.
     pub resume_limit_ms: u64,
     /// How long a session waits for its hypervisor or its peer at the beginning.
@@ -161,7 +168,7 @@ impl Default for Config {
             idle: None,
             max_version: 3,
             lanes_v1: 32,
-            lanes_v3: 8,
+            lanes_v3: 16,
             window_limit_bytes: 48 << 20,
             lanes_min: 0,
             lanes_max: 64,
@@ -171,6 +178,7 @@ impl Default for Config {
             dpdk: None,
             rdma: None,
             driver_fallback: true,
+            baseline: None,
             resume_limit_ms: 30_000,
             setup_limit_ms: 60_000,
             sessions_max: 16,
@@ -323,6 +331,20 @@ impl Config {
             self.encoders.unwrap_or_default().to_string(),
             "0 to 64",
         )?;
+        if let Some(baseline) = &self.baseline {
+            limit(
+                baseline.dir.is_absolute(),
+                "baseline.dir",
+                baseline.dir.display().to_string(),
+                "an absolute path",
+            )?;
+            limit(
+                baseline.max_bytes >= 16 << 20,
+                "baseline.max_bytes",
+                baseline.max_bytes.to_string(),
+                "16 MiB or more",
+            )?;
+        }
         if let Some(tls) = &self.tls {
             limit(
                 tls.required || !tls.trusted_networks.is_empty(),
@@ -430,6 +452,28 @@ mod tests {
             ),
         ] {
             let error = load(&wrong).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_baseline_table_needs_a_folder_and_some_room() {
+        let baseline = load("[baseline]\ndir = \"/var/lib/dwcp/baseline\"\n")
+            .unwrap()
+            .baseline;
+        let limits = baseline.unwrap().limits();
+        assert_eq!((limits.bytes_max, limits.migrations_max), (2 << 30, 2));
+        assert!(load("").unwrap().baseline.is_none());
+        for (wrong, named) in [
+            ("[baseline]\nmax_bytes = 7\n", "dir"),
+            ("[baseline]\ndir = \"here\"\n", "baseline.dir"),
+            (
+                "[baseline]\ndir = \"/x\"\nmax_bytes = 7\n",
+                "baseline.max_bytes",
+            ),
+            ("[baseline]\ndir = \"/x\"\nsize = 7\n", "size"),
+        ] {
+            let error = load(wrong).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
     }

@@ -142,6 +142,8 @@ pub struct LaneStats {
     pub retransmits: u32,
     /// Recent rate at which the peer acknowledged, in bytes per second.
     pub delivery_rate_bytes_per_s: u64,
+    /// That rate is what there was to send, not what the path carries.
+    pub is_app_limited: bool,
     /// Bytes that the peer acknowledged since the connection began.
     pub acked_bytes: u64,
     /// Bytes that the kernel took and did not send yet.
@@ -219,6 +221,12 @@ pub trait LaneGroup {
     /// unknown lane.
     fn pace(&mut self, lane: LaneId, bytes_per_s: u64) {
         let _ = (lane, bytes_per_s);
+    }
+
+    /// The path below the lane became another one: what its congestion control learnt is forgotten, and it looks for
+    /// the rate from the beginning. A back end without one does nothing, and neither does an unknown lane.
+    fn learn_anew(&mut self, lane: LaneId) {
+        let _ = lane;
     }
 
     /// Ends the lane at once: what is queued is lost, the peer is told so. `Closed` follows.

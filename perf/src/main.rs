@@ -1,5 +1,6 @@
 //! `dwcp-perf bench NAME` measures, `dwcp-perf ab COMMIT NAME` holds two commits side by side, `dwcp-perf
-//! compare` the product and its hypervisor alone: all print tables and write JSON.
+//! compare` the product and its hypervisor alone, `dwcp-perf encode` the codec on streams that `dwcp-perf corpus`
+//! recorded: all print tables and write JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +15,8 @@ use dwcp_perf::bench::lossy::end::{self as lossy_end, LossyEndArguments};
 use dwcp_perf::bench::scaling::end::ScalingEndArguments;
 use dwcp_perf::bench::{self, Bench};
 use dwcp_perf::compare;
+use dwcp_perf::corpus;
+use dwcp_perf::encode;
 use dwcp_perf::row::{self, Row};
 
 #[derive(Parser)]
@@ -59,6 +62,10 @@ enum Task {
     },
     /// Move guests by the product and by QEMU's own ways over the same line, and hold the figures side by side
     Compare(compare::Arguments),
+    /// Record migration streams of real guests, for `encode`
+    Corpus(corpus::Arguments),
+    /// Run the codec alone on recorded streams: by every fixed encoding, by its own choice, and the best in hindsight
+    Encode(encode::Arguments),
     /// One end of a lane, for the bench of lanes itself
     #[command(hide = true)]
     LaneEnd(EndArguments),
@@ -101,6 +108,8 @@ fn main() -> ExitCode {
             ab::run(&plan, named(&bench)).and_then(|rows| show(&rows, json))
         }
         Task::Compare(arguments) => compare::run(&arguments),
+        Task::Corpus(arguments) => corpus::run(&arguments),
+        Task::Encode(arguments) => encode::run(&arguments),
         Task::LaneEnd(arguments) => end::run(&arguments),
         Task::LossyEnd(arguments) => lossy_end::run(&arguments),
         #[cfg(feature = "dpdk")]

@@ -157,6 +157,7 @@ impl Pair {
                 .as_ref()
                 .map_or_else(|| destination.listen(), Mitm::address),
             target: TARGET.to_owned(),
+            node: None,
         });
         let source = Engine::start(a).unwrap();
         Self {
@@ -214,8 +215,22 @@ impl Pair {
         node: &str,
         change: impl FnOnce(&mut Config),
     ) -> (Engine, PathBuf, PathBuf) {
+        self.add_source_to(node, None, change)
+    }
+
+    /// The same, for a passive socket that names the node which must answer.
+    #[must_use]
+    pub fn add_source_to(
+        &self,
+        node: &str,
+        peer_node: Option<&str>,
+        change: impl FnOnce(&mut Config),
+    ) -> (Engine, PathBuf, PathBuf) {
         let mut config = config(self.dir.path(), node, 3, 8 << 20);
         change(&mut config);
+        if config.tls.is_none() && !config.psk_file.exists() {
+            write_key(self.dir.path(), node, PSK);
+        }
         let listen = self.dir.path().join(format!("{node}-to-b.sock"));
         let peer = self.destination.listen();
         let target = TARGET.to_owned();
@@ -223,6 +238,7 @@ impl Pair {
             listen: listen.clone(),
             peer,
             target,
+            node: peer_node.map(str::to_owned),
         });
         let control = config.control_socket.clone();
         (Engine::start(config).unwrap(), listen, control)

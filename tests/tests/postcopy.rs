@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use dwcp_lab::link::Shape;
+use dwcp_lab::pki::Authority;
 use dwcp_lab::watchdog::poll_until;
 use dwcp_tests::scene::{PATIENCE, Scene, SceneConfig};
 use serde_json::{Value, json};
@@ -210,5 +211,29 @@ fn dead_control_planes_in_postcopy_stop_nothing() {
         scene.a.restart_controlplane().unwrap();
         scene.b.restart_controlplane().unwrap();
         scene.check_arrived(id);
+    });
+}
+
+/// Encrypted, and the encoding changes with the mode while pages are waited for: both are nothing to the guest.
+#[test]
+fn a_postcopy_over_tls_goes_on_through_changes_of_the_mode() {
+    let authority = Authority::new(&["a", "b"]).unwrap();
+    let config = SceneConfig {
+        dataplane_extra: ["a", "b"].map(|node| authority.table(node)),
+        ..slow()
+    };
+    Scene::migrating(config, |scene, id| {
+        wait_postcopy(scene);
+        let path = format!("/v1/modes/{}", scene.ground.link.b);
+        for mode in ["datacenter", "internet", "hybrid"] {
+            let body = json!({ "mode": mode });
+            let (status, view) = scene.a.api("PUT", &path, Some(&body)).unwrap();
+            assert_eq!(status, 200, "{view}");
+            scene.wait(id, mode, |view| {
+                view["mode"] == mode && view["state"] == "postcopy_active"
+            });
+        }
+        scene.check_arrived(id);
+        assert!(requests(scene) > 0, "the guest never asked for a page");
     });
 }

@@ -98,6 +98,32 @@ fn the_link_cut_for_25_seconds_at_the_beginning_and_in_the_switchover() {
     });
 }
 
+/// The guest writes faster than the line carries, so that it goes from pass to pass until it may rest.
+#[test]
+fn the_link_cut_for_25_seconds_between_one_pass_and_the_next() {
+    let config = SceneConfig {
+        guest_mb: 128,
+        dirty_pages_per_s: 20_000,
+        downtime_limit_ms: 1,
+        ..line()
+    };
+    Scene::migrating(config, |scene, id| {
+        wait_for(scene, id, Phase::Iteration);
+        scene.ground.link.cut();
+        std::thread::sleep(Duration::from_secs(25));
+        let state = scene.source.qmp().query_migrate().unwrap();
+        assert_eq!(state["status"], "active", "the cut met no pass: {state}");
+        scene.ground.link.restore();
+        scene.source.set_rate(0).unwrap();
+        let limit = json!({ "downtime-limit": 2_000 });
+        scene
+            .source
+            .execute("migrate-set-parameters", limit)
+            .unwrap();
+        scene.check_arrived(id);
+    });
+}
+
 /// One direction alone, each in turn: the end that still hears believes that all is well.
 #[test]
 fn a_link_that_carries_one_way_only_is_survived_both_ways() {

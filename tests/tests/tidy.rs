@@ -96,6 +96,7 @@ fn crates_use_what_their_boundary_allows() {
         "drivers/Cargo.toml",
         "hugepages/Cargo.toml",
         "dataplane/api/Cargo.toml",
+        "dataplane/baseline/Cargo.toml",
     ] {
         for name in dependencies(manifest) {
             assert!(
@@ -115,12 +116,19 @@ fn crates_use_what_their_boundary_allows() {
     assert_eq!(own("drivers/Cargo.toml"), ["dwcp-hugepages"]);
     assert_eq!(
         own("dataplane/Cargo.toml"),
-        ["dwcp-api", "dwcp-drivers", "dwcp-hugepages"]
+        [
+            "dwcp-api",
+            "dwcp-baseline",
+            "dwcp-drivers",
+            "dwcp-hugepages"
+        ]
     );
+    assert_eq!(own("dataplane/baseline/Cargo.toml"), Vec::<String>::new());
     assert_eq!(
         own("controlplane/Cargo.toml"),
         [
             "dwcp-api",
+            "dwcp-baseline",
             "dwcp-consensus",
             "dwcp-hugepages",
             "dwcp-nic-config"

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::baseline::Baseline;
 use crate::exit;
 use crate::nic::Nic;
 use crate::pki::Pki;
@@ -110,6 +111,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Nic,
     },
+    /// Show or change what this host keeps on disk so that it need not travel: images, earlier migrations
+    Baseline {
+        /// What to do with them
+        #[command(subcommand)]
+        command: Baseline,
+    },
     /// Is this node fit to move guests?
     Health {
         /// With everything behind the judgement
@@ -177,6 +184,9 @@ pub struct Migrate {
     /// QMP socket of the waiting hypervisor (`-incoming defer`) on the destination
     #[arg(long, value_name = "PATH")]
     pub to_qmp: String,
+    /// Node that must answer there, as its data plane's `node` says; without it any that proves itself
+    #[arg(long, value_name = "NODE")]
+    pub to_node: Option<String>,
     /// A name for the guest
     #[arg(long)]
     pub name: Option<String>,
@@ -199,6 +209,9 @@ pub struct Migrate {
     /// A post-copy migration that loses its link waits for `dwcpctl recover`
     #[arg(long, requires = "postcopy")]
     pub no_auto_recover: bool,
+    /// Whose baselines the guest is held against, and whose it is added to [default: default]
+    #[arg(long, value_name = "TENANT")]
+    pub tenant: Option<String>,
     /// Cancel it after so many seconds
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub timeout: Option<Duration>,

@@ -8,6 +8,7 @@
 //! | [`migrate`], [`follow`] | one migration to its end |
 //! | [`mode`] | modes of peers |
 //! | [`limit`] | how much of the line migrations may take, and where it leads |
+//! | [`baseline`] | blocks kept on disk |
 //! | [`nic`] | NICs and their profiles |
 //! | [`steer`] | flags, kill switch, health, lists |
 //! | [`pki`] | certificates |
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
+mod baseline;
 mod client;
 mod cluster;
 mod exit;
@@ -92,6 +94,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Cluster { command } => cluster::cluster(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
+        Command::Baseline { command } => baseline::baseline(&api, command, as_json).await,
         Command::Perf { command } => perf::perf(&api, command, as_json).await,
         Command::Health { detailed } => steer::health(&api, detailed, as_json).await,
         // Done before a control plane was asked for.

@@ -35,10 +35,16 @@ pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, A
         },
     });
     // Only what was asked for is said, so that a control plane of an earlier release understands it.
+    if let Some(node) = &args.to_node {
+        body["destination"]["node"] = json!(node);
+    }
     match args.postcopy {
         None => {}
         Some(None) => body["options"]["postcopy"] = json!("after_first_pass"),
         Some(Some(after_ms)) => body["options"]["postcopy"] = json!({ "after_ms": after_ms }),
+    }
+    if let Some(tenant) = &args.tenant {
+        body["options"]["tenant"] = json!(tenant);
     }
     if args.no_auto_recover {
         body["options"]["postcopy_auto_recover"] = json!(false);

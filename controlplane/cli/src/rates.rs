@@ -99,9 +99,10 @@ pub struct StageRates {
     pub batches_per_s: Option<f64>,
 }
 
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 5] = [
     ("zero", "pages_zero_total"),
     ("duplicate", "pages_duplicate_total"),
+    ("known", "pages_known_total"),
     ("delta", "pages_delta_total"),
     ("whole", "pages_literal_total"),
 ];

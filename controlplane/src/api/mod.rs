@@ -13,6 +13,7 @@
 //! | [`modes`] | `/v1/modes` |
 //! | [`link`] | `/v1/link` |
 //! | [`nics`] | `/v1/nics` |
+//! | [`baselines`] | `/v1/baselines`, `/v1/baseline-work` |
 //! | [`health`] | `/v1/health`, `/metrics` |
 //! | [`perf`] | `/v1/perf/counters`, `/v1/perf/flamegraph`, `/v1/perf/hardware` |
 //! | [`auth`] | the token |
@@ -30,6 +31,7 @@ use axum::routing::{get, post};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 pub mod auth;
+pub mod baselines;
 pub mod body;
 pub mod cluster;
 pub mod events;
@@ -43,6 +45,7 @@ pub mod perf;
 pub mod problem;
 pub mod serve;
 
+use crate::baselines::Baselines;
 use crate::cluster::Cluster;
 use crate::flags::Flags;
 use crate::host::Host;
@@ -73,6 +76,8 @@ pub struct App {
     pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
+    /// Baselines on disk.
+    pub baselines: Baselines,
     /// What the control plane counts.
     pub tally: Tally,
     /// The store, for probing it.
@@ -107,6 +112,8 @@ pub struct Parts {
     pub link: LinkLimit,
     /// NICs.
     pub nics: Nics,
+    /// Baselines on disk.
+    pub baselines: Baselines,
     /// The store.
     pub store: Store,
     /// The token every request must bear.
@@ -129,6 +136,7 @@ impl App {
             modes: parts.modes,
             link: parts.link,
             nics: parts.nics,
+            baselines: parts.baselines,
             tally: Tally::default(),
             store: parts.store,
             token: Arc::new(parts.token),
@@ -201,6 +209,19 @@ impl App {
             .route("/v1/nics/apply", post(nics::apply))
             .route("/v1/nics/verify", post(nics::verify))
             .route("/v1/nics/revert", post(nics::revert))
+            .route("/v1/baselines", get(baselines::list).post(baselines::add))
+            .route(
+                "/v1/baselines/{tenant}/{id}",
+                axum::routing::delete(baselines::remove),
+            )
+            .route(
+                "/v1/baselines/{tenant}/{id}/verify",
+                post(baselines::verify),
+            )
+            .route(
+                "/v1/baseline-work/{number}",
+                get(baselines::work).delete(baselines::stop),
+            )
             .route("/v1/health", get(health::simple))
             .route("/v1/health/detailed", get(health::detailed))
             .route("/v1/perf/counters", get(perf::counters))

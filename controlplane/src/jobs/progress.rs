@@ -141,6 +141,7 @@ fn copy_snapshot(from: &SessionSnapshot, view: &mut MigrationView) {
         total: from.pages,
         zero: from.pages_zero,
         duplicate: from.pages_duplicate,
+        known: from.pages_known,
         delta: from.pages_delta,
     };
     view.lanes = LanesView {

@@ -187,6 +187,9 @@ pub const fn failure_cure(failure: dwcp_api::Failure) -> &'static str {
         F::System => "look at the data plane's log: it names what the system refused",
         F::BadCommand => "install control plane and data plane from one release",
         F::DataPlaneGone => "look why dwcp-dataplane ended, then start the migration again",
+        F::WrongNode => {
+            "correct the destination's address or the node that is named, then start the migration again"
+        }
         F::NoHypervisor => "look at the hypervisor's log, then start the migration again",
     }
 }

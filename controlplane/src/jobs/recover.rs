@@ -245,11 +245,13 @@ impl Run {
         });
         // The peer has begun: what fails now is tried again from the start.
         self.recovery = Recovery::Idle(Instant::now() + RETRY_PAUSE);
-        let options = self.record().request.options;
+        let request = self.record().request;
+        let options = request.options;
         let open = Command::OpenSource {
             session: next,
             listen: path_text(&self.table.sockets.paths(next).out)?,
             peer: Text::new(&there.dataplane).map_err(HostError::from)?,
+            peer_node: request.destination.node_text()?,
             max_version: options.max_version.into(),
             limits: options.session_limits(),
         };

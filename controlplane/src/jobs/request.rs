@@ -4,7 +4,9 @@
 use std::fmt;
 
 use dwcp_api::Version;
-use dwcp_api::command::SessionLimits;
+use dwcp_api::command::{NODE_BYTES, SessionLimits};
+use dwcp_api::text::Text;
+use dwcp_baseline::Tenant;
 use serde::{Deserialize, Serialize};
 
 use super::error::JobError;
@@ -52,6 +54,29 @@ pub struct DestinationRef {
     /// Token for that API, if it is not the configured one.
     #[serde(default)]
     pub token: Option<PeerToken>,
+    /// The node that must answer there, as its data plane's `node` says; without it any that proves itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+impl DestinationRef {
+    /// The node for the data plane; empty if none is named.
+    ///
+    /// # Errors
+    /// [`JobError::BadRequest`].
+    pub fn node_text(&self) -> Result<Text<NODE_BYTES>, JobError> {
+        let Some(node) = &self.node else {
+            return Ok(Text::EMPTY);
+        };
+        let wrong = |problem: String| JobError::BadRequest {
+            field: "destination.node",
+            problem,
+        };
+        if node.is_empty() {
+            return Err(wrong("it is empty; leave it out for any node".to_owned()));
+        }
+        Text::new(node).map_err(|error| wrong(error.to_string()))
+    }
 }
 
 /// The highest protocol version a migration may use.
@@ -100,6 +125,9 @@ pub struct MigrationOptions {
     /// A post-copy migration whose link was lost goes on by itself when the link is back.
     #[serde(skip_serializing_if = "is_true")]
     pub postcopy_auto_recover: bool,
+    /// Whose baselines the guest may be held against, and whose it is added to; empty: the default tenant.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
 }
 
 /// What is so by default is not said, so that a peer of an earlier release understands the rest.
@@ -124,6 +152,7 @@ impl Default for MigrationOptions {
             quit_source: false,
             postcopy: Postcopy::Never,
             postcopy_auto_recover: true,
+            tenant: String::new(),
         }
     }
 }
@@ -131,12 +160,14 @@ impl Default for MigrationOptions {
 impl MigrationOptions {
     /// The data plane's part of the options.
     #[must_use]
-    pub const fn session_limits(&self) -> SessionLimits {
+    pub fn session_limits(&self) -> SessionLimits {
         SessionLimits {
             window_limit_bytes: self.window_limit_bytes,
             store_bytes: self.store_bytes,
             rate_limit_bytes_per_s: self.bandwidth_limit_bytes_per_s,
             resume_limit_ms: self.resume_limit_ms,
+            // Checked with the request: it fits.
+            tenant: Text::clipped(&self.tenant),
         }
     }
 
@@ -164,7 +195,15 @@ impl MigrationOptions {
             "options.resume_limit_ms",
             self.resume_limit_ms,
             RESUME_LIMIT_MS_MAX,
-        )
+        )?;
+        if !self.tenant.is_empty() && Tenant::new(&self.tenant).is_none() {
+            return Err(JobError::BadRequest {
+                field: "options.tenant",
+                problem: "it must be 1 to 32 of a-z 0-9 - _ . and begin with a letter or a digit"
+                    .to_owned(),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -193,6 +232,7 @@ impl MigrationRequest {
         }
         text("destination.qmp", &self.destination.qmp)?;
         text("destination.api", &self.destination.api)?;
+        self.destination.node_text()?;
         let api = &self.destination.api;
         if !api.starts_with("http://") || reqwest::Url::parse(api).is_err() {
             return Err(JobError::BadRequest {
@@ -330,6 +370,14 @@ mod tests {
         let mut bad = good.clone();
         bad.vm.qmp = "/a\n".to_owned();
         assert!(bad.check().unwrap_err().to_string().contains("vm.qmp"));
+        let mut bad = good.clone();
+        bad.options.tenant = "../other".to_owned();
+        assert!(
+            bad.check()
+                .unwrap_err()
+                .to_string()
+                .contains("options.tenant")
+        );
         let mut bad = good;
         bad.options.multifd_channels = 256;
         assert!(

@@ -402,6 +402,7 @@ async fn prepare(
             session,
             listen: path_text(&table.sockets.paths(session).out)?,
             peer: peer_address,
+            peer_node: request.destination.node_text()?,
             max_version: request.options.max_version.into(),
             limits: request.options.session_limits(),
         })

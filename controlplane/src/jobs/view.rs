@@ -122,6 +122,9 @@ pub struct PagesView {
     pub zero: u64,
     /// Sent as a reference.
     pub duplicate: u64,
+    /// Sent as a reference to a block of a baseline.
+    #[serde(default)]
+    pub known: u64,
     /// Sent as a delta.
     pub delta: u64,
 }

@@ -374,8 +374,8 @@ impl Picture {
         };
         out.counters(
             "dwcp_pages",
-            "Pages encoded, by how: all zero, equal to a stored one, as a delta, whole",
-            ["zero", "duplicate", "delta", "literal"].map(page).into(),
+            "Pages encoded, by how: all zero, equal to a stored one, equal to a block of a baseline, as a delta, whole",
+            ["zero", "duplicate", "known", "delta", "literal"].map(page).into(),
         )?;
         out.counter(
             "dwcp_decode_seconds",

@@ -8,8 +8,12 @@ use crate::text::{Text, TextError};
 
 /// Longest path of a UNIX socket, in bytes.
 pub const PATH_BYTES: usize = 104;
+/// Longest name of a tenant, in bytes.
+pub const TENANT_BYTES: usize = 32;
 /// Longest `address:port` of a peer, in bytes.
 pub const ADDRESS_BYTES: usize = 64;
+/// Longest name of a node, in bytes.
+pub const NODE_BYTES: usize = 64;
 
 /// One slot of the command ring.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -27,6 +31,8 @@ pub struct CommandRecord {
     resume_limit_ms: u64,
     path: Text<PATH_BYTES>,
     peer: Text<ADDRESS_BYTES>,
+    tenant: Text<TENANT_BYTES>,
+    peer_node: Text<NODE_BYTES>,
 }
 
 closed_set! {
@@ -39,7 +45,7 @@ closed_set! {
     }
 }
 
-/// Limits of one session; zero means the data plane's default.
+/// Limits of one session; zero, or no name, means the data plane's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionLimits {
     /// Bytes held between the two hypervisors, at most.
@@ -50,6 +56,8 @@ pub struct SessionLimits {
     pub rate_limit_bytes_per_s: u64,
     /// How long the link may be gone.
     pub resume_limit_ms: u64,
+    /// Whose baselines it may use, and whose it adds to.
+    pub tenant: Text<TENANT_BYTES>,
 }
 
 /// A command that was checked.
@@ -63,6 +71,8 @@ pub enum Command {
         listen: Text<PATH_BYTES>,
         /// The peer data plane, `address:port`.
         peer: Text<ADDRESS_BYTES>,
+        /// The node that must answer there; empty: any that proves itself.
+        peer_node: Text<NODE_BYTES>,
         /// Highest version this session may use.
         max_version: Version,
         /// Limits.
@@ -170,16 +180,20 @@ impl CommandRecord {
             resume_limit_ms: 0,
             path: Text::EMPTY,
             peer: Text::EMPTY,
+            tenant: Text::EMPTY,
+            peer_node: Text::EMPTY,
         };
         match command {
             Command::OpenSource {
                 session,
                 listen,
                 peer,
+                peer_node,
                 max_version,
                 limits,
             } => {
                 record.kind = OPEN_SOURCE;
+                record.peer_node = *peer_node;
                 record.session = *session;
                 record.path = *listen;
                 record.peer = *peer;
@@ -236,6 +250,7 @@ impl CommandRecord {
         self.store_bytes = limits.store_bytes;
         self.rate_limit_bytes_per_s = limits.rate_limit_bytes_per_s;
         self.resume_limit_ms = limits.resume_limit_ms;
+        self.tenant = limits.tenant;
     }
 
     fn limits(&self) -> SessionLimits {
@@ -244,6 +259,7 @@ impl CommandRecord {
             store_bytes: self.store_bytes,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             resume_limit_ms: self.resume_limit_ms,
+            tenant: self.tenant,
         }
     }
 
@@ -262,10 +278,15 @@ impl CommandRecord {
                 if self.peer.as_str().is_empty() {
                     return Err(CommandError::Missing("peer"));
                 }
+                // What cannot be read must not pass for "any".
+                if self.peer_node != Text::EMPTY && self.peer_node.as_str().is_empty() {
+                    return Err(CommandError::Missing("peer_node"));
+                }
                 Ok(Command::OpenSource {
                     session,
                     listen: self.path,
                     peer: self.peer,
+                    peer_node: self.peer_node,
                     max_version: Version::from_code(self.max_version)
                         .ok_or_else(|| unknown("max_version", self.max_version))?,
                     limits: self.limits(),
@@ -318,12 +339,14 @@ mod tests {
             store_bytes: 2,
             rate_limit_bytes_per_s: 3,
             resume_limit_ms: 4,
+            tenant: Text::new("team").unwrap(),
         };
         let commands = [
             Command::OpenSource {
                 session,
                 listen: Text::new("/run/a.sock").unwrap(),
                 peer: Text::new("10.0.0.2:4790").unwrap(),
+                peer_node: Text::new("host-b").unwrap(),
                 max_version: Version::V3,
                 limits,
             },
@@ -384,5 +407,11 @@ mod tests {
         );
         record.kind = OPEN_SOURCE;
         assert_eq!(record.decode(), Err(CommandError::Missing("listen")));
+        record.path = Text::clipped("/run/a.sock");
+        record.peer = Text::clipped("10.0.0.2:4790");
+        record.max_version = Version::V3.code();
+        assert!(record.decode().is_ok());
+        record.peer_node = Text::read_from_bytes(&[0xff; NODE_BYTES]).unwrap();
+        assert_eq!(record.decode(), Err(CommandError::Missing("peer_node")));
     }
 }

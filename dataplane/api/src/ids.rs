@@ -186,6 +186,8 @@ closed_set! {
         DataPlaneGone = 13, "data_plane_gone";
         /// The hypervisor did not connect in time.
         NoHypervisor = 14, "no_hypervisor";
+        /// Another node answers than the one that the command names.
+        WrongNode = 15, "wrong_node";
     }
 }
 

@@ -73,6 +73,10 @@ pub struct SessionSnapshot {
     pub pages_zero: u64,
     /// Pages sent as a reference to a stored page.
     pub pages_duplicate: u64,
+    /// Pages sent as a reference to a block of a baseline.
+    pub pages_known: u64,
+    /// Baselines that both sides hold.
+    pub baselines: u64,
     /// Pages sent as a delta.
     pub pages_delta: u64,
     /// Passes over RAM that the stream showed.
@@ -144,6 +148,8 @@ impl SessionSnapshot {
         pages: 0,
         pages_zero: 0,
         pages_duplicate: 0,
+        pages_known: 0,
+        baselines: 0,
         pages_delta: 0,
         rounds: 0,
         ram_end: 0,

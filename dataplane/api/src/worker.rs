@@ -80,6 +80,10 @@ worker_counters! {
     pages_zero_total,
     /// Pages encoded as a reference to an equal stored page.
     pages_duplicate_total,
+    /// Pages encoded as a reference to a block of a baseline.
+    pages_known_total,
+    /// Batches that came again in v1 because a block of a baseline was damaged.
+    baseline_misses_total,
     /// Pages encoded as a delta.
     pages_delta_total,
     /// Pages sent whole.

@@ -20,6 +20,7 @@ fn params() -> SessionParams {
         window_limit_bytes: 64 << 20,
         lanes_v1: 32,
         lanes_v3: 8,
+        baselines: true,
     }
 }
 
@@ -77,15 +78,18 @@ fn to_acceptor(mut input: &[u8]) {
             rest = &rest[taken..];
             match step {
                 None => break,
-                Some(AcceptorStep::Hello(_)) => match acceptor.challenge(Version::V3, params(), [2; 32]) {
-                    Ok(Answer::Challenge(message)) => {
-                        if let Ok((_, Some(InitiatorStep::Send(proof)))) = stranger.feed(&message) {
-                            says = proof;
+                Some(AcceptorStep::Hello(_)) => {
+                    assert!(!acceptor.is_vouched_for(), "authenticated without the key");
+                    match acceptor.challenge(Version::V3, params(), [2; 32]) {
+                        Ok(Answer::Challenge(message)) => {
+                            if let Ok((_, Some(InitiatorStep::Send(proof)))) = stranger.feed(&message) {
+                                says = proof;
+                            }
+                            own = message;
                         }
-                        own = message;
+                        Ok(Answer::VersionMismatch(_)) | Err(_) => return,
                     }
-                    Ok(Answer::VersionMismatch(_)) | Err(_) => return,
-                },
+                }
                 Some(AcceptorStep::Proven(_)) => panic!("authenticated without the key"),
                 Some(AcceptorStep::WrongKey(_)) => return,
             }

@@ -4,8 +4,14 @@
 //! Out: exactly the batch's raw bytes, in the caller's buffer. Promises: nothing is written outside
 //! that buffer and nothing of it is left over from before on success; memory and time are bounded by
 //! the batch; after one refused payload every later one is refused, because the history may have
-//! changed halfway.
+//! changed halfway. Only a batch that needs a block of a baseline which cannot be read is refused with
+//! nothing changed: the same batch may follow in another encoding.
 
+use std::sync::Arc;
+
+use dwcp_baseline::Baseline;
+
+use super::known::{KnownBlocks, MissingBlock};
 use super::rebuild::Rebuild;
 use super::sections;
 use super::simd::Simd;
@@ -21,6 +27,7 @@ pub struct Decoder {
     simd: Simd,
     zstd: Decompressor,
     scratch: Box<[u8]>,
+    known: KnownBlocks,
     poisoned: bool,
 }
 
@@ -35,15 +42,37 @@ impl Decoder {
             store: PageStore::new(cfg.store())?,
             simd: Simd::detect(),
             zstd: Decompressor::new().ok_or(CodecError::Zstd)?,
-            scratch: vec![0; Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES)].into_boxed_slice(),
+            scratch: vec![
+                0;
+                sections::CONTEXT_BYTES_MAX
+                    + Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES)
+            ]
+            .into_boxed_slice(),
+            known: KnownBlocks::default(),
             poisoned: false,
         })
+    }
+
+    /// From the next batch on pages may be blocks of these, in this order; takes a MiB of memory.
+    pub fn use_baselines(&mut self, list: Vec<Arc<Baseline>>) {
+        self.known = KnownBlocks::new(list);
+    }
+
+    /// The blocks that the batch just refused with [`DecodeError::MissingBlock`] lacks, or the first of them.
+    pub fn missing(&self) -> &[MissingBlock] {
+        self.known.missing()
+    }
+
+    /// The baseline of a missing block.
+    pub fn baseline(&self, index: u8) -> Option<&Arc<Baseline>> {
+        self.known.baseline(index)
     }
 
     /// Decodes the next batch into `out`, whose length is the batch's raw length.
     ///
     /// # Errors
-    /// [`DecodeError`]; the session must end, and what `out` holds must not be used.
+    /// [`DecodeError`]; what `out` holds must not be used, and the session must end, unless it is
+    /// [`DecodeError::MissingBlock`].
     pub fn decode(
         &mut self,
         version: CodecVersion,
@@ -56,7 +85,10 @@ impl Decoder {
             return Err(DecodeError::Poisoned);
         }
         let decoded = self.decode_checked(version, method, history, payload, out);
-        self.poisoned = decoded.is_err();
+        self.poisoned = match decoded {
+            Ok(()) | Err(DecodeError::MissingBlock { .. }) => false,
+            Err(_) => true,
+        };
         decoded
     }
 
@@ -74,20 +106,29 @@ impl Decoder {
         }
         let clear_max = Encoder::max_encoded_len(raw_bytes);
         let scratch = &mut self.scratch;
-        let rebuild = Rebuild::new(out, &mut self.store, history, self.simd);
+        let (store, simd) = (&mut self.store, self.simd);
         match Method::from_code(version, method)? {
             Method::Passthrough => {
-                let mut rebuild = rebuild;
+                let mut rebuild = Rebuild::new(out, store, history, simd);
                 rebuild.bytes(payload)?;
                 rebuild.finish()
             }
-            Method::V1Stored => v1::decode(v1::open(false, payload, clear_max, scratch)?, rebuild),
-            Method::V1Lz4 => v1::decode(v1::open(true, payload, clear_max, scratch)?, rebuild),
+            method @ (Method::V1Stored | Method::V1Lz4) => {
+                let ops = v1::open(method == Method::V1Lz4, payload, clear_max, scratch)?;
+                v1::decode(ops, Rebuild::new(out, store, history, simd))
+            }
             Method::Stored | Method::Lz4 | Method::Zstd => {
-                let opened = sections::open(payload, clear_max, &mut self.zstd, scratch)?;
-                v3::decode(opened, rebuild)
+                let before = history.then_some(&*store);
+                let opened = sections::open(payload, clear_max, before, &mut self.zstd, scratch)?;
+                let known = self.known.fetch(opened.ops.clone(), raw_bytes)?;
+                v3::decode(opened, known, Rebuild::new(out, store, history, simd))
             }
         }
+    }
+
+    /// The page history, when nothing more is to be decoded.
+    pub fn into_store(self) -> PageStore {
+        self.store
     }
 
     /// The receiver's page history.

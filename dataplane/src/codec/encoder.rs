@@ -9,11 +9,16 @@
 //! Two halves: [`Encoder::classify`] holds a batch against the history, one batch after the other;
 //! [`Strand::squeeze`] makes the payload, on whatever core. [`Encoder::encode`] is both in one.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::choice::Chooser;
+use dwcp_baseline::Baseline;
+
+use super::choice::{Chooser, Classed};
 use super::content_index::ContentIndex;
 use super::items::{Items, check_cover};
+use super::known::KnownPages;
+use super::rates::Kind;
 use super::sections::{self, Sections};
 use super::simd::Simd;
 use super::strand::Strand;
@@ -32,6 +37,8 @@ pub struct EncodeStats {
     pub zero: u64,
     /// Pages sent as a reference to an equal stored page.
     pub dup: u64,
+    /// Pages sent as a reference to a block of a baseline.
+    pub known: u64,
     /// Pages sent as a delta.
     pub delta: u64,
     /// Pages sent whole.
@@ -56,8 +63,18 @@ pub struct Encoded {
     pub choice: Choice,
     /// What was in the batch; zero if it passed through unread.
     pub stats: EncodeStats,
-    /// What both halves took.
-    pub encode_ns: u64,
+    /// What the second half took.
+    pub squeeze_ns: u64,
+}
+
+/// Pages of context for each page of a batch. A small batch has little of its own; the fastest levels make too
+/// little of a context to be worth the time that it takes to index it.
+const fn context_per_page(level: i32) -> u32 {
+    match level {
+        ..=1 => 0,
+        2..=4 => 2,
+        _ => 4,
+    }
 }
 
 /// A batch that was held against the history: with its [`Sections`] all that its payload is made of.
@@ -71,16 +88,28 @@ pub struct Classified {
     pub raw_as_is: bool,
     /// What was in the batch; zero if it passes through unread.
     pub stats: EncodeStats,
-    /// Its raw bytes.
-    pub raw_len: usize,
     /// What this half took.
     pub classify_ns: u64,
+    /// Bytes that are left to squeeze.
+    clear_bytes: usize,
+    kind: Kind,
+}
+
+impl Classified {
+    fn classed(&self) -> Classed {
+        Classed {
+            clear_bytes: self.clear_bytes,
+            kind: self.kind,
+            classify_s: self.classify_ns as f64 / 1e9,
+        }
+    }
 }
 
 /// Encodes the batches of one direction of a session.
 pub struct Encoder {
     store: PageStore,
     contents: ContentIndex,
+    known: KnownPages,
     simd: Simd,
     chooser: Chooser,
     /// For [`encode`](Self::encode).
@@ -102,11 +131,18 @@ impl Encoder {
         Ok(Self {
             contents: ContentIndex::new(store.slots(), &cfg.key),
             store,
+            known: KnownPages::default(),
             simd: Simd::detect(),
             chooser: Chooser::new(min, max),
             sections: Sections::new(),
             strand: Strand::new(cfg)?,
         })
+    }
+
+    /// From the next batch on pages may be sent as references to blocks of these, which the receiver has in this
+    /// order; none: from the next batch on no more.
+    pub fn use_baselines(&mut self, list: Vec<Arc<Baseline>>) {
+        self.known = KnownPages::new(list);
     }
 
     /// The most bytes that a payload for `raw_len` raw bytes takes: 24 a page for its operation and
@@ -141,11 +177,15 @@ impl Encoder {
         if version == CodecVersion::V1 {
             return Ok(self.classify_v1(raw, tokens, true, true, sections));
         }
-        let has_pages = tokens
-            .iter()
-            .any(|t| matches!(t, Token::Page { .. } | Token::Body { .. }));
-        let choice = self.chooser.choose(hint, raw.len(), has_pages);
-        Ok(self.classify_v3(choice, hint.accepts_raw_as_is, raw, tokens, sections))
+        let has_pages = tokens.iter().any(Token::is_page);
+        let opened = self.chooser.open(hint, raw, has_pages);
+        let as_is = hint.accepts_raw_as_is;
+        let mut classified = self.classify_v3(opened, as_is, raw, tokens, sections);
+        if classified.history {
+            let classed = classified.classed();
+            classified.choice = self.chooser.choose(opened, hint, raw.len(), &classed);
+        }
+        Ok(classified)
     }
 
     /// Classifies the next batch in version 3 for a method of the caller's choice, for measurements.
@@ -197,9 +237,15 @@ impl Encoder {
         }
         let passes = choice.method == Method::Passthrough;
         if !passes {
+            if choice.method == Method::Zstd {
+                let pages = tokens.iter().filter(|token| token.is_page()).count();
+                let per_page = context_per_page(choice.level);
+                sections.take_context(&self.store, per_page * pages as u32);
+            }
             let history = v3::History {
                 store: &mut self.store,
                 contents: &mut self.contents,
+                known: &mut self.known,
                 simd: self.simd,
             };
             v3::encode(Items::new(raw, tokens), history, sections, &mut stats);
@@ -209,7 +255,8 @@ impl Encoder {
             history: !passes,
             raw_as_is: passes && accepts_raw_as_is,
             stats,
-            raw_len: raw.len(),
+            clear_bytes: sections.clear_bytes(),
+            kind: self.chooser.kind(),
             classify_ns: elapsed_ns(start),
         }
     }
@@ -237,17 +284,22 @@ impl Encoder {
             history,
             raw_as_is: false,
             stats,
-            raw_len: raw.len(),
+            clear_bytes: sections.clear_bytes(),
+            kind: Kind::default(),
             classify_ns: elapsed_ns(start),
         }
     }
 
     /// Learns from a batch how fast its method was and how much it left.
-    pub fn learn(&mut self, encoded: &Encoded, raw_len: usize) {
-        if !encoded.raw_as_is {
-            let encode_s = encoded.encode_ns as f64 / 1e9;
-            self.chooser
-                .observe(encoded.choice, raw_len, encoded.len, encode_s);
+    pub fn learn(&mut self, classified: &Classified, encoded: &Encoded) {
+        if classified.history {
+            let squeeze_s = encoded.squeeze_ns as f64 / 1e9;
+            self.chooser.observe(
+                encoded.choice,
+                &classified.classed(),
+                encoded.len,
+                squeeze_s,
+            );
         }
     }
 
@@ -263,10 +315,10 @@ impl Encoder {
         tokens: &[Token],
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        let encoded = self.compose(raw, out, |encoder, sections| {
+        let (classified, encoded) = self.compose(raw, out, |encoder, sections| {
             encoder.classify(version, hint, raw, tokens, sections)
         })?;
-        self.learn(&encoded, raw.len());
+        self.learn(&classified, &encoded);
         Ok(encoded)
     }
 
@@ -281,9 +333,10 @@ impl Encoder {
         tokens: &[Token],
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        self.compose(raw, out, |encoder, sections| {
+        let both = self.compose(raw, out, |encoder, sections| {
             encoder.classify_with(choice, raw, tokens, sections)
-        })
+        });
+        both.map(|(_, encoded)| encoded)
     }
 
     /// Encodes a batch again as [`classify_detached_v1`](Self::classify_detached_v1) says.
@@ -297,9 +350,10 @@ impl Encoder {
         history: bool,
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
-        self.compose(raw, out, |encoder, sections| {
+        let both = self.compose(raw, out, |encoder, sections| {
             encoder.classify_detached_v1(raw, tokens, history, sections)
-        })
+        });
+        both.map(|(_, encoded)| encoded)
     }
 
     /// Both halves, one after the other.
@@ -308,14 +362,16 @@ impl Encoder {
         raw: &[u8],
         out: &mut [u8],
         classify: impl FnOnce(&mut Self, &mut Sections) -> Result<Classified, EncodeError>,
-    ) -> Result<Encoded, EncodeError> {
+    ) -> Result<(Classified, Encoded), EncodeError> {
         // Before anything changes.
         Strand::check_room(raw.len(), out)?;
         let mut sections = std::mem::take(&mut self.sections);
-        let encoded = classify(self, &mut sections)
-            .and_then(|classified| self.strand.squeeze(&classified, raw, &sections, out));
+        let both = classify(self, &mut sections).and_then(|classified| {
+            let squeezed = self.strand.squeeze(&classified, raw, &mut sections, out);
+            squeezed.map(|encoded| (classified, encoded))
+        });
         self.sections = sections;
-        encoded
+        both
     }
 
     /// The sender's page history.
@@ -323,20 +379,22 @@ impl Encoder {
         &self.store
     }
 
+    /// The page history, when nothing more is to be encoded.
+    pub fn into_store(self) -> PageStore {
+        self.store
+    }
+
     /// The capacities that must never grow.
     #[cfg(test)]
-    pub(super) fn capacities(&self) -> [usize; 4] {
-        let Sections {
-            ops,
-            patches,
-            raw,
-            literals,
-        } = &self.sections;
+    pub(super) fn capacities(&self) -> [usize; 6] {
+        let sections = &self.sections;
         [
-            ops.capacity(),
-            patches.capacity(),
-            raw.capacity(),
-            literals.capacity(),
+            sections.ops.capacity(),
+            sections.patches.capacity(),
+            sections.raw.capacity(),
+            sections.literals.capacity(),
+            sections.kinds.capacity(),
+            sections.filtered.capacity(),
         ]
     }
 }

@@ -75,6 +75,12 @@ pub enum DecodeError {
     /// A section table that does not describe the payload.
     #[error("the payload's sections do not fit its length: end the session")]
     BadSections,
+    /// A context of pages that the history does not hold, in a batch without history, or too large.
+    #[error("a section refers to {pages} pages that the history does not offer: end the session")]
+    BadContext {
+        /// The pages asked for.
+        pages: u32,
+    },
     /// Compressed bytes that do not decompress to the length announced.
     #[error("a section does not decompress to its length: end the session")]
     BadCompression,
@@ -91,6 +97,24 @@ pub enum DecodeError {
     WrongLength {
         /// The batch's bytes.
         raw_bytes: usize,
+    },
+    /// A reference beyond the baselines that were agreed on.
+    #[error("block {number} of baseline {baseline} was never agreed on: end the session")]
+    UnknownBlock {
+        /// Index of the baseline.
+        baseline: u8,
+        /// The block.
+        number: u32,
+    },
+    /// A block of a baseline that cannot be read or is not what it was. Nothing was changed.
+    #[error(
+        "block {number} of baseline {baseline} is damaged here: ask for the batch in another encoding"
+    )]
+    MissingBlock {
+        /// Index of the baseline.
+        baseline: u8,
+        /// The block.
+        number: u32,
     },
     /// A reference to a page that the history does not hold, or in a batch without history.
     #[error(

@@ -10,6 +10,7 @@
 //! - [`Encoder`], [`Decoder`]: the two ends of a direction
 //! - [`Classified`], [`Sections`], [`Strand`]: a batch between the encoder's halves, and the second half
 //! - [`EncodeHint`], [`Effort`], [`Choice`]: which method gets a batch across soonest
+//! - [`BASELINES_MAX`], [`MissingBlock`]: pages that both ends have on disk
 //! - [`PageStore`]: the page history
 //! - [`Chain`]: the digests that batches are released by
 
@@ -21,10 +22,13 @@ mod delta;
 mod digest;
 mod encoder;
 mod error;
+mod filter;
 mod items;
+mod known;
 mod lz4;
 mod method;
 mod ops;
+mod rates;
 mod rebuild;
 mod sections;
 mod simd;
@@ -42,6 +46,7 @@ pub use decoder::Decoder;
 pub use digest::{Chain, Digest, DigestMismatch, Direction};
 pub use encoder::{Classified, EncodeStats, Encoded, Encoder};
 pub use error::{CodecError, DecodeError, EncodeError};
+pub use known::{BASELINES_MAX, MissingBlock};
 pub use method::{CodecVersion, Method};
 pub use sections::Sections;
 pub use store::{PageStore, PageStoreConfig, SlotId, StoreError};

@@ -3,7 +3,8 @@
 //! In: classes, counts and page addresses; or untrusted bytes. Out: one varint an operation
 //! (class in bits 0-2, `header` in bit 3, `jump` in bit 4, count less one above), followed, when the
 //! page is not the successor of the one before, by the jump: zigzag of the distance shifted left by
-//! one, with bit 0 telling that a block number follows. Promises: [`Op::read`] accepts only what
+//! one, with bit 0 telling that a block number follows. Blocks of a baseline have a jump of their own
+//! behind it, from the block expected next, with bit 0 telling that the number of a baseline follows. Promises: [`Op::read`] accepts only what
 //! [`Op::put`] can write, and [`Cursor::place`] only addresses of a 64-bit offset.
 
 use super::varint::{self, Reader};
@@ -26,6 +27,8 @@ pub(super) enum Class {
     Delta = 5,
     /// Pages as they are.
     Literal = 6,
+    /// Pages equal to successive blocks of a baseline.
+    Known = 7,
 }
 
 impl Class {
@@ -38,6 +41,7 @@ impl Class {
             4 => Self::Copy,
             5 => Self::Delta,
             6 => Self::Literal,
+            7 => Self::Known,
             _ => return None,
         })
     }
@@ -53,6 +57,17 @@ pub(super) struct Op {
     pub(super) jump: Option<Jump>,
     /// Bytes for [`Class::Raw`], else pages. At least 1.
     pub(super) count: u64,
+    /// [`Class::Known`] alone: the way to the first block.
+    pub(super) block: BlockJump,
+}
+
+/// The way to a block of a baseline from the one expected; by default that one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BlockJump {
+    /// The new baseline, if it is another one.
+    pub(super) baseline: Option<u8>,
+    /// Blocks from the expected number to the new one, whatever the baseline.
+    pub(super) distance: i64,
 }
 
 /// The way to a page that does not follow the one before.
@@ -91,6 +106,16 @@ impl Op {
                 varint::put(out, u64::from(block.0));
             }
         }
+        if self.class == Class::Known {
+            let BlockJump { baseline, distance } = self.block;
+            varint::put(
+                out,
+                varint::zigzag(distance) << 1 | u64::from(baseline.is_some()),
+            );
+            if let Some(baseline) = baseline {
+                varint::put(out, u64::from(baseline));
+            }
+        }
     }
 
     /// The next operation; `None` for bytes that [`put`](Self::put) does not write.
@@ -114,11 +139,20 @@ impl Op {
         if (class == Class::Raw && (header || jump.is_some())) || (class == Class::Zero && header) {
             return None;
         }
+        let mut block = BlockJump::default();
+        if class == Class::Known {
+            let word = from.varint()?;
+            block.distance = varint::unzigzag(word >> 1);
+            if word & 1 != 0 {
+                block.baseline = Some(u8::try_from(from.varint()?).ok()?);
+            }
+        }
         Some(Self {
             class,
             header,
             jump,
             count: (word >> 5) + 1,
+            block,
         })
     }
 }
@@ -185,7 +219,7 @@ mod tests {
     proptest! {
         #[test]
         fn operations_and_addresses_come_back(
-            pages in proptest::collection::vec((0u16..3, 0..INDEX_END, 0u32..52, 2u64..7), 1..50)
+            pages in proptest::collection::vec((0u16..3, 0..INDEX_END, 0u32..52, 2u64..8), 1..50)
         ) {
             let mut bytes = Vec::new();
             let mut sent = Vec::new();
@@ -195,11 +229,22 @@ mod tests {
                 let jump = cursor.jump_to(addr);
                 let class = Class::from_bits(class).unwrap();
                 let before = bytes.len();
-                let op = Op { class, header: index & 1 == 1, jump, count: (index >> 40) + 1 };
+                let mut block_jump = BlockJump::default();
+                if class == Class::Known {
+                    block_jump.distance = index as i64 >> shift.min(20);
+                    block_jump.baseline = (index & 2 != 0).then_some(shift as u8);
+                }
+                let op = Op { class, header: index & 1 == 1, jump, count: (index >> 40) + 1, block: block_jump };
                 op.put(&mut bytes);
+                let of_block = match (class, block_jump) {
+                    (Class::Known, BlockJump { baseline, distance }) => {
+                        varint::len(varint::zigzag(distance) << 1) + usize::from(baseline.is_some())
+                    }
+                    _ => 0,
+                };
                 prop_assert_eq!(
                     bytes.len() - before,
-                    varint::len((op.count - 1) << 5) + jump.map_or(0, Jump::len)
+                    varint::len((op.count - 1) << 5) + jump.map_or(0, Jump::len) + of_block
                 );
                 cursor.pass(addr);
                 sent.push((addr, op));
@@ -234,7 +279,7 @@ mod tests {
 
     #[test]
     fn refuses_flags_that_mean_nothing() {
-        for low in [7, 8, 16, 1 | 8] {
+        for low in [8, 16, 1 | 8] {
             assert_eq!(Op::read(&mut Reader::new(&[low, 0, 0])), None, "{low}");
         }
     }

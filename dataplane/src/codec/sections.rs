@@ -1,20 +1,24 @@
-//! The payload of version 3: up to four sections, each compressed on its own.
+//! The payload of version 3: up to six sections, each compressed on its own.
 //!
-//! In: the four sections in the clear. Out: one byte with a bit for each section that is not empty,
-//! then for each of those, in order: codec byte (0 stored, 1 LZ4, 2 zstd), length in the clear and
-//! length here (both 32 bits, little endian), bytes. Promises: a section that does not shrink is stored,
-//! so a payload is at most [`OVERHEAD_BYTES`] longer than its sections; on the way back the lengths in
-//! the clear are summed and bounded before anything is decompressed.
+//! In: the sections in the clear. Out: one byte with a bit for each section that is not empty, then for each
+//! of those, in order: codec byte (0 stored, 1 LZ4, 2 zstd, 3 zstd with a context), length in the clear and
+//! length here (both 32 bits, little endian), bytes. Codec 3 is for literals alone: its bytes begin with a
+//! number of pages (16 bits, little endian), those that the history took last before this batch, which the
+//! frame may refer to. Promises: a section that does not shrink is stored, so a payload is at most
+//! [`OVERHEAD_BYTES`] longer than its sections; on the way back the lengths in the clear are summed and
+//! bounded before anything is decompressed.
 
 use super::lz4;
 use super::varint::Reader;
 use super::zstd::{Compressor, Decompressor};
-use super::{DecodeError, Encoder, MAX_BATCH_RAW_BYTES};
+use super::{DecodeError, Encoder, MAX_BATCH_RAW_BYTES, PAGE_BYTES, PageStore};
 
-/// Presence byte and four headers.
+/// Presence byte and headers.
 pub(super) const OVERHEAD_BYTES: usize = 1 + SECTIONS * HEADER_BYTES;
-const SECTIONS: usize = 4;
+const SECTIONS: usize = 6;
 const HEADER_BYTES: usize = 9;
+/// The section that may have a context.
+const LITERALS: usize = 3;
 
 /// Under this a compressor's own header eats the gain.
 const COMPRESS_BYTES_MIN: usize = 32;
@@ -22,6 +26,17 @@ const COMPRESS_BYTES_MIN: usize = 32;
 const STORED: u8 = 0;
 const LZ4: u8 = 1;
 const ZSTD: u8 = 2;
+const ZSTD_CONTEXT: u8 = 3;
+
+/// The number of pages before a frame with a context.
+const CONTEXT_COUNT_BYTES: usize = 2;
+/// The most pages that a context may have.
+pub(super) const CONTEXT_PAGES_MAX: u32 = 256;
+/// Before the pages of a context: they could begin like a dictionary of zstd's, which is more than a context.
+const CONTEXT_HEAD: [u8; 8] = [0; 8];
+/// The most bytes of a context.
+pub(super) const CONTEXT_BYTES_MAX: usize =
+    CONTEXT_HEAD.len() + CONTEXT_PAGES_MAX as usize * PAGE_BYTES;
 
 /// What may be done to sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,20 +56,29 @@ pub struct Sections {
     pub(super) patches: Vec<u8>,
     /// The raw stretches.
     pub(super) raw: Vec<u8>,
-    /// The literal pages.
+    /// The context, and behind it the literal pages that no filter was applied to.
     pub(super) literals: Vec<u8>,
+    /// For each literal page, in order, the number of its filter; empty if there is none.
+    pub(super) kinds: Vec<u8>,
+    /// The literal pages that were filtered.
+    pub(super) filtered: Vec<u8>,
+    /// Pages in the context.
+    context_pages: u32,
 }
 
 impl Sections {
     /// Empty, with room for any batch.
     pub fn new() -> Self {
         let capacity = Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES);
-        let [ops, patches, raw, literals] = [(); 4].map(|()| Vec::with_capacity(capacity));
+        let [ops, patches, raw, filtered] = [(); 4].map(|()| Vec::with_capacity(capacity));
         Self {
             ops,
             patches,
             raw,
-            literals,
+            literals: Vec::with_capacity(CONTEXT_BYTES_MAX + capacity),
+            kinds: Vec::with_capacity(MAX_BATCH_RAW_BYTES / PAGE_BYTES),
+            filtered,
+            context_pages: 0,
         }
     }
 
@@ -64,15 +88,52 @@ impl Sections {
             &mut self.patches,
             &mut self.raw,
             &mut self.literals,
+            &mut self.kinds,
+            &mut self.filtered,
         ] {
             section.clear();
         }
+        self.context_pages = 0;
+    }
+
+    /// Takes the pages that `store` took last, at most `pages`, as the context of the literals, of which
+    /// there are none yet.
+    pub(super) fn take_context(&mut self, store: &PageStore, pages: u32) {
+        debug_assert!(self.literals.is_empty());
+        let pages = pages.min(store.used()).min(CONTEXT_PAGES_MAX);
+        if pages > 0
+            && let Some(parts) = store.recent(pages)
+        {
+            self.context_pages = pages;
+            self.literals.extend_from_slice(&CONTEXT_HEAD);
+            self.literals.extend_from_slice(parts[0]);
+            self.literals.extend_from_slice(parts[1]);
+        }
+    }
+
+    /// All bytes that are to be squeezed.
+    pub(super) const fn clear_bytes(&self) -> usize {
+        let literals = self.literals.len() - self.context_len();
+        self.ops.len() + self.patches.len() + self.raw.len() + literals
+    }
+
+    /// Where the literals begin.
+    pub(super) const fn context_len(&self) -> usize {
+        context_len(self.context_pages)
     }
 
     /// Writes the payload to `out`, which is at least [`OVERHEAD_BYTES`] longer than the sections.
     /// Answers its length.
     pub(super) fn write(&self, squeeze: Squeeze, zstd: &mut Compressor, out: &mut [u8]) -> usize {
-        let sections = [&self.ops, &self.patches, &self.raw, &self.literals];
+        let (context, literals) = self.literals.split_at(self.context_len());
+        let sections = [
+            &self.ops[..],
+            &self.patches,
+            &self.raw,
+            literals,
+            &self.kinds,
+            &self.filtered,
+        ];
         let mut present = 0;
         let mut at = 1;
         for (i, section) in sections.into_iter().enumerate() {
@@ -81,7 +142,14 @@ impl Sections {
             }
             present |= 1 << i;
             let (header, body) = out[at..].split_at_mut(HEADER_BYTES);
-            let (codec, len) = write_body(section, squeeze, zstd, body);
+            let with_context = match squeeze {
+                Squeeze::Zstd { level } if i == LITERALS && self.context_pages > 0 => {
+                    self.write_with_context(level, context, section, zstd, body)
+                }
+                _ => None,
+            };
+            let (codec, len) =
+                with_context.unwrap_or_else(|| write_body(section, squeeze, zstd, body));
             header[0] = codec;
             header[1..5].copy_from_slice(&(section.len() as u32).to_le_bytes());
             header[5..9].copy_from_slice(&(len as u32).to_le_bytes());
@@ -90,6 +158,34 @@ impl Sections {
         out[0] = present;
         at
     }
+
+    fn write_with_context(
+        &self,
+        level: i32,
+        context: &[u8],
+        section: &[u8],
+        zstd: &mut Compressor,
+        body: &mut [u8],
+    ) -> Option<(u8, usize)> {
+        let (count, frame) = body.split_at_mut(CONTEXT_COUNT_BYTES);
+        let room = room(section).checked_sub(CONTEXT_COUNT_BYTES)?;
+        let len = zstd.compress(level, context, section, &mut frame[..room])?;
+        count.copy_from_slice(&(self.context_pages as u16).to_le_bytes());
+        Some((ZSTD_CONTEXT, CONTEXT_COUNT_BYTES + len))
+    }
+}
+
+const fn context_len(pages: u32) -> usize {
+    if pages == 0 {
+        0
+    } else {
+        CONTEXT_HEAD.len() + pages as usize * PAGE_BYTES
+    }
+}
+
+/// Less than the section: what does not shrink does not fit.
+const fn room(section: &[u8]) -> usize {
+    section.len() - section.len() / 64
 }
 
 /// Codec byte and length of what was written to the head of `body`.
@@ -100,13 +196,13 @@ fn write_body(
     body: &mut [u8],
 ) -> (u8, usize) {
     if section.len() >= COMPRESS_BYTES_MIN {
-        // Less room than the section: what does not shrink does not fit.
-        let room = section.len() - section.len() / 64;
-        let room = &mut body[..room];
+        let room = &mut body[..room(section)];
         let packed = match squeeze {
             Squeeze::Nothing => None,
             Squeeze::Lz4 => lz4::compress(section, room).map(|len| (LZ4, len)),
-            Squeeze::Zstd { level } => zstd.compress(level, section, room).map(|len| (ZSTD, len)),
+            Squeeze::Zstd { level } => zstd
+                .compress(level, &[], section, room)
+                .map(|len| (ZSTD, len)),
         };
         if let Some(packed) = packed {
             return packed;
@@ -122,13 +218,17 @@ pub(super) struct Opened<'a> {
     pub(super) patches: Reader<'a>,
     pub(super) raw: Reader<'a>,
     pub(super) literals: Reader<'a>,
+    pub(super) kinds: Reader<'a>,
+    pub(super) filtered: Reader<'a>,
 }
 
 /// Opens an untrusted payload. What is compressed is decompressed into `scratch`; together the
-/// sections may have `clear_bytes_max`, which `scratch` must hold.
+/// sections may have `clear_bytes_max`, which `scratch` must hold beside a context. `store` is the history
+/// before the batch, if it has one.
 pub(super) fn open<'a>(
     payload: &'a [u8],
     clear_bytes_max: usize,
+    store: Option<&PageStore>,
     zstd: &mut Decompressor,
     mut scratch: &'a mut [u8],
 ) -> Result<Opened<'a>, DecodeError> {
@@ -152,7 +252,7 @@ pub(super) fn open<'a>(
         budget = budget
             .checked_sub(clear_len)
             .ok_or(DecodeError::BadSections)?;
-        let body = reader.bytes(len).ok_or(DecodeError::BadSections)?;
+        let mut body = reader.bytes(len).ok_or(DecodeError::BadSections)?;
         if codec == STORED {
             if len != clear_len {
                 return Err(DecodeError::BadSections);
@@ -160,11 +260,24 @@ pub(super) fn open<'a>(
             *section = Reader::new(body);
             continue;
         }
-        let (clear, rest) = scratch.split_at_mut(clear_len);
+        let mut context = &[][..];
+        if codec == ZSTD_CONTEXT {
+            if i != LITERALS {
+                return Err(DecodeError::BadSections);
+            }
+            let (taken, rest) = scratch
+                .split_at_mut_checked(CONTEXT_BYTES_MAX)
+                .ok_or(DecodeError::BadSections)?;
+            scratch = rest;
+            (context, body) = take_context(body, store, taken)?;
+        }
+        let (clear, rest) = scratch
+            .split_at_mut_checked(clear_len)
+            .ok_or(DecodeError::BadSections)?;
         scratch = rest;
         match codec {
             LZ4 => lz4::decompress(body, clear),
-            ZSTD => zstd.decompress(body, clear),
+            ZSTD | ZSTD_CONTEXT => zstd.decompress(context, body, clear),
             _ => return Err(DecodeError::BadSections),
         }
         .ok_or(DecodeError::BadCompression)?;
@@ -173,11 +286,40 @@ pub(super) fn open<'a>(
     if !reader.is_empty() {
         return Err(DecodeError::BadSections);
     }
-    let [ops, patches, raw, literals] = opened;
+    let [ops, patches, raw, literals, kinds, filtered] = opened;
     Ok(Opened {
         ops,
         patches,
         raw,
         literals,
+        kinds,
+        filtered,
     })
+}
+
+/// The context that `body` names, at the end of `room` so that what is decompressed lies right behind it, and
+/// the frame.
+fn take_context<'b, 'r>(
+    body: &'b [u8],
+    store: Option<&PageStore>,
+    room: &'r mut [u8],
+) -> Result<(&'r [u8], &'b [u8]), DecodeError> {
+    let (count, frame) = body
+        .split_first_chunk::<CONTEXT_COUNT_BYTES>()
+        .ok_or(DecodeError::BadSections)?;
+    let pages = u32::from(u16::from_le_bytes(*count));
+    if pages == 0 || pages > CONTEXT_PAGES_MAX {
+        return Err(DecodeError::BadContext { pages });
+    }
+    let parts = store
+        .and_then(|store| store.recent(pages))
+        .ok_or(DecodeError::BadContext { pages })?;
+    let from = room.len() - context_len(pages);
+    let context = &mut room[from..];
+    let mut at = 0;
+    for part in [&CONTEXT_HEAD, parts[0], parts[1]] {
+        context[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    Ok((context, frame))
 }

@@ -1,19 +1,25 @@
 //! Word-wise page comparisons: where two pages differ, and whether a page is all zero.
 //!
 //! In: 4 KiB pages. Out: a bitmap of 512 bits (bit `i % 64` of word `i / 64` is set when the 64-bit
-//! words `i` differ), or a boolean. Promises: the AVX2 form and the scalar twin answer the same, bit
+//! words `i` differ), counts, or a boolean. Promises: the AVX2 form and the scalar twin answer the same, bit
 //! for bit; the form is chosen once, at run time.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256i, _mm256_castsi256_pd, _mm256_cmpeq_epi64, _mm256_loadu_si256, _mm256_movemask_pd,
-    _mm256_or_si256, _mm256_testz_si256,
+    __m256i, _mm256_castsi256_pd, _mm256_cmpeq_epi8, _mm256_cmpeq_epi32, _mm256_cmpeq_epi64,
+    _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_movemask_pd, _mm256_or_si256,
+    _mm256_testz_si256,
 };
 
 use super::{PAGE_BYTES, Page};
 
 /// Which 64-bit words of a page differ: 512 bits.
 pub(super) type WordBitmap = [u64; PAGE_BYTES / 8 / 64];
+
+/// Lengths of records, in bytes.
+pub(super) const DISTANCES: [usize; 4] = [4, 8, 16, 24];
+/// The bytes of a page that are compared with those before: from the largest distance, rounded up to a block.
+const COMPARED_FROM: usize = 32;
 
 /// The comparison routines of this CPU.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +40,7 @@ impl Simd {
     /// The best form that this CPU runs.
     pub(super) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt") {
             return Self::Avx2(Avx2Seen(()));
         }
         Self::Scalar
@@ -48,6 +54,17 @@ impl Simd {
             // exists only where `detect` saw the feature.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => unsafe { differing_words_avx2(a, b) },
+        }
+    }
+
+    /// For each distance of [`DISTANCES`], how many bytes equal the one so far before them, less those of
+    /// whole 32-bit words that do, which a compressor finds anyway. High for tables of numbers.
+    pub(super) fn columns(self, page: &Page) -> [i32; DISTANCES.len()] {
+        match self {
+            Self::Scalar => DISTANCES.map(|distance| columns_scalar(page, distance)),
+            // SAFETY: as in `differing_words`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => DISTANCES.map(|distance| unsafe { columns_avx2(page, distance) }),
         }
     }
 
@@ -83,6 +100,28 @@ fn is_zero_scalar(page: &Page) -> bool {
     words
         .chunks(8)
         .all(|eight| eight.iter().fold(0, |or, w| or | word(w)) == 0)
+}
+
+fn columns_scalar(page: &Page, distance: usize) -> i32 {
+    let (now, before) = (&page[COMPARED_FROM..], &page[COMPARED_FROM - distance..]);
+    let bytes = now.iter().zip(before).filter(|(a, b)| a == b).count();
+    let words = now.as_chunks::<4>().0.iter().zip(before.as_chunks::<4>().0);
+    bytes as i32 - 4 * words.filter(|(a, b)| a == b).count() as i32
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,popcnt")]
+fn columns_avx2(page: &Page, distance: usize) -> i32 {
+    let now = page[COMPARED_FROM..].as_chunks::<32>().0;
+    let before = page[COMPARED_FROM - distance..].as_chunks::<32>().0;
+    let mut score = 0;
+    for (now, before) in now.iter().zip(before) {
+        let (now, before) = (load(now), load(before));
+        let bytes = _mm256_movemask_epi8(_mm256_cmpeq_epi8(now, before));
+        let words = _mm256_movemask_epi8(_mm256_cmpeq_epi32(now, before));
+        score += bytes.count_ones() as i32 - words.count_ones() as i32;
+    }
+    score
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -148,6 +187,7 @@ mod tests {
                 let differs = a[i * 8..i * 8 + 8] != b[i * 8..i * 8 + 8];
                 prop_assert_eq!(bitmap[i / 64] >> (i % 64) & 1 == 1, differs, "word {}", i);
             }
+            prop_assert_eq!(Simd::Scalar.columns(&b), best.columns(&b));
             let mut sparse = [0; PAGE_BYTES];
             for &(at, value) in edits.iter().take(edits.len() % 3) {
                 sparse[at] = value;

@@ -119,6 +119,31 @@ impl PageStore {
         Some(unsafe { &*self.arena.as_ptr().cast_const().add(start).cast::<Page>() })
     }
 
+    /// The pages in the `count` slots that new addresses took last, oldest first: one stretch of memory
+    /// behind the other. `None`: there are not so many.
+    pub(super) fn recent(&self, count: u32) -> Option<[&[u8]; 2]> {
+        let older = count.saturating_sub(self.clock);
+        if count > self.used {
+            return None;
+        }
+        Some([
+            self.stretch(self.used - older, older),
+            self.stretch(self.clock - (count - older), count - older),
+        ])
+    }
+
+    /// The pages of slots `start..start + count`, all used.
+    fn stretch(&self, start: u32, count: u32) -> &[u8] {
+        debug_assert!(start + count <= self.used);
+        let at = start as usize * PAGE_BYTES;
+        // SAFETY: raw memory of the arena, as in `page`: all slots below `used` were written, and
+        // both callers in `recent` stay below it.
+        unsafe {
+            let from = self.arena.as_ptr().cast_const().add(at);
+            std::slice::from_raw_parts(from, count as usize * PAGE_BYTES)
+        }
+    }
+
     /// Stores `page` as the last copy of `addr`: over the previous copy if there is one, else in the
     /// slot that was filled longest ago.
     pub fn insert(&mut self, addr: PageAddr, page: &Page) -> SlotId {
@@ -251,6 +276,14 @@ mod tests {
                     oracle.iter().map(|&(i, fill)| (addr(i), [fill; PAGE_BYTES])).collect();
                 prop_assert!(store.contents() == (hand as u32, expected));
                 prop_assert!(store.contents() == mirror.contents());
+                // The slots that were taken last lie right behind the hand.
+                for count in 0..=oracle.len() + 1 {
+                    let expected = (count <= oracle.len()).then(|| {
+                        let behind = (0..count).rev().map(|back| (hand + oracle.len() - 1 - back) % oracle.len());
+                        behind.flat_map(|at| [oracle[at].1; PAGE_BYTES]).collect::<Vec<u8>>()
+                    });
+                    prop_assert!(store.recent(count as u32).map(|parts| parts.concat()) == expected);
+                }
                 for index in 0..20 {
                     let stored = oracle.iter().any(|entry| entry.0 == index);
                     prop_assert_eq!(store.lookup(addr(index)).is_some(), stored);

@@ -7,16 +7,24 @@ use std::time::Instant;
 
 use super::encoder::elapsed_ns;
 use super::sections::{Sections, Squeeze};
+use super::simd::Simd;
 use super::zstd::Compressor;
 use super::{
-    Choice, Classified, CodecConfig, CodecError, EncodeError, Encoded, Encoder, Method, v1,
+    Choice, Classified, CodecConfig, CodecError, EncodeError, Encoded, Encoder, Method, PAGE_BYTES,
+    Page, filter, v1,
 };
 
 /// The compressors that one core works with. Batches that are given to the same strand are given in
 /// batch order.
 pub struct Strand {
     zstd: Compressor,
+    simd: Simd,
+    /// The page at hand, filtered.
+    filtered: Box<Page>,
 }
+
+/// Below this level of zstd it does not pay to try filters out.
+const FILTER_LEVEL_MIN: i32 = 2;
 
 impl Strand {
     /// Takes the memory.
@@ -26,6 +34,8 @@ impl Strand {
     pub fn new(cfg: &CodecConfig) -> Result<Self, CodecError> {
         Ok(Self {
             zstd: Compressor::new(cfg.zstd_level_max).ok_or(CodecError::Zstd)?,
+            simd: Simd::detect(),
+            filtered: Box::new([0; PAGE_BYTES]),
         })
     }
 
@@ -41,7 +51,7 @@ impl Strand {
     }
 
     /// Writes the payload of a batch to `out`. `raw` are its raw bytes, and `sections` those that
-    /// [`Encoder::classify`] filled with it.
+    /// [`Encoder::classify`] filled with it, which are used up.
     ///
     /// # Errors
     /// [`EncodeError::OutputTooSmall`]; nothing was changed.
@@ -49,12 +59,15 @@ impl Strand {
         &mut self,
         classified: &Classified,
         raw: &[u8],
-        sections: &Sections,
+        sections: &mut Sections,
         out: &mut [u8],
     ) -> Result<Encoded, EncodeError> {
         let start = Instant::now();
         Self::check_room(raw.len(), out)?;
         let choice = classified.choice;
+        if choice.method == Method::Zstd && choice.level >= FILTER_LEVEL_MIN {
+            self.filter(sections);
+        }
         let mut write = |squeeze| sections.write(squeeze, &mut self.zstd, out);
         let (method, len) = match choice.method {
             Method::Passthrough => {
@@ -78,7 +91,32 @@ impl Strand {
             raw_as_is: classified.raw_as_is,
             choice: Choice { method, ..choice },
             stats: classified.stats,
-            encode_ns: classified.classify_ns + elapsed_ns(start),
+            squeeze_ns: elapsed_ns(start),
         })
+    }
+
+    /// Takes the literal pages that a filter makes smaller out of the others.
+    fn filter(&mut self, sections: &mut Sections) {
+        let start = sections.context_len();
+        let (mut from, mut to) = (start, start);
+        while let Some(page) = sections.literals[from..].first_chunk::<PAGE_BYTES>() {
+            if let Some(filter) =
+                filter::choose(page, self.simd, &mut self.zstd, &mut self.filtered)
+            {
+                sections.kinds.push(filter.number());
+                sections.filtered.extend_from_slice(&*self.filtered);
+            } else {
+                sections.kinds.push(0);
+                if to < from {
+                    sections.literals.copy_within(from..from + PAGE_BYTES, to);
+                }
+                to += PAGE_BYTES;
+            }
+            from += PAGE_BYTES;
+        }
+        sections.literals.truncate(to);
+        if sections.filtered.is_empty() {
+            sections.kinds.clear();
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::delta;
 use super::encoder::EncodeStats;
 use super::items::{Item, Items};
 use super::lz4;
-use super::ops::{Class, Op};
+use super::ops::{BlockJump, Class, Op};
 use super::rebuild::Rebuild;
 use super::simd::Simd;
 use super::varint::Reader;
@@ -34,6 +34,7 @@ pub(super) fn encode(
                     header: false,
                     jump: None,
                     count,
+                    block: BlockJump::default(),
                 }
                 .put(ops);
                 ops.extend_from_slice(bytes);
@@ -45,6 +46,7 @@ pub(super) fn encode(
                     header: false,
                     jump,
                     count: 1,
+                    block: BlockJump::default(),
                 }
                 .put(ops);
                 stats.zero += 1;
@@ -62,6 +64,7 @@ pub(super) fn encode(
                         header,
                         jump,
                         count: 1,
+                        block: BlockJump::default(),
                     }
                     .put(ops)
                 };
@@ -158,7 +161,7 @@ pub(super) fn decode(mut ops: Reader<'_>, mut to: Rebuild<'_>) -> Result<(), Dec
                 |store| store.page(store.lookup(addr)?),
                 |page| delta::apply(&mut ops, page),
             )?,
-            Class::Raw | Class::Same | Class::Copy => return Err(to.malformed()),
+            Class::Raw | Class::Same | Class::Copy | Class::Known => return Err(to.malformed()),
         }
     }
     to.finish()

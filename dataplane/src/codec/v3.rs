@@ -1,15 +1,17 @@
 //! Version 3: runs of operations, with raw bytes, literal pages and what patches the history apart.
 //!
-//! In: a batch's items and the history with its content index. Out: the four [`Sections`]. A page is
+//! In: a batch's items and the history with its content index. Out: the [`Sections`]. A page is
 //! all zero, equal to the stored copy of its address, a small delta against it, equal to the page in
-//! another slot, a larger delta, or literal: the first that holds. Promises: a reference is sent only
+//! another slot, equal to a block of a baseline, a larger delta, or literal: the first that holds. Promises: a reference is sent only
 //! after its bytes were compared; the history changes as in version 1.
 
 use super::content_index::{ContentHash, ContentIndex};
 use super::delta;
 use super::encoder::EncodeStats;
+use super::filter::Filter;
 use super::items::{Item, Items};
-use super::ops::{Class, Jump, Op};
+use super::known::{BlockCursor, KnownPages};
+use super::ops::{BlockJump, Class, Jump, Op};
 use super::rebuild::Rebuild;
 use super::sections::{Opened, Sections};
 use super::simd::Simd;
@@ -26,7 +28,17 @@ const SMALL_DELTA_WORDS: u32 = 64;
 pub(super) struct History<'a> {
     pub(super) store: &'a mut PageStore,
     pub(super) contents: &'a mut ContentIndex,
+    /// Blocks that the receiver holds.
+    pub(super) known: &'a mut KnownPages,
     pub(super) simd: Simd,
+}
+
+/// Where references of a batch go on: they tend to follow each other, for a copied file lies in successive
+/// slots and a file in successive blocks.
+#[derive(Default)]
+struct Next {
+    slot: u32,
+    block: BlockCursor,
 }
 
 /// Gathers operations of one kind on successive pages into one.
@@ -36,9 +48,20 @@ struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    fn push(&mut self, class: Class, header: bool, jump: Option<Jump>, count: u64) {
+    fn push(
+        &mut self,
+        (class, block): (Class, BlockJump),
+        header: bool,
+        jump: Option<Jump>,
+        count: u64,
+    ) {
         match &mut self.run {
-            Some(run) if run.class == class && run.header == header && jump.is_none() => {
+            Some(run)
+                if run.class == class
+                    && run.header == header
+                    && jump.is_none()
+                    && block == BlockJump::default() =>
+            {
                 run.count += count;
             }
             _ => {
@@ -48,6 +71,7 @@ impl Runs<'_> {
                     header,
                     jump,
                     count,
+                    block,
                 });
             }
         }
@@ -72,19 +96,20 @@ pub(super) fn encode(
         patches,
         raw,
         literals,
+        ..
     } = sections;
     let mut runs = Runs { ops, run: None };
-    // References tend to follow each other: a copied file lies in successive slots.
-    let mut next_slot = 0;
+    let mut next = Next::default();
+    let no_block = BlockJump::default();
     for item in items {
         match item {
             Item::Raw(bytes) => {
-                runs.push(Class::Raw, false, None, bytes.len() as u64);
+                runs.push((Class::Raw, no_block), false, None, bytes.len() as u64);
                 raw.extend_from_slice(bytes);
                 stats.raw_bytes += bytes.len() as u64;
             }
             Item::Zero { jump, .. } => {
-                runs.push(Class::Zero, false, jump, 1);
+                runs.push((Class::Zero, no_block), false, jump, 1);
                 stats.zero += 1;
             }
             Item::Page {
@@ -93,12 +118,13 @@ pub(super) fn encode(
                 header,
                 page,
             } => {
-                let class = history.page(addr, page, patches, &mut next_slot);
+                let class = history.page(addr, page, patches, &mut next);
                 runs.push(class, header, jump, 1);
                 stats.pages += 1;
-                match class {
+                match class.0 {
                     Class::ZeroPage => stats.zero += 1,
                     Class::Same | Class::Copy => stats.dup += 1,
+                    Class::Known => stats.known += 1,
                     Class::Delta => stats.delta += 1,
                     Class::Raw | Class::Zero | Class::Literal => {
                         literals.extend_from_slice(page);
@@ -118,10 +144,11 @@ impl History<'_> {
         addr: PageAddr,
         page: &Page,
         patches: &mut Vec<u8>,
-        next_slot: &mut u32,
-    ) -> Class {
+        next: &mut Next,
+    ) -> (Class, BlockJump) {
+        let mut block = BlockJump::default();
         if self.simd.is_zero(page) {
-            return Class::ZeroPage;
+            return (Class::ZeroPage, block);
         }
         let own = self.store.lookup(addr);
         let old = own.and_then(|slot| self.store.page(slot)).map(|old| {
@@ -130,15 +157,18 @@ impl History<'_> {
         });
         let small = old.is_some_and(|(_, _, words)| words <= SMALL_DELTA_WORDS);
         if matches!(old, Some((_, _, 0))) {
-            return Class::Same;
+            return (Class::Same, block);
         }
         // Hashed even when no duplicate is looked for: a later page may be a copy of this one.
         let hash = self.contents.hash(page);
         let class = if !small && let Some(slot) = self.duplicate(hash, page) {
-            let distance = i64::from(slot.0) - i64::from(*next_slot);
+            let distance = i64::from(slot.0) - i64::from(next.slot);
             varint::put(patches, varint::zigzag(distance));
-            *next_slot = slot.0 + 1;
+            next.slot = slot.0 + 1;
             Class::Copy
+        } else if !small && let Some((baseline, number)) = self.known.find(page) {
+            block = next.block.jump_to(baseline, number);
+            Class::Known
         } else if let Some((old, bitmap, words)) = old
             && words <= delta::CHANGED_WORDS_MAX
         {
@@ -149,7 +179,7 @@ impl History<'_> {
         };
         let slot = self.store.insert_at(own, addr, page);
         self.contents.note(hash, slot);
-        class
+        (class, block)
     }
 
     fn duplicate(&self, hash: ContentHash, page: &Page) -> Option<SlotId> {
@@ -159,14 +189,26 @@ impl History<'_> {
     }
 }
 
-/// Carries out untrusted operations.
-pub(super) fn decode(opened: Opened<'_>, mut to: Rebuild<'_>) -> Result<(), DecodeError> {
+/// Carries out untrusted operations; `known` are the blocks of baselines that they refer to, in order.
+pub(super) fn decode(
+    opened: Opened<'_>,
+    mut known: Reader<'_>,
+    mut to: Rebuild<'_>,
+) -> Result<(), DecodeError> {
     let Opened {
         mut ops,
         mut patches,
         mut raw,
-        mut literals,
+        literals,
+        kinds,
+        filtered,
     } = opened;
+    let mut literals = Literals {
+        plain: literals,
+        are_mixed: !kinds.is_empty(),
+        kinds,
+        filtered,
+    };
     let mut next_slot = 0;
     while !ops.is_empty() {
         let op = Op::read(&mut ops).ok_or(to.malformed())?;
@@ -184,10 +226,13 @@ pub(super) fn decode(opened: Opened<'_>, mut to: Rebuild<'_>) -> Result<(), Deco
                     page.fill(0);
                     Some(())
                 })?,
-                Class::Raw | Class::Literal => to.page(addr, op.header, |page| {
-                    page.copy_from_slice(literals.bytes(PAGE_BYTES)?);
+                Class::Known => to.page(addr, op.header, |page| {
+                    page.copy_from_slice(known.bytes(PAGE_BYTES)?);
                     Some(())
                 })?,
+                Class::Raw | Class::Literal => {
+                    to.page(addr, op.header, |page| literals.next(page))?;
+                }
                 Class::Same => to.page_from_history(
                     addr,
                     op.header,
@@ -216,10 +261,40 @@ pub(super) fn decode(opened: Opened<'_>, mut to: Rebuild<'_>) -> Result<(), Deco
         }
     }
     // Bytes that no operation asked for: the sections are not one encoder's work.
-    if !(patches.is_empty() && raw.is_empty() && literals.is_empty()) {
+    if !(patches.is_empty() && raw.is_empty() && literals.are_used_up()) {
         return Err(DecodeError::BadSections);
     }
     to.finish()
+}
+
+/// The literal pages of a batch, in order.
+struct Literals<'a> {
+    plain: Reader<'a>,
+    /// Some were filtered, and `kinds` tells of each whether and how.
+    are_mixed: bool,
+    kinds: Reader<'a>,
+    filtered: Reader<'a>,
+}
+
+impl Literals<'_> {
+    fn next(&mut self, page: &mut Page) -> Option<()> {
+        let kind = if self.are_mixed {
+            self.kinds.byte()?
+        } else {
+            0
+        };
+        if kind == 0 {
+            page.copy_from_slice(self.plain.bytes(PAGE_BYTES)?);
+        } else {
+            let filtered = self.filtered.bytes(PAGE_BYTES)?.first_chunk()?;
+            Filter::from_number(kind)?.undo(filtered, page);
+        }
+        Some(())
+    }
+
+    const fn are_used_up(&self) -> bool {
+        self.plain.is_empty() && self.kinds.is_empty() && self.filtered.is_empty()
+    }
 }
 
 fn read_slot(patches: &mut Reader<'_>, next_slot: &mut u32) -> Option<SlotId> {

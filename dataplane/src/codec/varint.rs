@@ -29,6 +29,7 @@ pub(super) const fn unzigzag(value: u64) -> i64 {
 }
 
 /// A cursor over untrusted bytes. Every method answers `None` at the end or on a bad encoding.
+#[derive(Clone)]
 pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }

@@ -2,11 +2,27 @@
 //!
 //! In: bytes, and a buffer that bounds the output. Out: the bytes written. Promises: the contexts live
 //! in memory taken once, at `new`, so a batch allocates nothing (a context on the heap would change its
-//! size with the data); the window is no larger than the source; a frame decodes to exactly the length
+//! size with the data); a frame refers to nothing but itself and the bytes given as its context;  a frame decodes to exactly the length
 //! that was expected or is refused, and nothing is written outside the buffer.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+
+/// A context of 1 MiB and as much source lie within this window, whatever the level.
+const CONTEXT_WINDOW_LOG: c_int = 21;
+
+/// zstd has other parameters for sources up to each of these sizes, a context counted in.
+const SIZES: [u64; 4] = [16 << 10, 128 << 10, 256 << 10, 1 << CONTEXT_WINDOW_LOG];
+
+/// What a context takes for sources, with their contexts, of at most `size` bytes.
+fn context_bytes(level: i32, size: u64) -> usize {
+    // SAFETY: C functions over integers; marked unsafe only because they are foreign.
+    unsafe {
+        let mut parameters = zstd_sys::ZSTD_getCParams(c_int::from(level), size, 0);
+        parameters.windowLog = CONTEXT_WINDOW_LOG as u32;
+        zstd_sys::ZSTD_estimateCCtxSize_usingCParams(parameters)
+    }
+}
 
 /// Memory for a context, aligned as zstd asks.
 fn workspace(bytes: usize) -> Box<[u64]> {
@@ -27,8 +43,8 @@ unsafe impl Send for Compressor {}
 impl Compressor {
     /// `None`: zstd refuses the level.
     pub(super) fn new(level_max: i32) -> Option<Self> {
-        // SAFETY: a C function over integers; marked unsafe only because it is foreign.
-        let bytes = unsafe { zstd_sys::ZSTD_estimateCCtxSize(level_max) };
+        let bytes = (1..=level_max).flat_map(|level| SIZES.map(|size| context_bytes(level, size)));
+        let bytes = bytes.max()?;
         if is_error(bytes) {
             return None;
         }
@@ -47,18 +63,60 @@ impl Compressor {
         })
     }
 
-    /// Compresses `src` into `dst` as one frame. `None`: it does not fit.
-    pub(super) fn compress(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
+    /// Compresses `src` into `dst` as one frame that may refer to `context`, which is fastest right before
+    /// `src`. `None`: it does not fit.
+    pub(super) fn compress(
+        &mut self,
+        level: i32,
+        context: &[u8],
+        src: &[u8],
+        dst: &mut [u8],
+    ) -> Option<usize> {
+        let set = |parameter, value| {
+            // SAFETY: C functions on a live context that is used by nobody else.
+            let code = unsafe {
+                zstd_sys::ZSTD_CCtx_setParameter(
+                    self.context.as_ptr(),
+                    parameter,
+                    c_int::from(value),
+                )
+            };
+            (!is_error(code)).then_some(())
+        };
+        // SAFETY: as above; takes back what an earlier frame was given.
+        unsafe {
+            zstd_sys::ZSTD_CCtx_reset(
+                self.context.as_ptr(),
+                zstd_sys::ZSTD_ResetDirective::ZSTD_reset_session_and_parameters,
+            )
+        };
+        set(zstd_sys::ZSTD_cParameter::ZSTD_c_compressionLevel, level)?;
+        if !context.is_empty() {
+            set(
+                zstd_sys::ZSTD_cParameter::ZSTD_c_windowLog,
+                CONTEXT_WINDOW_LOG,
+            )?;
+            // SAFETY: a C function with a raw pointer. It keeps the pointer until the end of the next
+            // frame, which is made below while `context` is borrowed, or until the next reset.
+            let code = unsafe {
+                zstd_sys::ZSTD_CCtx_refPrefix(
+                    self.context.as_ptr(),
+                    context.as_ptr().cast::<c_void>(),
+                    context.len(),
+                )
+            };
+            (!is_error(code)).then_some(())?;
+        }
         // SAFETY: a C function with raw pointers. The context is live and used by nobody else, the
-        // slices cover the lengths given and do not overlap, and nothing is kept after the call.
+        // slices cover the lengths given, `dst` overlaps neither other, and nothing is kept after the
+        // call that the next one does not reset first.
         let written = unsafe {
-            zstd_sys::ZSTD_compressCCtx(
+            zstd_sys::ZSTD_compress2(
                 self.context.as_ptr(),
                 dst.as_mut_ptr().cast::<c_void>(),
                 dst.len(),
                 src.as_ptr().cast::<c_void>(),
                 src.len(),
-                c_int::from(level),
             )
         };
         (!is_error(written)).then_some(written)
@@ -94,17 +152,19 @@ impl Decompressor {
         })
     }
 
-    /// Decompresses `src`, which must fill `dst` exactly. `None`: it does not.
-    pub(super) fn decompress(&mut self, src: &[u8], dst: &mut [u8]) -> Option<()> {
+    /// Decompresses `src`, which may refer to `context` and must fill `dst` exactly. `None`: it does not.
+    pub(super) fn decompress(&mut self, context: &[u8], src: &[u8], dst: &mut [u8]) -> Option<()> {
         // SAFETY: as in `Compressor::compress`; the decoder takes untrusted input and stays inside
         // the lengths given.
         let written = unsafe {
-            zstd_sys::ZSTD_decompressDCtx(
+            zstd_sys::ZSTD_decompress_usingDict(
                 self.context.as_ptr(),
                 dst.as_mut_ptr().cast::<c_void>(),
                 dst.len(),
                 src.as_ptr().cast::<c_void>(),
                 src.len(),
+                context.as_ptr().cast::<c_void>(),
+                context.len(),
             )
         };
         (!is_error(written) && written == dst.len()).then_some(())
@@ -122,8 +182,9 @@ mod tests {
 
     #[test]
     fn every_level_and_size_fits_the_workspace() {
-        let mut compressor = Compressor::new(9).unwrap();
+        let mut compressor = Compressor::new(12).unwrap();
         let mut decompressor = Decompressor::new().unwrap();
+        let context: Vec<u8> = (0..1 << 20).map(|i: u32| (i / 11 % 251) as u8).collect();
         let mut word = 1u64;
         let src: Vec<u8> = (0..1 << 20)
             .map(|i| {
@@ -135,33 +196,38 @@ mod tests {
                 }
             })
             .collect();
-        let mut packed = vec![0; src.len()];
+        let mut packed = vec![0; src.len() + 100];
         let mut back = vec![0; src.len()];
         for round in 0..3 {
-            for level in [1, 9, 3, 6] {
+            for level in [1, 12, 9, 3, 6] {
                 for len in [10, 300, 20_000, 140_000, 300_000, 1 << 20] {
+                    let context = &context[..[0, 5_000, 1 << 20][(round + len) % 3]];
                     let written = compressor
-                        .compress(level, &src[..len], &mut packed)
+                        .compress(level, context, &src[..len], &mut packed)
                         .unwrap_or_else(|| panic!("round {round} level {level} length {len}"));
                     back[..len].fill(0);
                     decompressor
-                        .decompress(&packed[..written], &mut back[..len])
+                        .decompress(context, &packed[..written], &mut back[..len])
                         .unwrap();
                     assert!(back[..len] == src[..len]);
                     assert!(
                         decompressor
-                            .decompress(&packed[..written], &mut back[..len - 1])
+                            .decompress(context, &packed[..written], &mut back[..len - 1])
                             .is_none()
                     );
                     assert!(
                         decompressor
-                            .decompress(&packed[..written - 1], &mut back[..len])
+                            .decompress(context, &packed[..written - 1], &mut back[..len])
                             .is_none()
                     );
                 }
             }
         }
-        assert!(compressor.compress(1, &src, &mut packed[..100]).is_none());
-        assert!(compressor.compress(1, &src, &mut packed).is_some());
+        assert!(
+            compressor
+                .compress(1, &[], &src, &mut packed[..100])
+                .is_none()
+        );
+        assert!(compressor.compress(1, &[], &src, &mut packed).is_some());
     }
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dwcp_api::attach::{BUSY_MAGIC, DROP_MAGIC, Escrow, GREETING_MAGIC, Greeting, KEEP_MAGIC};
-use dwcp_api::command::{Command, CommandRecord};
+use dwcp_api::command::{Command, CommandRecord, SessionLimits};
 use dwcp_api::event::{Event, EventRecord};
 use dwcp_api::layout::{
     COMMAND_PARK_OFFSET, COMMAND_RING_OFFSET, COMMAND_SLOTS, EVENT_PARK_OFFSET, EVENT_SLOTS,
@@ -20,6 +20,7 @@ use dwcp_api::layout::{
 };
 use dwcp_api::text::Text;
 use dwcp_api::{ABI_VERSION, Failure, LAYOUT_HASH, Role, SessionId, monotonic_ns};
+use dwcp_baseline::Tenant;
 use dwcp_hugepages::doorbell::{Doorbell, ParkFlag};
 use dwcp_hugepages::ring::{Consumer, Producer, RingMem};
 use dwcp_hugepages::scm;
@@ -28,7 +29,7 @@ use zerocopy::IntoBytes;
 
 use super::board::Board;
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, SourceOrder, ToControl, ToWorker};
+use super::messages::{DestinationOrder, Peer, SourceOrder, ToControl, ToWorker};
 use super::poller::{Poller, Token};
 use super::seats::Seats;
 use crate::transport::sharing::Sharing;
@@ -37,6 +38,8 @@ use crate::transport::sharing::Sharing;
 /// costs this much and not a command.
 const WAIT_NS: u64 = 200_000_000;
 
+const TENANT_TEXT: &str =
+    "a tenant is 1 to 32 of a-z 0-9 - _ . and begins with a letter or a digit";
 const PEER_TEXT: &str = "the peer must be address:port, as in 10.0.0.2:4790";
 
 const LISTENER: Token = Token(1);
@@ -344,20 +347,30 @@ impl Control {
                 session,
                 listen,
                 peer,
+                peer_node,
                 max_version,
                 limits,
             } => {
-                let Ok(peer) = peer.as_str().parse() else {
+                let Ok(address) = peer.as_str().parse() else {
                     return self.answer(id, session, Failure::BadCommand, PEER_TEXT);
+                };
+                let Some(tenant) = tenant_of(&limits) else {
+                    return self.answer(id, session, Failure::BadCommand, TENANT_TEXT);
+                };
+                let node = Some(peer_node.as_str().to_owned()).filter(|name| !name.is_empty());
+                let peer = Peer {
+                    address,
+                    target: None,
+                    node,
                 };
                 let order = SourceOrder {
                     session,
                     listen: Some(PathBuf::from(listen.as_str())),
                     first: None,
                     peer,
-                    target: None,
                     max_version,
                     limits,
+                    tenant,
                 };
                 (session, ToWorker::OpenSource(Box::new(order), Some(id)))
             }
@@ -367,10 +380,14 @@ impl Control {
                 limits,
             } => {
                 let connect = PathBuf::from(connect.as_str());
+                let Some(tenant) = tenant_of(&limits) else {
+                    return self.answer(id, session, Failure::BadCommand, TENANT_TEXT);
+                };
                 let order = DestinationOrder {
                     session,
                     connect,
                     limits,
+                    tenant,
                 };
                 (
                     session,
@@ -502,5 +519,12 @@ fn send_kept(socket: &OwnedFd, session: SessionId, kept: &Kept) {
     };
     if let Err(error) = scm::send_with_fds(socket.as_fd(), escrow.as_bytes(), &[kept.fd.as_fd()]) {
         tracing::warn!(%error, %session, "a descriptor could not be given in escrow");
+    }
+}
+/// Whose baselines a session may use; nothing for a name that is none.
+fn tenant_of(limits: &SessionLimits) -> Option<Tenant> {
+    match limits.tenant.as_str() {
+        "" => Some(Tenant::default()),
+        name => Tenant::new(name),
     }
 }

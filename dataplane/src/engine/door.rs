@@ -39,7 +39,7 @@ use super::path_choice::PathChoice;
 use super::poller::{Poller, Token};
 use super::sockets;
 use crate::config::PassiveTarget;
-use crate::tls::credentials::Credentials;
+use crate::tls::credentials::{Credentials, Reloaded};
 use crate::transport::handshake::{Agreed, Purpose, RefuseReason, SessionParams, Way};
 use crate::transport::wire::keys::Psk;
 use crate::transport::{NodeId, Version};
@@ -227,7 +227,7 @@ impl Door {
     }
 
     fn dial(&mut self, dial: Box<Dial>) {
-        let peer = dial.peer;
+        let peer = dial.peer.address;
         match sockets::dial_tcp(peer) {
             Ok(fd) => self.admit(fd, Side::Connecting(dial), peer),
             Err(error) => self.dial_failed(&dial, Failure::PeerLost, &error.to_string(), false),
@@ -339,9 +339,18 @@ impl Door {
             return;
         };
         match outcome {
-            Ok(()) => {
+            Ok(Reloaded::All) => {
                 counters.reloads_total.add(1);
                 tracing::info!("certificates were read anew; handshakes from now on use them");
+            }
+            Ok(Reloaded::TrustAlone(error)) => {
+                counters.reloads_total.add(1);
+                counters.reload_failures_total.add(1);
+                tracing::error!(
+                    %error,
+                    "authorities and revocations were read anew and are in use; this node's own certificate \
+                     and key stay as they were"
+                );
             }
             Err(error) => {
                 counters.reload_failures_total.add(1);
@@ -356,7 +365,7 @@ impl Door {
             lane: dial.lane,
             over: Way::Tcp,
             failure,
-            detail: format!("{}: {detail}", dial.peer),
+            detail: format!("{}: {detail}", dial.peer.address),
             fatal,
         };
         let _ = self.workers[dial.worker].send(message);
@@ -384,6 +393,7 @@ impl Door {
             session,
             connect: target.connect.clone(),
             limits: dwcp_api::command::SessionLimits::default(),
+            tenant: dwcp_baseline::Tenant::default(),
         };
         self.workers[worker]
             .send(ToWorker::OpenDestination(Box::new(order), None))
@@ -456,6 +466,7 @@ fn params(offer: &Offer) -> SessionParams {
         window_limit_bytes: offer.window_limit_bytes,
         lanes_v1: offer.lanes_v1,
         lanes_v3: offer.lanes_v3,
+        baselines: offer.baselines,
     }
 }
 

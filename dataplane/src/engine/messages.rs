@@ -4,14 +4,27 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dwcp_api::command::{SessionLimits, Verdict};
 use dwcp_api::event::Event;
 use dwcp_api::{Failure, Mode, Role, SessionId, Version};
+use dwcp_baseline::{Baseline, Tenant};
 
 use super::drivers::LaneEnd;
 use crate::transport::handshake::{Agreed, Way};
 use crate::transport::{LaneIx, NodeId};
+
+/// Whom the lanes of a session are dialled to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer data plane.
+    pub address: SocketAddr,
+    /// Name of the passive target; `None` for a session that a control plane announced.
+    pub target: Option<String>,
+    /// The node that must answer; `None` takes any that proves itself.
+    pub node: Option<String>,
+}
 
 /// How a session comes to be at the source.
 #[derive(Debug)]
@@ -23,13 +36,13 @@ pub struct SourceOrder {
     /// The first connection, when a passive socket already accepted it.
     pub first: Option<OwnedFd>,
     /// The peer data plane.
-    pub peer: SocketAddr,
-    /// Name of the passive target; `None` for a session that a control plane announced.
-    pub target: Option<String>,
+    pub peer: Peer,
     /// Highest version.
     pub max_version: Version,
     /// Limits; zero means the default.
     pub limits: SessionLimits,
+    /// Whose baselines it may use.
+    pub tenant: Tenant,
 }
 
 /// How a session comes to be at the destination.
@@ -41,6 +54,8 @@ pub struct DestinationOrder {
     pub connect: PathBuf,
     /// Limits; zero means the default.
     pub limits: SessionLimits,
+    /// Whose baselines it may use.
+    pub tenant: Tenant,
 }
 
 /// A lane that proved itself at the door.
@@ -79,6 +94,8 @@ pub enum ToWorker {
     Redirect(SessionId, SocketAddr, u64),
     /// Forget a session that has ended.
     Forget(SessionId, u64),
+    /// The baselines of a session's tenant.
+    Baselines(SessionId, Vec<Arc<Baseline>>),
     /// A lane is ready.
     LaneUp(Box<LaneUp>),
     /// A lane could not be made.
@@ -169,10 +186,10 @@ pub struct Dial {
     pub worker: usize,
     /// Which lane of the bundle.
     pub lane: LaneIx,
+    /// Which dial of the session, from 1 on.
+    pub attempt: u32,
     /// Where to.
-    pub peer: SocketAddr,
-    /// Passive target's name, or `None`.
-    pub target: Option<String>,
+    pub peer: Peer,
     /// What this side offers.
     pub offer: Offer,
     /// What the lane is to run over.
@@ -192,6 +209,8 @@ pub struct Offer {
     pub lanes_v1: u16,
     /// Lanes for a v3 transport, at most.
     pub lanes_v3: u16,
+    /// This side keeps baselines.
+    pub baselines: bool,
 }
 
 /// What one worker's lanes may run over beside TCP.

@@ -16,6 +16,7 @@
 //! | [`messages`] | what the threads tell each other |
 //! | [`mailbox`] | how |
 //! | [`encoders`] | threads that compress batches beside the workers |
+//! | [`keeper`] | threads that read and write baselines |
 //! | [`routes`] | whose event it is |
 //! | [`poller`] | readiness of descriptors |
 //! | [`idle`] | spinning, yielding, parking |
@@ -29,6 +30,7 @@ pub mod door;
 pub mod drivers;
 pub mod encoders;
 pub mod idle;
+pub mod keeper;
 pub mod mailbox;
 pub mod messages;
 mod orders;

@@ -14,7 +14,7 @@ use dwcp_drivers::lane::LaneGroup;
 
 use super::drivers::LaneEndpoint;
 use super::messages::{
-    DestinationOrder, Expected, Offer, SourceOrder, ToControl, ToDoor, ToWorker,
+    DestinationOrder, Expected, Offer, Peer, SourceOrder, ToControl, ToDoor, ToWorker,
 };
 use super::routes::Routes;
 use super::sockets;
@@ -134,6 +134,13 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             ToWorker::Forget(id, command) => {
                 let outcome = self.forget(id, counters, switches);
                 self.answer(Some(command), id, outcome);
+            }
+            ToWorker::Baselines(id, list) => {
+                if let Some(slot) = self.slot_of(id) {
+                    self.with_session(slot, counters, switches, |session, _| {
+                        session.on_baselines(list);
+                    });
+                }
             }
             ToWorker::LaneUp(lane_up) => {
                 if let Some(slot) = self.slot_of(lane_up.session) {
@@ -291,7 +298,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             worker: self.index,
             socket_path: path,
             listener,
-            peer: Some((order.peer, order.target)),
+            peer: Some(order.peer),
             offer,
             way: self.way,
             driver_fallback: self.config.driver_fallback,
@@ -300,6 +307,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
             rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
             streams: self.stream_limits(),
+            tenant: order.tenant,
+            keeper: self.keeper.clone(),
         };
         self.add_session(options, counters)?;
         if let Some(first) = order.first {
@@ -336,6 +345,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             setup_limit_ns: self.config.setup_limit_ms.saturating_mul(1_000_000),
             rate_limit_bytes_per_s: order.limits.rate_limit_bytes_per_s,
             streams: self.stream_limits(),
+            tenant: order.tenant,
+            keeper: self.keeper.clone(),
         };
         self.add_session(options, counters)?;
         let expected = Expected {
@@ -380,6 +391,9 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
         let slot = options.slot;
         self.next_slot += 1;
         let (session, worker) = (options.id, self.index);
+        if let Some(keeper) = &self.keeper {
+            keeper.load(session, options.tenant.clone(), self.own.clone());
+        }
         self.tell_border(ToControl::Opened { session, worker });
         self.sessions
             .push((slot, Session::new(options, cell, monotonic_ns())));
@@ -420,10 +434,14 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 session: SessionId(id),
                 listen: None,
                 first: Some(fd),
-                peer: source.peer,
-                target: Some(source.target),
+                peer: Peer {
+                    address: source.peer,
+                    target: Some(source.target),
+                    node: source.node,
+                },
                 max_version: self.offer.max_version,
                 limits: dwcp_api::command::SessionLimits::default(),
+                tenant: dwcp_baseline::Tenant::default(),
             };
             let outcome = self.open_source(order, counters, switches);
             self.answer(None, SessionId(id), outcome);

@@ -16,6 +16,7 @@ use super::control::{Control, Identity};
 use super::door::{Door, DoorOptions};
 use super::drivers::{Drivers, Seat};
 use super::encoders::Encoders;
+use super::keeper::Keeper;
 use super::mailbox::{Sender, mailbox};
 use super::messages::{Offer, ToDoor, ToWorker};
 use super::path_choice::PathChoice;
@@ -33,6 +34,7 @@ const MAIL_SLOTS: usize = 1024;
 pub struct Engine {
     workers: Vec<(Sender<ToWorker>, JoinHandle<()>)>,
     encoders: (Encoders, Vec<JoinHandle<()>>),
+    keeper: Option<(Keeper, Vec<JoinHandle<()>>)>,
     door: (Sender<ToDoor>, JoinHandle<()>),
     control: JoinHandle<()>,
     stop: Arc<AtomicBool>,
@@ -76,6 +78,7 @@ impl Engine {
             window_limit_bytes: config.window_limit_bytes,
             lanes_v1: config.lanes_v1,
             lanes_v3: config.lanes_offered(),
+            baselines: config.baseline.is_some(),
         };
         let cores = pick_cores(&config.cores)?;
         let idle = config.idle.unwrap_or_else(|| {
@@ -131,6 +134,8 @@ impl Engine {
         let (encoders, encoder_handles) =
             Encoders::start(config.encoders(cores.len()), &encoder_cores(idle, &cores))
                 .context("threads for encoding")?;
+        let keeper = config.baseline.as_ref().map(Keeper::start);
+        let keeper = keeper.transpose().context("the store of baselines")?;
         let mut workers = Vec::new();
         for (index, (((core, mail), sender), seat)) in cores
             .into_iter()
@@ -148,6 +153,7 @@ impl Engine {
                 mail,
                 own: sender.clone(),
                 encoders: encoders.clone(),
+                keeper: keeper.as_ref().map(|(keeper, _)| keeper.clone()),
                 door: door_sender.clone(),
                 control: control_sender.clone(),
                 idle,
@@ -173,6 +179,7 @@ impl Engine {
         Ok(Self {
             workers,
             encoders: (encoders, encoder_handles),
+            keeper,
             door: (door_sender, door_handle),
             control: control_handle,
             stop,
@@ -209,6 +216,14 @@ impl Engine {
         self.encoders.0.stop();
         for handle in self.encoders.1 {
             let _ = handle.join();
+        }
+        if let Some((keeper, handles)) = self.keeper {
+            keeper.stop();
+            // The last that could ask them.
+            drop(keeper);
+            for handle in handles {
+                let _ = handle.join();
+            }
         }
         let _ = self.door.0.send(ToDoor::Stop);
         let _ = self.door.1.join();

@@ -17,6 +17,7 @@ use super::board::Board;
 use super::drivers::LaneEndpoint;
 use super::encoders::Encoders;
 use super::idle::{Idle, Step};
+use super::keeper::Keeper;
 use super::mailbox::{Mailbox, Sender};
 use super::messages::{Offer, ToControl, ToDoor, ToWorker};
 use super::poller::Poller;
@@ -48,8 +49,9 @@ pub struct Worker<G: LaneGroup> {
     routes: Routes,
     mail: Mailbox<ToWorker>,
     /// The sending end of its own mailbox: batches that were squeezed elsewhere ring it.
-    own: Sender<ToWorker>,
+    pub(super) own: Sender<ToWorker>,
     encoders: Encoders,
+    pub(super) keeper: Option<Keeper>,
     pub(super) door: Sender<ToDoor>,
     pub(super) control: Sender<ToControl>,
     pub(super) sessions: Vec<(u32, Session)>,
@@ -79,6 +81,8 @@ pub struct WorkerOptions {
     pub own: Sender<ToWorker>,
     /// Threads that squeeze batches beside it.
     pub encoders: Encoders,
+    /// Threads that read and write baselines.
+    pub keeper: Option<Keeper>,
     /// To the door.
     pub door: Sender<ToDoor>,
     /// To the control thread.
@@ -121,6 +125,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             mail: options.mail,
             own: options.own,
             encoders: options.encoders,
+            keeper: options.keeper,
             door: options.door,
             control: options.control,
             sessions: Vec::new(),
@@ -174,6 +179,9 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
                 Step::Park => self.park(counters, switches)?,
             }
             self.stages.end_turn(monotonic_ns(), false, counters);
+        }
+        for (_, session) in &mut self.sessions {
+            session.let_go();
         }
         Ok(())
     }

@@ -90,7 +90,10 @@ impl Job {
         let raw = &batch.raw.payload_mut()[HEADROOM..HEADROOM + batch.raw_bytes];
         let out = &mut batch.out.payload_mut()[HEADROOM..];
         let classified = &batch.classified;
-        self.squeezed = Some(self.strand.squeeze(classified, raw, &self.sections, out));
+        self.squeezed = Some(
+            self.strand
+                .squeeze(classified, raw, &mut self.sections, out),
+        );
     }
 }
 
@@ -109,12 +112,21 @@ pub struct Jobs {
 pub struct Made {
     /// Its header as it was sealed.
     pub header: DataHeader,
+    /// What the first half said of it.
+    classified: Classified,
     /// What became of it.
     pub encoded: Encoded,
     /// Its raw bytes.
     pub raw_bytes: usize,
     /// Bytes of its frame.
     pub frame_bytes: usize,
+}
+
+impl Made {
+    /// What it took of the cores that worked on it.
+    pub const fn encode_ns(&self) -> u64 {
+        self.classified.classify_ns + self.encoded.squeeze_ns
+    }
 }
 
 impl Jobs {
@@ -239,7 +251,7 @@ pub fn give_away(
     }
     job.squeeze();
     let (frame, made) = finish(link, job)?.ok_or_else(Fault::buffers)?;
-    link.encoder.learn(&made.encoded, raw_bytes);
+    link.encoder.learn(&classified, &made.encoded);
     Ok(Given::Made(frame, made.encoded.stats))
 }
 
@@ -254,7 +266,7 @@ pub fn take_back(link: &mut Link) -> Result<Option<Made>, Fault> {
     let Some((frame, made)) = finish(link, job)? else {
         return Ok(None);
     };
-    link.encoder.learn(&made.encoded, made.raw_bytes);
+    link.encoder.learn(&made.classified, &made.encoded);
     link.outbound.fill(made.header.seq, frame)?;
     Ok(Some(made))
 }
@@ -269,6 +281,7 @@ fn finish(link: &mut Link, mut job: Box<Job>) -> Result<Option<(Frame, Made)>, F
     let encoded = squeezed?;
     let Batch {
         mut header,
+        classified,
         raw,
         raw_bytes,
         out,
@@ -281,10 +294,12 @@ fn finish(link: &mut Link, mut job: Box<Job>) -> Result<Option<(Frame, Made)>, F
         frame: raw.freeze(HEADROOM + raw_bytes)?,
         sealed: false,
     };
-    encoding::retain(link, &header, kept, raw_bytes, tokens);
+    let stats = &encoded.stats;
+    encoding::retain(link, &header, kept, (raw_bytes, stats), tokens);
     let frame_bytes = frame.bytes().len();
     let made = Made {
         header,
+        classified,
         encoded,
         raw_bytes,
         frame_bytes,

@@ -14,7 +14,7 @@ use super::link::{Link, LinkOptions};
 use super::loss::Loss;
 use super::{Fault, Hands, Session, encoding};
 use crate::engine::drivers::{LaneEndpoint, endpoint};
-use crate::engine::messages::{Dial, LaneUp, ToDoor};
+use crate::engine::messages::{Dial, LaneUp, Peer, ToDoor};
 use crate::engine::routes::Route;
 use crate::transport::handshake::Way;
 use crate::transport::outbound::{SendStep, Verdict};
@@ -40,7 +40,9 @@ pub(super) enum Slot {
 
 /// A session's lanes.
 pub struct Bundle {
-    peer: Option<(SocketAddr, Option<String>)>,
+    peer: Option<Peer>,
+    /// How often any of them was dialled.
+    dials: u32,
     pub(super) slots: Vec<Slot>,
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
     pub(super) retransmits: Vec<u32>,
@@ -70,9 +72,10 @@ impl Bundle {
 
     /// No lanes yet. `peer` is whom to dial; none at the destination. Lanes are to run over `way`, or,
     /// where it does not carry and `fallback` allows it, over TCP.
-    pub const fn new(peer: Option<(SocketAddr, Option<String>)>, way: Way, fallback: bool) -> Self {
+    pub const fn new(peer: Option<Peer>, way: Way, fallback: bool) -> Self {
         Self {
             peer,
+            dials: 0,
             slots: Vec::new(),
             retransmits: Vec::new(),
             asked: 0,
@@ -99,13 +102,13 @@ impl Bundle {
     pub fn dials(&self, peer: SocketAddr, target: &str) -> bool {
         self.peer
             .as_ref()
-            .is_some_and(|(known, name)| *known == peer && name.as_deref() == Some(target))
+            .is_some_and(|known| known.address == peer && known.target.as_deref() == Some(target))
     }
 
     /// Dials another address from now on; says whether it is another, and nothing at an end that dials nobody.
     pub(super) fn redirect(&mut self, to: SocketAddr) -> Option<bool> {
-        let (peer, _) = self.peer.as_mut()?;
-        Some(std::mem::replace(peer, to) != to)
+        let peer = self.peer.as_mut()?;
+        Some(std::mem::replace(&mut peer.address, to) != to)
     }
 
     fn lane_id(&self, lane: LaneIx) -> Option<LaneId> {
@@ -251,8 +254,9 @@ impl Session {
         if over != Way::Tcp {
             self.fall_back(over, &fault.detail);
         }
-        // A peer that has proven the key cannot have lost it: whoever says so now, cannot.
-        let is_lie = fault.failure == Failure::WrongKey && self.link.is_some();
+        // A peer that has proven the key cannot have lost it, nor become another: whoever says so now, cannot.
+        let is_lie =
+            matches!(fault.failure, Failure::WrongKey | Failure::WrongNode) && self.link.is_some();
         // A lane that comes too late for a peer that gave up is refused, which is not the reason.
         if fatal && !is_lie && !self.is_over() && !self.is_given_up() {
             self.fail(fault, hands);
@@ -293,7 +297,8 @@ impl Session {
     ) -> Result<bool, Fault> {
         let stages = hands.stages;
         let _transport = stages.enter(Stage::Transport);
-        let mut worked = self.send_batches(hands)?;
+        let mut worked = self.probe_path(hands);
+        worked |= self.send_batches(hands)?;
         worked |= self.send_control(hands);
         // An undecided session was given up: it waits for a verdict, not for its peer.
         if self.state == SessionState::Undecided {
@@ -390,7 +395,7 @@ impl Session {
         }
     }
 
-    fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
+    pub(super) fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
         let now = Nanos(hands.now_ns);
         let Some(link) = self.link.as_mut() else {
             return false;
@@ -446,16 +451,18 @@ impl Session {
         self.want_lanes(hands);
         self.retire_lanes(hands);
         self.pace_lanes(hands);
-        // The kernel's own smallest sample knows nothing of queues or of a busy processor.
+        // The kernel's own smallest sample knows nothing of queues or of a busy processor, nor of a path that
+        // became longer since.
         let first = self.bundle.up().next();
         if let (Some(link), Some(id)) = (self.link.as_mut(), first)
             && let Some(stats) = hands.lanes.stats(id)
         {
-            let delay_ns = u64::from(stats.rtt_min_us) * 1_000;
-            link.outbound.expect_delay(delay_ns);
+            self.path.floor.note_below(stats.rtt_min_us);
+            let floor_us = self.path.floor.us();
+            link.outbound.expect_delay(u64::from(floor_us) * 1_000);
             let carried = link.outbound.carried_bytes_per_s();
-            link.wire_rate.set_path(stats.rtt_min_us, carried);
-            self.note_path(stats.rtt_min_us);
+            link.wire_rate.set_path(floor_us, carried);
+            self.note_path(floor_us);
         }
         self.count_retransmits(hands);
         while let Some(verdict) = self
@@ -537,7 +544,7 @@ impl Session {
         if self.is_given_up() {
             return;
         }
-        let Some((peer, target)) = &self.bundle.peer else {
+        let Some(peer) = &self.bundle.peer else {
             return;
         };
         let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
@@ -550,12 +557,13 @@ impl Session {
             if !due {
                 continue;
             }
+            self.bundle.dials = self.bundle.dials.saturating_add(1);
             let dial = Dial {
+                attempt: self.bundle.dials,
                 session: self.id,
                 worker: self.worker,
                 lane: LaneIx(index as u16),
-                peer: *peer,
-                target: target.clone(),
+                peer: peer.clone(),
                 offer: self.offer,
                 way: self.bundle.way,
             };

@@ -64,7 +64,7 @@ pub(super) fn encode(
             sealed: false,
         };
         let tokens = copy_tokens(link);
-        retain(link, &header, kept, raw_bytes, tokens);
+        retain(link, &header, kept, (raw_bytes, &stats), tokens);
     }
     Ok((frame, stats))
 }
@@ -124,7 +124,8 @@ pub(super) fn send_as_is(
         sealed: link.keys_out.encrypts(),
     };
     let tokens = copy_tokens(link);
-    retain(link, header, kept, raw_bytes, tokens);
+    let stats = EncodeStats::default();
+    retain(link, header, kept, (raw_bytes, &stats), tokens);
     Ok(frame)
 }
 
@@ -152,7 +153,7 @@ pub(super) fn retain(
     link: &mut Link,
     header: &DataHeader,
     raw: Kept,
-    raw_bytes: usize,
+    (raw_bytes, stats): (usize, &EncodeStats),
     tokens: Vec<Token>,
 ) {
     link.retained.push_back(Retained {
@@ -161,21 +162,41 @@ pub(super) fn retain(
         raw_bytes,
         tokens,
         history: header.flags & FLAG_HISTORY != 0,
+        known: stats.known > 0,
     });
 }
 
 /// Encodes a batch that was queued in v3 once more, in v1, for a rollback.
 pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
-    let kept = link
-        .retained
-        .iter()
-        .find(|kept| kept.header.seq == seq)
-        .ok_or_else(|| {
-            Fault::new(
-                Failure::Protocol,
-                "a v3 batch to be re-encoded was not kept",
-            )
-        })?;
+    let kept = link.retained.iter().position(|kept| kept.header.seq == seq);
+    let kept = kept.ok_or_else(|| {
+        Fault::new(
+            Failure::Protocol,
+            "a v3 batch to be re-encoded was not kept",
+        )
+    })?;
+    let frame = in_v1(link, kept)?;
+    link.outbound.replace(seq, Version::V1, frame)?;
+    Ok(())
+}
+
+/// Sends a batch once more, in v1, that the peer has and cannot decode for want of a block. It is asked for
+/// twice where a copy of it was under way already; the second word changes nothing.
+pub(super) fn send_again(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
+    let mut retained = link.retained.iter();
+    let Some(kept) = retained.position(|kept| kept.header.seq == seq && kept.known) else {
+        return Ok(());
+    };
+    let frame = in_v1(link, kept)?;
+    if link.outbound.send_again(seq, Version::V1, frame) {
+        link.retained[kept].known = false;
+    }
+    Ok(())
+}
+
+/// The frame of a kept batch in v1.
+fn in_v1(link: &mut Link, kept: usize) -> Result<Frame, Fault> {
+    let kept = &link.retained[kept];
     let needed = HEADROOM + Encoder::max_encoded_len(kept.raw_bytes) + link.keys_out.seal_bytes();
     let mut out = link.pools_out.take(needed).ok_or_else(Fault::buffers)?;
     let held = if kept.raw.sealed {
@@ -199,7 +220,5 @@ pub(super) fn transcode(link: &mut Link, seq: BatchSeq) -> Result<(), Fault> {
     header.method = encoded.method;
     header.flags &= FLAG_EXPRESS;
     header.flags |= if encoded.history { FLAG_HISTORY } else { 0 };
-    let frame = seal(link, header, &encoded, out)?;
-    link.outbound.replace(seq, Version::V1, frame)?;
-    Ok(())
+    seal(link, header, &encoded, out)
 }

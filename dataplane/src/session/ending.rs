@@ -232,7 +232,7 @@ impl Session {
             && (hands.now_ns >= self.linger_until_ns || self.bundle.count_up() == 0)
         {
             self.drop_lanes(hands);
-            self.link = None;
+            self.let_go();
             return true;
         }
         false

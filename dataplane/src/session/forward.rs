@@ -381,7 +381,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
                 version: made.header.version,
                 raw_bytes: made.raw_bytes,
                 frame_bytes: made.frame_bytes,
-                encode_ns: made.encoded.encode_ns,
+                encode_ns: made.encode_ns(),
                 express: false,
             };
             self.note_encoded(&batch, &made.encoded.stats);
@@ -400,11 +400,13 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         picture.pages += stats.pages;
         picture.pages_zero += stats.zero;
         picture.pages_duplicate += stats.dup;
+        picture.pages_known += stats.known;
         picture.pages_delta += stats.delta;
         picture.codec_ns += batch.encode_ns;
         let counters = self.hands.counters;
         counters.pages_zero_total.add(stats.zero);
         counters.pages_duplicate_total.add(stats.dup);
+        counters.pages_known_total.add(stats.known);
         counters.pages_delta_total.add(stats.delta);
         counters.pages_literal_total.add(stats.literal);
         counters.batches_encoded_total.add(1);

@@ -33,7 +33,7 @@ const RETURN_BATCHES_MAX: usize = 8;
 /// Between these zstd levels the encoder chooses.
 const ZSTD_LEVEL_MIN: i32 = 1;
 /// See [`ZSTD_LEVEL_MIN`].
-const ZSTD_LEVEL_MAX: i32 = 6;
+const ZSTD_LEVEL_MAX: i32 = 12;
 /// A lane with this much unsent takes no more, however fast the line: what lies in a lane cannot be taken
 /// back when the version changes.
 const LANE_BACKLOG_BYTES: usize = 192 << 10;
@@ -82,12 +82,17 @@ pub struct Retained {
     pub tokens: Vec<Token>,
     /// Whether the batch changed the page history.
     pub history: bool,
+    /// It refers to blocks of baselines: the peer may have it and ask for it again all the same, until it has
+    /// handed it up.
+    pub known: bool,
 }
 
 /// See the module.
 pub struct Link {
     /// Highest version both sides may use.
     pub version: Version,
+    /// Pages may be references to blocks that both sides have on disk.
+    pub baselines: bool,
     /// Keys of what we send.
     pub keys_out: FrameKeys,
     /// Keys of what we get.
@@ -248,6 +253,7 @@ impl Link {
         };
         Ok(Self {
             version: agreed.version,
+            baselines: agreed.params.baselines,
             outbound: Outbound::new(outbound, now),
             inbound: Inbound::new(InboundConfig {
                 keys: keys_in.clone(),
@@ -356,11 +362,28 @@ impl Link {
         self.outbound.on_ack(ack, now, |seq| {
             // Confirmed one by one, mostly from the front.
             if let Some(at) = retained.iter().position(|kept| kept.header.seq == seq)
+                && !retained[at].known
                 && let Some(mut kept) = retained.remove(at)
             {
                 kept.tokens.clear();
                 spare.push(kept.tokens);
             }
-        })
+        })?;
+        if self.baselines {
+            self.forget_known();
+        }
+        Ok(())
+    }
+
+    /// Forgets what was kept of batches that the peer has handed up, whatever they refer to.
+    fn forget_known(&mut self) {
+        let next = self.outbound.oldest_unconfirmed();
+        let done = |kept: &Retained| kept.known && kept.header.seq < next;
+        while let Some(at) = self.retained.iter().position(done) {
+            if let Some(mut kept) = self.retained.remove(at) {
+                kept.tokens.clear();
+                self.spare_tokens.push(kept.tokens);
+            }
+        }
     }
 }

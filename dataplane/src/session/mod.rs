@@ -11,8 +11,10 @@
 //! | [`link`] | the machinery that exists once both sides agree |
 //! | [`forward`] | hypervisor → lanes |
 //! | [`encoding`] | a batch's raw bytes → its sealed frame |
+//! | [`baselines`] | blocks that both sides have on disk |
 //! | [`aside`] | batches squeezed on other cores |
 //! | [`path`] | samples of the path to the peer, and the mode that follows from them |
+//! | [`path_floor`] | what the path takes without its queues |
 //! | [`rate_limit`] | what an operator lets it send |
 //! | [`receive`] | lanes → hypervisor |
 //! | [`bundle`] | lanes: dialling, spreading, replacing, control frames |
@@ -25,6 +27,7 @@
 //! | [`fault`] | what ends a session |
 
 pub mod aside;
+mod baselines;
 pub mod bundle;
 pub mod channel;
 mod driver;
@@ -36,6 +39,7 @@ mod lane_count;
 pub mod link;
 mod loss;
 mod path;
+mod path_floor;
 mod rate_limit;
 mod receive;
 mod share;
@@ -49,6 +53,7 @@ use dwcp_api::session::SessionSnapshot;
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
 use dwcp_api::{Failure, Role, SessionId, SessionState, Stage};
+use dwcp_baseline::Tenant;
 use dwcp_drivers::frame::Frame;
 use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
@@ -59,8 +64,9 @@ pub use fault::Fault;
 use crate::config::PassiveSource;
 use crate::engine::board::SessionCell;
 use crate::engine::encoders::Encoders;
+use crate::engine::keeper::Keeper;
 use crate::engine::mailbox::Sender;
-use crate::engine::messages::{Offer, ToControl, ToDoor, ToWorker};
+use crate::engine::messages::{Offer, Peer, ToControl, ToDoor, ToWorker};
 use crate::engine::poller::Poller;
 use crate::engine::routes::Routes;
 use crate::engine::stages::StageClock;
@@ -70,6 +76,7 @@ use crate::transport::streams::{StreamLimits, Streams};
 use crate::transport::wire::batch::Marker;
 use crate::transport::wire::control::ByeReason;
 use crate::transport::{ChannelId, Nanos};
+use baselines::Baselines;
 use bundle::Bundle;
 use channel::{ChainKeys, Channel, wire_kind};
 use link::Link;
@@ -120,8 +127,8 @@ pub struct SessionOptions {
     pub socket_path: PathBuf,
     /// Source: the socket at `socket_path`; none for a passive session.
     pub listener: Option<OwnedFd>,
-    /// Source: the peer, and the passive target's name.
-    pub peer: Option<(std::net::SocketAddr, Option<String>)>,
+    /// Source: whom to dial.
+    pub peer: Option<Peer>,
     /// What we can agree to.
     pub offer: Offer,
     /// Source: what lanes are to run over.
@@ -138,6 +145,10 @@ pub struct SessionOptions {
     pub rate_limit_bytes_per_s: u64,
     /// Source: how many lanes there may be.
     pub streams: StreamLimits,
+    /// Whose baselines it may use.
+    pub tenant: Tenant,
+    /// Who reads and writes them.
+    pub keeper: Option<Keeper>,
 }
 
 /// See the module.
@@ -179,6 +190,7 @@ pub struct Session {
     path: PathSampler,
     share: Share,
     streams: Streams,
+    baselines: Baselines,
     picture: SessionSnapshot,
     published_ns: u64,
     cell: SessionCell,
@@ -194,7 +206,7 @@ impl Session {
             opened_ns: now_ns,
             ..SessionSnapshot::FREE
         };
-        let peer = options.peer.as_ref().map(|(peer, _)| *peer);
+        let peer = options.peer.as_ref().map(|peer| peer.address);
         let share = Share::new(&cell, peer, now_ns);
         Self {
             id: options.id,
@@ -223,9 +235,10 @@ impl Session {
             reason_due_ns: None,
             linger_until_ns: u64::MAX,
             rate_limit: RateLimit::new(options.rate_limit_bytes_per_s, now_ns),
-            path: PathSampler::default(),
+            path: PathSampler::new(now_ns),
             share,
             streams: Streams::new(options.streams),
+            baselines: Baselines::new(options.tenant, options.keeper),
             picture,
             published_ns: 0,
             cell,
@@ -427,6 +440,7 @@ impl Session {
     /// Lets go of lanes that still drain: the session is about to be forgotten.
     pub fn release_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
         self.drop_lanes(hands);
+        self.let_go();
     }
 
     /// A channel's socket, or one without a channel yet, became ready.
@@ -464,6 +478,7 @@ impl Session {
 
     fn try_turn<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut worked = self.pump_receive(hands)?;
+        worked |= self.pump_baselines()?;
         worked |= self.pump_release(hands)?;
         if self.state != SessionState::Undecided {
             self.check_reason(hands.now_ns)?;

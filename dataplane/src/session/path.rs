@@ -9,14 +9,18 @@
 //! PING: a busy processor makes some of them late, never early.
 //!
 //! That something waits for the path is no proof that it is full: a window that is still growing looks the same. It
-//! is full when data queues in it, so that the round trip exceeds the path's own; when it loses what it is given; or
-//! when its congestion control keeps queues short by pacing, as BBR does.
+//! is full when data queues in it for a while, so that every round trip exceeds the path's own; when it loses what it
+//! is given; or when its congestion control keeps queues short by pacing, as BBR does, and lanes always had more to
+//! send than that let go: what waits for a window, a processor or the far hypervisor does not wait for the path. Of a
+//! full path counts what it carried while something waited: what a hypervisor does not give in between is not what
+//! it cannot carry.
 
 use std::time::Duration;
 
 use dwcp_api::{Mode, PathLoad, monotonic_ns};
 use dwcp_drivers::lane::{LaneGroup, LaneId, LaneStats};
 
+use super::path_floor::PathFloor;
 use super::{Hands, Session};
 
 /// Time from one sample to the next.
@@ -28,6 +32,9 @@ const IDLE_BYTES: u64 = 64 << 10;
 /// Data queues in the path when a round trip takes this much longer than its own, or a quarter of its own: less is
 /// what processors do.
 const QUEUE_US: u32 = 5_000;
+/// Data queues when so many samples in a row say so: a queue stays while more comes than the path carries, a processor
+/// that was held up once does not.
+const QUEUE_SAMPLES: usize = 4;
 /// Congestion control that fills a path without a queue.
 const PACED: &str = "bbr";
 
@@ -62,27 +69,46 @@ struct Gathered {
     /// The best burst of a single lane, bytes a second.
     burst_bytes_per_s: u64,
     rtt_us: Option<u32>,
-    /// The least that these lanes ever saw.
-    floor_us: Option<u32>,
     lost: bool,
-    paced: bool,
+    /// Lanes that pace what they send, and those of them that had no more to send than the path carried.
+    paced: u64,
+    paced_free: u64,
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PathSampler {
+    pub(super) floor: PathFloor,
     asked: Vec<Asked>,
     first: usize,
     sampled_ns: u64,
     looked_ns: u64,
     waits: bool,
     waited_ns: u64,
+    /// By how much the latest round trips exceeded the path's own, newest first; 0 before there were any.
+    queues_us: [u32; QUEUE_SAMPLES],
     /// An operator's limit held something back since the last sample.
     limited: bool,
     gathered: Gathered,
 }
 
 impl PathSampler {
+    /// Of a session that begins.
+    pub(super) fn new(now_ns: u64) -> Self {
+        Self {
+            floor: PathFloor::new(now_ns),
+            asked: Vec::with_capacity(LANES_ASKED_MAX),
+            first: 0,
+            sampled_ns: 0,
+            looked_ns: 0,
+            waits: false,
+            waited_ns: 0,
+            queues_us: [0; QUEUE_SAMPLES],
+            limited: false,
+            gathered: Gathered::default(),
+        }
+    }
+
     /// Looks on: `waits` says that something waits for the path, `limited` that a limit holds it back.
     pub(super) const fn look(&mut self, now_ns: u64, waits: bool, limited: bool) {
         if self.waits {
@@ -115,9 +141,6 @@ impl PathSampler {
         let all = &mut self.gathered;
         all.lanes += 1;
         let least = |best: Option<u32>, us| Some(best.map_or(us, |best| best.min(us)));
-        if stats.rtt_min_us > 0 {
-            all.floor_us = least(all.floor_us, stats.rtt_min_us);
-        }
         let bytes = now.acked_bytes.saturating_sub(before.acked_bytes);
         if bytes == 0 {
             return;
@@ -126,7 +149,10 @@ impl PathSampler {
         let span_ns = now_ns.saturating_sub(before.at_ns).max(1);
         all.bytes_per_s += rate(bytes, span_ns);
         all.lost |= now.retransmits > before.retransmits;
-        all.paced |= stats.congestion_name() == PACED;
+        if stats.congestion_name() == PACED {
+            all.paced += 1;
+            all.paced_free += u64::from(stats.is_app_limited);
+        }
         if stats.rtt_us > 0 {
             all.rtt_us = least(all.rtt_us, stats.rtt_us);
         }
@@ -145,7 +171,8 @@ impl PathSampler {
         lanes_up: usize,
     ) -> Option<PathSample> {
         let span_ns = now_ns.saturating_sub(self.sampled_ns).max(1);
-        let waited = self.waited_ns.saturating_mul(2) >= span_ns && !self.limited;
+        let waited_ns = self.waited_ns.min(span_ns);
+        let waited = waited_ns.saturating_mul(2) >= span_ns && !self.limited;
         let all = std::mem::take(&mut self.gathered);
         self.sampled_ns = now_ns;
         self.waited_ns = 0;
@@ -167,11 +194,24 @@ impl PathSampler {
         }
         // Those that were not asked carried as much as those that were.
         let bytes_per_s = all.bytes_per_s / all.lanes.max(1) * (lanes_up as u64).max(all.lanes);
-        let queue_us = all
-            .floor_us
-            .map_or(0, |floor_us| rtt_us.saturating_sub(floor_us));
-        let queues = queue_us >= QUEUE_US.max(all.floor_us.unwrap_or(0) / 4);
-        let full = waited && (queues || all.lost || all.paced);
+        let floor_us = self.floor.us();
+        let queue_us = match floor_us {
+            0 => 0,
+            known => rtt_us.saturating_sub(known),
+        };
+        self.queues_us.rotate_right(1);
+        self.queues_us[0] = queue_us;
+        let least_us = self.queues_us.iter().copied().min().unwrap_or(0);
+        let queues = least_us >= QUEUE_US.max(floor_us / 4);
+        let paced = all.paced_free * 2 < all.paced;
+        let full = waited && (queues || all.lost || paced);
+        let bytes_per_s = if full {
+            let while_waited =
+                u128::from(bytes_per_s) * u128::from(span_ns) / u128::from(waited_ns.max(1));
+            u64::try_from(while_waited).unwrap_or(u64::MAX)
+        } else {
+            bytes_per_s
+        };
         Some(PathSample {
             rtt_us,
             load: if full { PathLoad::Full } else { PathLoad::Free },
@@ -200,8 +240,30 @@ impl Session {
         tracing::info!(session = %self.id, %mode, "mode");
     }
 
+    /// Finds out, once in a while, what the path takes when it is empty: see [`PathFloor`]. Says whether anything
+    /// was sent.
+    pub(super) fn probe_path<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {
+        let Some(link) = self.link.as_mut() else {
+            return false;
+        };
+        let now_ns = hands.now_ns;
+        let floor = &mut self.path.floor;
+        if let Some((sent, took_ns)) = link.outbound.newest_ping() {
+            let took_us = u32::try_from(took_ns / 1_000).unwrap_or(u32::MAX);
+            floor.answered(sent.0, took_us, now_ns);
+        }
+        if self.share.in_tail || self.destination_may_run {
+            floor.give_up(now_ns);
+        }
+        let ask = floor.wants_ping(now_ns);
+        if ask {
+            link.outbound.ping_at_once();
+        }
+        ask && self.send_control(hands)
+    }
+
     /// Looks at the path, and takes a sample when it is time for one.
-    pub(super) fn look_at_path<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+    pub(super) fn look_at_path<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
         let Some(link) = self.link.as_mut() else {
             return;
         };
@@ -226,9 +288,15 @@ impl Session {
             }
         }
         let ping_ns = link.outbound.take_ping_ns();
+        // Nobody waits for a probe while a guest does.
+        let may_probe = !self.share.in_tail && !self.destination_may_run;
         let Some(sample) = self.path.sample(now_ns, ping_ns, lanes_up) else {
             return;
         };
+        if self.path.floor.sample(sample.rtt_us, may_probe, now_ns) {
+            self.bundle.up().for_each(|id| hands.lanes.learn_anew(id));
+            self.streams.begin_anew();
+        }
         let picture = &mut self.picture;
         picture.path_samples += 1;
         picture.path_sampled_ns = now_ns;
@@ -255,28 +323,46 @@ mod tests {
         }
     }
 
-    /// Two lanes over 100 ms, after a first look; `waits` during the whole of it.
+    /// Two lanes over `samples` times 100 ms, after a first look; `waits` during the last `waits_ms` of each.
+    fn sampled_for(
+        samples: u64,
+        waits_ms: u64,
+        limited: bool,
+        ping_ns: Option<u64>,
+        change: impl Fn(&mut LaneStats),
+    ) -> Option<PathSample> {
+        let mut path = PathSampler::new(0);
+        path.floor.note_below(200);
+        let ids = [LaneId(1), LaneId(2)];
+        path.look(1_000 * MS, waits_ms == 100, limited);
+        for id in ids {
+            path.ask(id, &lane(300, 0), 1_000 * MS);
+        }
+        path.sample(1_000 * MS, None, 2);
+        let mut last = None;
+        for nth in 1..=samples {
+            let now_ns = (1_000 + 100 * nth) * MS;
+            assert!(!path.is_due(now_ns - 50 * MS) && path.is_due(now_ns));
+            path.look(now_ns - waits_ms * MS, waits_ms > 0, limited);
+            path.look(now_ns, waits_ms == 100, limited);
+            for (id, rtt_us) in ids.into_iter().zip([9_000, 8_000]) {
+                let mut stats = lane(rtt_us, nth << 20);
+                change(&mut stats);
+                path.ask(id, &stats, now_ns);
+            }
+            last = path.sample(now_ns, ping_ns, 2);
+        }
+        last
+    }
+
+    /// The same once, `waits` during the whole of it.
     fn sampled(
         waits: bool,
         limited: bool,
         ping_ns: Option<u64>,
         change: impl Fn(&mut LaneStats),
     ) -> Option<PathSample> {
-        let mut path = PathSampler::default();
-        let ids = [LaneId(1), LaneId(2)];
-        path.look(1_000 * MS, waits, limited);
-        for id in ids {
-            path.ask(id, &lane(300, 0), 1_000 * MS);
-        }
-        path.sample(1_000 * MS, None, 2);
-        assert!(!path.is_due(1_050 * MS) && path.is_due(1_100 * MS));
-        path.look(1_100 * MS, waits, limited);
-        for (id, rtt_us) in ids.into_iter().zip([9_000, 8_000]) {
-            let mut stats = lane(rtt_us, 1 << 20);
-            change(&mut stats);
-            path.ask(id, &stats, 1_100 * MS);
-        }
-        path.sample(1_100 * MS, ping_ns, 2)
+        sampled_for(1, if waits { 100 } else { 0 }, limited, ping_ns, change)
     }
 
     #[test]
@@ -297,26 +383,45 @@ mod tests {
 
     #[test]
     fn a_path_is_full_when_data_waits_for_it_and_queues_in_it() {
-        let full = sampled(true, false, None, |_| ()).unwrap();
+        let queueing = |samples, waits_ms, limited| {
+            sampled_for(samples, waits_ms, limited, None, |_| ()).unwrap()
+        };
+        let full = queueing(QUEUE_SAMPLES as u64, 100, false);
         assert_eq!(full.load, PathLoad::Full);
         // 2 MiB in 100 ms.
         assert_eq!(full.bytes_per_s, 2 * (10 << 20));
-        let load = |waits, limited, change: fn(&mut LaneStats)| {
-            sampled(waits, limited, None, change).unwrap().load
-        };
-        assert_eq!(load(false, false, |_| ()), PathLoad::Free, "a pause");
-        assert_eq!(load(true, true, |_| ()), PathLoad::Free, "a limit");
+        let short = queueing(QUEUE_SAMPLES as u64 - 1, 100, false);
+        assert_eq!(short.load, PathLoad::Free, "it may have been a processor");
+        assert_eq!(queueing(5, 0, false).load, PathLoad::Free, "a pause");
+        assert_eq!(queueing(5, 100, true).load, PathLoad::Free, "a limit");
+        let load =
+            |waits, change: fn(&mut LaneStats)| sampled(waits, false, None, change).unwrap().load;
         let near = |stats: &mut LaneStats| stats.rtt_us = 2_000;
-        assert_eq!(load(true, false, near), PathLoad::Free, "a slow far end");
-        let lossy = |stats: &mut LaneStats| (stats.rtt_us, stats.retransmits) = (2_000, 1);
-        assert_eq!(load(true, false, lossy), PathLoad::Full);
+        assert_eq!(load(true, near), PathLoad::Free, "a slow far end");
+        let lossy = |stats: &mut LaneStats| {
+            (stats.rtt_us, stats.retransmits) = (2_000, (stats.acked_bytes >> 20) as u32);
+        };
+        assert_eq!(load(true, lossy), PathLoad::Full);
         let paced = |stats: &mut LaneStats| {
             stats.rtt_us = 2_000;
             stats.congestion[..3].copy_from_slice(b"bbr");
         };
-        assert_eq!(load(true, false, paced), PathLoad::Full);
+        assert_eq!(load(true, paced), PathLoad::Full);
+        let held_up = |stats: &mut LaneStats| {
+            (stats.rtt_us, stats.is_app_limited) = (2_000, true);
+            stats.congestion[..3].copy_from_slice(b"bbr");
+        };
+        assert_eq!(load(true, held_up), PathLoad::Free, "a processor");
         let idle = |stats: &mut LaneStats| stats.acked_bytes = 1_000;
-        assert_eq!(load(true, false, idle), PathLoad::Idle);
+        assert_eq!(load(true, idle), PathLoad::Idle);
+    }
+
+    #[test]
+    fn what_a_hypervisor_does_not_give_makes_no_path_thin() {
+        let sample = sampled_for(5, 60, false, None, |_| ()).unwrap();
+        assert_eq!(sample.load, PathLoad::Full);
+        // 2 MiB in 60 ms.
+        assert_eq!(sample.bytes_per_s, 2 * (10 << 20) * 10 / 6);
     }
 
     #[test]
@@ -329,7 +434,7 @@ mod tests {
 
     #[test]
     fn lanes_that_were_not_asked_count_as_those_that_were() {
-        let mut path = PathSampler::default();
+        let mut path = PathSampler::new(0);
         for (at, acked) in [(1_000 * MS, 0), (1_100 * MS, 1 << 20)] {
             path.ask(LaneId(1), &lane(300, acked), at);
             let sample = path.sample(at, None, 4);

@@ -10,7 +10,7 @@ use dwcp_drivers::lane::LaneGroup;
 use super::channel::{ChainKeys, Channel, stream_kind};
 use super::link::Link;
 use super::{Fault, Hands, Session};
-use crate::codec::{CodecVersion, Method};
+use crate::codec::{CodecVersion, DecodeError, Method};
 use crate::intake::HEADROOM;
 use crate::transport::inbound::Ready;
 use crate::transport::wire::FrameKind;
@@ -159,14 +159,17 @@ impl Session {
         } else {
             let mut out = link.scratch_in.take().ok_or_else(Fault::buffers)?;
             let raw = &mut out.payload_mut()[..raw_len];
-            link.decoder.decode(
-                codec_version,
-                method,
-                flags & FLAG_HISTORY != 0,
-                payload,
-                raw,
-            )?;
+            let history = flags & FLAG_HISTORY != 0;
+            let decoder = &mut link.decoder;
+            match decoder.decode(codec_version, method, history, payload, raw) {
+                Err(DecodeError::MissingBlock { .. }) => {
+                    link.scratch_in = Some(out);
+                    return self.baselines.refuse(link, &ready.header);
+                }
+                decoded => decoded?,
+            }
             channel.chain_in.verify(seq.0, offset, raw, digest)?;
+            self.baselines.note_decoded(link, seq, raw);
             let small = if raw_len <= COMPACT_BYTES {
                 link.pools_in.take(raw_len)
             } else {
@@ -228,6 +231,7 @@ impl Session {
                 Failure::PeerAborted,
                 format!("the peer gave the session up ({reason:?}): {text}"),
             )),
+            Some(Marker::Baseline(word)) => self.on_baseline_word(word, hands.counters),
             None => Err(Fault::new(Failure::Protocol, "a batch of no known kind")),
         }
     }

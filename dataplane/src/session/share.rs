@@ -21,7 +21,7 @@ pub(super) struct Share {
     waits: bool,
     looked_ns: u64,
     waited_ns: u64,
-    in_tail: bool,
+    pub(super) in_tail: bool,
 }
 
 impl Share {
@@ -84,7 +84,8 @@ impl Session {
     /// May the next batch leave now?
     pub(super) fn may_send<G: LaneGroup>(&self, hands: &Hands<'_, G>) -> bool {
         let limit = hands.switches.link_limit_bytes_per_s();
-        self.rate_limit.allows(hands.now_ns) && self.share.allows(limit, hands.now_ns)
+        let free = self.rate_limit.allows(hands.now_ns) && self.share.allows(limit, hands.now_ns);
+        free && !self.path.floor.holds_back()
     }
 
     /// A batch of so many bytes left.
@@ -102,6 +103,8 @@ impl Session {
         let Some(link) = self.link.as_mut() else {
             return;
         };
+        // Pages that a guest waits for are behind whatever is on the way, and its batches are small.
+        link.outbound.set_lean(self.in_postcopy);
         // Whatever holds it up, the line, its window or this worker: what others leave of it is of use.
         let unread = self.channels.iter().any(|channel| channel.readable);
         let waits = unread || link.outbound.has_queued();

@@ -71,6 +71,12 @@ pub enum Token {
 }
 
 impl Token {
+    /// Does it hold the body of a page?
+    #[must_use]
+    pub const fn is_page(&self) -> bool {
+        matches!(self, Self::Page { .. } | Self::Body { .. })
+    }
+
     /// Bytes of the stream that this token stands for.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a token is never empty")]

@@ -1,8 +1,10 @@
 //! This node's certificate and whom it trusts, ready for use.
 //!
 //! In: `[tls]`, the node's name, the time. Out: both ends' settings of the TLS library. Promises: what is in
-//! use is whole: files that do not fit together, or that are not good now, change nothing; connections
-//! under handshake and sessions keep what they began with.
+//! use is whole: files that cannot be read, or that do not fit together, change nothing of what they are for;
+//! authorities and revocations that were read anew count at once, also where this node's own certificate is no
+//! longer good, for its fault must not keep others in that were revoked; connections under handshake and
+//! sessions keep what they began with.
 
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig};
 use webpki::KeyUsage;
 
-use super::files::{self, FileError, Stamp};
+use super::files::{self, FileError, Own, Stamp};
 use super::peers::{Flaw, Peers};
 use super::{PROTOCOL, names};
 use crate::config::TlsConfig;
@@ -25,6 +27,8 @@ pub struct Credentials {
     provider: Arc<CryptoProvider>,
     /// Of the files when they were last read, good or not.
     stamp: Stamp,
+    /// Our certificate as it was last good.
+    own: Own,
     /// For peers that dial us.
     pub server: Arc<ServerConfig>,
     /// For peers that we dial.
@@ -58,6 +62,15 @@ pub enum CredentialsError {
     },
 }
 
+/// What reading the files again came to.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// All of them are in use.
+    All,
+    /// Authorities and revocations are in use; our certificate and key stay as they were.
+    TrustAlone(CredentialsError),
+}
+
 impl Credentials {
     /// Reads and checks the files.
     ///
@@ -69,12 +82,15 @@ impl Credentials {
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let stamp = files::stamp(config);
-        let (server, client) = settings(config, node, &provider)?;
+        let peers = peers(config, &provider)?;
+        let own = own(config, node, &peers)?;
+        let (server, client) = settings(&peers, &own, &provider)?;
         Ok(Self {
             config: config.clone(),
             node: node.to_owned(),
             provider,
             stamp,
+            own,
             server,
             client,
         })
@@ -92,29 +108,46 @@ impl Credentials {
         files::stamp(&self.config) != self.stamp
     }
 
-    /// Reads the files again. Handshakes that begin from now on use them.
+    /// Reads the files again. Handshakes that begin from now on use them. With authorities that can be read, a
+    /// fault of our own certificate or key is told, and stops nothing else.
     ///
     /// # Errors
-    /// [`CredentialsError`]; what was in use stays in use until the files change once more.
-    pub fn reload(&mut self) -> Result<(), CredentialsError> {
+    /// [`CredentialsError`] of the authorities or revocations; what was in use stays in use until the files
+    /// change once more.
+    pub fn reload(&mut self) -> Result<Reloaded, CredentialsError> {
         self.stamp = files::stamp(&self.config);
-        let (server, client) = settings(&self.config, &self.node, &self.provider)?;
-        (self.server, self.client) = (server, client);
-        Ok(())
+        let peers = peers(&self.config, &self.provider)?;
+        let renewed = own(&self.config, &self.node, &peers)
+            .and_then(|own| Ok((settings(&peers, &own, &self.provider)?, own)));
+        match renewed {
+            Ok((settings, own)) => {
+                (self.server, self.client) = settings;
+                self.own = own;
+                Ok(Reloaded::All)
+            }
+            Err(fault) => {
+                (self.server, self.client) = settings(&peers, &self.own, &self.provider)?;
+                Ok(Reloaded::TrustAlone(fault))
+            }
+        }
     }
 }
 
-fn settings(
+fn peers(
     config: &TlsConfig,
-    node: &str,
     provider: &Arc<CryptoProvider>,
-) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>), CredentialsError> {
-    let material = files::read(config)?;
-    let peers = Peers::new(material.anchors, material.revoked, Arc::clone(provider));
-    if let Some((own, between)) = material.chain.split_first() {
-        // A certificate that peers would refuse is better refused here, with its cure.
+) -> Result<Arc<Peers>, CredentialsError> {
+    let trust = files::read_trust(config)?;
+    let peers = Peers::new(trust.anchors, trust.revoked, Arc::clone(provider));
+    Ok(Arc::new(peers))
+}
+
+/// Our certificate and key. What peers would refuse is better refused here, with its cure.
+fn own(config: &TlsConfig, node: &str, peers: &Peers) -> Result<Own, CredentialsError> {
+    let own = files::read_own(config)?;
+    if let Some((first, between)) = own.chain.split_first() {
         for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
-            let found = peers.node_of(own, between, UnixTime::now(), usage)?;
+            let found = peers.node_of(first, between, UnixTime::now(), usage)?;
             if found != node {
                 return Err(CredentialsError::OtherNode {
                     found,
@@ -123,13 +156,20 @@ fn settings(
             }
         }
     }
-    let peers = Arc::new(peers);
+    Ok(own)
+}
+
+fn settings(
+    peers: &Arc<Peers>,
+    own: &Own,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>), CredentialsError> {
     let versions = &[&rustls::version::TLS13];
     let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(versions)
         .map_err(CredentialsError::Pair)?
-        .with_client_cert_verifier(Arc::clone(&peers) as _)
-        .with_single_cert(material.chain.clone(), material.key.clone_key())
+        .with_client_cert_verifier(Arc::clone(peers) as _)
+        .with_single_cert(own.chain.clone(), own.key.clone_key())
         .map_err(CredentialsError::Pair)?;
     server.alpn_protocols = vec![PROTOCOL.to_vec()];
     server.session_storage = Arc::new(NoServerSessionStorage {});
@@ -139,8 +179,8 @@ fn settings(
         .with_protocol_versions(versions)
         .map_err(CredentialsError::Pair)?
         .dangerous()
-        .with_custom_certificate_verifier(peers)
-        .with_client_auth_cert(material.chain, material.key)
+        .with_custom_certificate_verifier(Arc::clone(peers) as _)
+        .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
         .map_err(CredentialsError::Pair)?;
     client.alpn_protocols = vec![PROTOCOL.to_vec()];
     client.resumption = Resumption::disabled();

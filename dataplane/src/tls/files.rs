@@ -15,16 +15,20 @@ use crate::config::TlsConfig;
 /// No certificate, key or list is larger.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// What the files hold.
-pub struct Material {
+/// Whom we let in.
+pub struct Trust {
     /// The authorities.
     pub anchors: Vec<TrustAnchor<'static>>,
+    /// Revocations, one list for each authority.
+    pub revoked: Vec<CertRevocationList<'static>>,
+}
+
+/// Who we are.
+pub struct Own {
     /// Our certificate, then what lies between it and its authority.
     pub chain: Vec<CertificateDer<'static>>,
     /// Our key.
     pub key: PrivateKeyDer<'static>,
-    /// Revocations, one list for each authority.
-    pub revoked: Vec<CertRevocationList<'static>>,
 }
 
 /// A file that cannot be used.
@@ -69,11 +73,11 @@ pub fn stamp(config: &TlsConfig) -> Stamp {
     Stamp(paths.into_iter().flatten().map(of).collect())
 }
 
-/// Reads them all.
+/// Reads authorities and revocations.
 ///
 /// # Errors
 /// [`FileError`], the first.
-pub fn read(config: &TlsConfig) -> Result<Material, FileError> {
+pub fn read_trust(config: &TlsConfig) -> Result<Trust, FileError> {
     let authorities: Vec<CertificateDer<'static>> = pem(&config.ca, "certificate", false)?;
     let anchors = authorities
         .iter()
@@ -84,7 +88,6 @@ pub fn read(config: &TlsConfig) -> Result<Material, FileError> {
                 .map_err(|error| broken(&config.ca, "certificate", &error))
         })
         .collect::<Result<_, _>>()?;
-    let mut keys: Vec<PrivateKeyDer<'static>> = pem(&config.key, "private key", true)?;
     let mut revoked = Vec::new();
     if let Some(path) = &config.crl {
         let lists: Vec<CertificateRevocationListDer<'static>> =
@@ -95,11 +98,18 @@ pub fn read(config: &TlsConfig) -> Result<Material, FileError> {
             revoked.push(CertRevocationList::Owned(list));
         }
     }
-    Ok(Material {
-        anchors,
+    Ok(Trust { anchors, revoked })
+}
+
+/// Reads our certificate and key.
+///
+/// # Errors
+/// [`FileError`], the first.
+pub fn read_own(config: &TlsConfig) -> Result<Own, FileError> {
+    let mut keys: Vec<PrivateKeyDer<'static>> = pem(&config.key, "private key", true)?;
+    Ok(Own {
         chain: pem(&config.cert, "certificate", false)?,
         key: keys.swap_remove(0),
-        revoked,
     })
 }
 

@@ -88,6 +88,8 @@ pub struct Inbound<F> {
     /// Express batches that wait, in the order they came.
     express: VecDeque<BatchSeq>,
     next_up: BatchSeq,
+    /// The batch that was put back: in v3 it is of no use.
+    put_back: Option<BatchSeq>,
     waiting_batches: usize,
     waiting_raw_bytes: u64,
     handed_up_bytes: u64,
@@ -109,6 +111,7 @@ impl<F: FrameHandle> Inbound<F> {
             slots: (0..MAX_IN_FLIGHT).map(|_| Slot::Empty).collect(),
             express: VecDeque::with_capacity(MAX_IN_FLIGHT),
             next_up: BatchSeq(0),
+            put_back: None,
             waiting_batches: 0,
             waiting_raw_bytes: 0,
             handed_up_bytes: 0,
@@ -152,7 +155,7 @@ impl<F: FrameHandle> Inbound<F> {
         if seq.0 - next.0 >= MAX_IN_FLIGHT as u64 {
             return Err(TransportError::BeyondWindow { seq, next });
         }
-        if self.has(seq) {
+        if self.has(seq) || (self.put_back == Some(seq) && header.version == Version::V3) {
             return Ok(self.duplicate(seq));
         }
         if header.version > self.config.highest {
@@ -236,6 +239,29 @@ impl<F: FrameHandle> Inbound<F> {
         Ok(None)
     }
 
+    /// The DATA batch that [`Self::pop_ready`] just gave is of no use as it is: it counts as not come, and is
+    /// waited for in v1. Call it before the next ACK is asked for.
+    ///
+    /// # Errors
+    /// [`TransportError::Misuse`] for any other batch.
+    pub fn put_back(&mut self, header: &BatchHeader) -> Result<(), TransportError> {
+        let raw_len = u64::from(header.raw_len);
+        let state = self.channels.get_mut(usize::from(header.channel.0));
+        let (Some(state), true) = (
+            state.filter(|state| state.handed_up_bytes - state.delivered_bytes >= raw_len),
+            header.kind == BatchKind::Data && header.seq.next() == self.next_up,
+        ) else {
+            return Err(TransportError::Misuse {
+                what: "put back a batch that was not just handed up",
+            });
+        };
+        state.handed_up_bytes -= raw_len;
+        self.handed_up_bytes -= raw_len;
+        self.next_up = header.seq;
+        self.put_back = Some(header.seq);
+        Ok(())
+    }
+
     fn hand_up(&mut self, ready: Ready<F>) -> Result<Ready<F>, TransportError> {
         let raw_len = u64::from(ready.header.raw_len);
         self.waiting_batches -= 1;
@@ -255,7 +281,7 @@ impl<F: FrameHandle> Inbound<F> {
         } = ready.header;
         match kind {
             BatchKind::Open => return self.open_channel(channel),
-            BatchKind::Abort => return Ok(()),
+            BatchKind::Abort | BatchKind::Baseline => return Ok(()),
             BatchKind::Data | BatchKind::HalfClose => {}
         }
         let state = &mut self.channels[usize::from(channel.0)];

@@ -57,7 +57,7 @@ impl PathKind {
 pub struct StreamLimits {
     /// Never fewer; 0 leaves it to the kind of path.
     pub lanes_min: u16,
-    /// In use at first.
+    /// In use at first; half of them once the path turns out to be a datacenter's.
     pub lanes_start: u16,
     /// Never more.
     pub lanes_max: u16,
@@ -181,14 +181,21 @@ impl Streams {
         (self.grown, self.shrunk)
     }
 
-    /// The path is of this kind from now on.
+    /// The path is of this kind from now on. Lanes that are opened together begin slowly together, so a far path
+    /// begins with more of them than it needs later; a near one is done with that at once, and what is not in use
+    /// there after a while wakes nobody.
     pub fn set_kind(&mut self, kind: PathKind) {
         if self.kind == kind {
             return;
         }
         self.kind = kind;
         let (least, most) = self.limits.range(kind);
-        let lanes = self.lanes.clamp(least, most);
+        let untried = self.changes() == (0, 0);
+        let lanes = if kind == PathKind::Datacenter && untried {
+            (self.lanes / 2).max(1).clamp(least, most)
+        } else {
+            self.lanes.clamp(least, most)
+        };
         if lanes != self.lanes {
             self.change(lanes);
             self.begin_anew();

@@ -101,6 +101,12 @@ impl<G: LaneGroup> LaneGroup for Option<G> {
         }
     }
 
+    fn learn_anew(&mut self, lane: LaneId) {
+        if let Some(group) = self {
+            group.learn_anew(lane);
+        }
+    }
+
     fn close(&mut self, lane: LaneId) {
         if let Some(group) = self {
             group.close(lane);

@@ -170,6 +170,14 @@ impl<A: LaneGroup, B: LaneGroup> LaneGroup for Beside<A, B> {
         }
     }
 
+    fn learn_anew(&mut self, lane: LaneId) {
+        if is_second(lane) {
+            self.second.learn_anew(inner(lane));
+        } else {
+            self.first.learn_anew(inner(lane));
+        }
+    }
+
     fn close(&mut self, lane: LaneId) {
         if is_second(lane) {
             self.second.close(inner(lane));

@@ -323,6 +323,14 @@ impl LaneGroup for TcpLanes {
         }
     }
 
+    fn learn_anew(&mut self, lane: LaneId) {
+        if let Some(fd) = self.slots.get(lane).and_then(Connection::fd)
+            && let Err(cause) = socket::learn_anew(fd)
+        {
+            tracing::warn!(%cause, "a lane keeps what it learnt of an earlier path");
+        }
+    }
+
     fn close(&mut self, lane: LaneId) {
         if let Some(known) = self.slots.get_mut(lane) {
             known.abort(LaneClosed::Local);

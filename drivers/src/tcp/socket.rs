@@ -111,6 +111,23 @@ pub fn set_congestion(socket: impl AsFd, name: &str) -> Result<(), TuneError> {
     })
 }
 
+/// Has the congestion control of a connected socket forget what it learnt. The kernel begins one anew when it
+/// takes the place of another.
+///
+/// # Errors
+/// The setting that was refused, or that the socket cannot be asked: as a rule because this is not a TCP socket.
+pub fn learn_anew(socket: impl AsFd) -> Result<(), TuneError> {
+    let stats = stats(&socket).map_err(|cause| TuneError {
+        option: "TCP_INFO",
+        value: "read".to_owned(),
+        cause,
+    })?;
+    let name = stats.congestion_name();
+    // Every kernel has this one, and everybody may use it.
+    set_congestion(&socket, if name == "reno" { "cubic" } else { "reno" })?;
+    set_congestion(&socket, name)
+}
+
 fn set<T: Copy + std::fmt::Display>(
     fd: BorrowedFd<'_>,
     option: &'static str,
@@ -189,6 +206,10 @@ pub(super) fn deepen_if_far(fd: BorrowedFd<'_>) -> io::Result<()> {
     readable_at(fd, 1)
 }
 
+/// Where `tcpi_delivery_rate_app_limited` lies, as bit 0 (`linux/tcp.h`).
+const APP_LIMITED_AT: usize = 7;
+const _: () = assert!(APP_LIMITED_AT < std::mem::offset_of!(libc::tcp_info, tcpi_rto));
+
 /// What the kernel knows about the path of a connected TCP socket.
 ///
 /// # Errors
@@ -211,6 +232,9 @@ pub fn stats(socket: impl AsFd) -> io::Result<LaneStats> {
     if answer != 0 {
         return Err(io::Error::last_os_error());
     }
+    // SAFETY: needed because the field has no name in `libc`, which sees padding there. The byte lies within
+    // `info`, every byte of which was zeroed and which the kernel may have written.
+    let flags = unsafe { info.as_ptr().cast::<u8>().add(APP_LIMITED_AT).read() };
     // SAFETY: needed to read what the kernel wrote. All fields are integers, and those that an older
     // kernel does not know stay zero.
     let info = unsafe { info.assume_init() };
@@ -235,6 +259,7 @@ pub fn stats(socket: impl AsFd) -> io::Result<LaneStats> {
         rtt_min_us: info.tcpi_min_rtt,
         retransmits: info.tcpi_total_retrans,
         delivery_rate_bytes_per_s: info.tcpi_delivery_rate,
+        is_app_limited: flags & 1 != 0,
         acked_bytes: info.tcpi_bytes_acked,
         unsent_bytes: info.tcpi_notsent_bytes,
         unacked_segments: info.tcpi_unacked,
@@ -293,6 +318,9 @@ mod tests {
         let (mut near, mut far) = pair();
         set_congestion(&near, "reno").unwrap();
         assert_eq!(stats(&near).unwrap().congestion_name(), "reno");
+        learn_anew(&near).unwrap();
+        assert_eq!(stats(&near).unwrap().congestion_name(), "reno");
+        assert!(learn_anew(std::io::stdin()).is_err());
         pace(&near, 6_000_000).unwrap();
         let sent = std::time::Instant::now();
         let sender = std::thread::spawn(move || {
@@ -315,6 +343,7 @@ mod tests {
         near.read_exact(&mut [0]).unwrap();
         let after = stats(&near).unwrap();
         assert_eq!(after.acked_bytes - before, 10_000);
+        assert!(after.is_app_limited, "there was nothing more to send");
         assert!(after.rtt_us > 0);
         assert!(stats(std::io::stdin()).is_err());
     }

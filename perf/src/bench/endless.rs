@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 
 /// How long anything may take before it is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// More than the line carries, so that the guest never converges.
+/// More than the hypervisor sends, so that the guest never converges.
 const DIRTY_PAGES_PER_S: u32 = 100_000;
+/// A line without a limit would carry whatever a guest under emulation can write.
+const HYPERVISOR_BYTES_PER_S: u64 = 100_000_000;
 /// Spread widely, so that no round is short.
 const HOT_PAGES: u32 = 40_000;
 const GUEST_MB: u32 = 256;
@@ -50,6 +52,7 @@ impl<'h> Endless<'h> {
         let body = json!({
             "vm": { "qmp": source.control_monitor() },
             "destination": { "api": b.url(), "qmp": destination.control_monitor() },
+            // With none at all the hypervisor would take the end of its first pass for the end.
             "options": { "downtime_limit_ms": 1 },
         });
         let (status, view) = a.api("POST", "/v1/migrations", Some(&body))?;
@@ -65,10 +68,9 @@ impl<'h> Endless<'h> {
             destination,
             id,
         };
-        // No downtime at all: whatever the line carries, the hypervisor goes on iterating.
-        endless
-            .source
-            .execute("migrate-set-parameters", json!({ "downtime-limit": 0 }))?;
+        endless.wait("a migration under way", |view| view["state"] == "active")?;
+        let limit = json!({ "max-bandwidth": HYPERVISOR_BYTES_PER_S });
+        endless.source.execute("migrate-set-parameters", limit)?;
         Ok(endless)
     }
 

@@ -78,7 +78,10 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
             format!("change {}, from {} to {}", number + 1, from.mode, line.mode)
         })?;
         ensure!(since_ns > changed_ns, "{} was in force before", line.mode);
-        taken.push((at, to, (since_ns - changed_ns) as f64 / 1e6));
+        let took_ms = (since_ns - changed_ns) as f64 / 1e6;
+        let why = last_reasons(&endless, &peer)?;
+        eprintln!("{} to {}: {took_ms:.0} ms: {why}", from.mode, line.mode);
+        taken.push((at, to, took_ms));
         at = to;
     }
     let verdict = endless.end()?;
@@ -104,9 +107,13 @@ fn wait(endless: &Endless<'_>, peer: &str, mode: &str) -> anyhow::Result<u64> {
         let (_, view) = endless.a.api("GET", &path, None).ok()?;
         let session = view["sessions"][0].clone();
         last = view;
-        (session["mode"] == mode).then(|| session["since_ns"].as_u64())?
+        if session["mode"] == mode {
+            return session["since_ns"].as_u64().map(Ok);
+        }
+        // Without a migration under way no mode comes.
+        endless.view().err().map(Err)
     });
-    found.with_context(|| format!("the mode {mode} never came: {last:#}"))
+    found.with_context(|| format!("the mode {mode} never came: {last:#}"))?
 }
 
 /// Why the last changes came.

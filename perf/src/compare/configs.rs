@@ -20,6 +20,12 @@ pub enum Config {
     /// The product, its data planes speaking TLS and every page encrypted.
     #[value(name = "dwcp-tls")]
     DwcpTls,
+    /// The product, with the golden image of the guest's disk as a baseline on both hosts.
+    #[value(name = "dwcp-baseline")]
+    DwcpBaseline,
+    /// The product, with the pages of an earlier migration of the same guest as a baseline on both hosts.
+    #[value(name = "dwcp-again")]
+    DwcpAgain,
     /// One connection.
     Plain,
     /// One connection, changed pages as differences.
@@ -43,6 +49,8 @@ impl Config {
         match self {
             Self::Dwcp => "dwcp",
             Self::DwcpTls => "dwcp-tls",
+            Self::DwcpBaseline => "dwcp-baseline",
+            Self::DwcpAgain => "dwcp-again",
             Self::Plain => "plain",
             Self::Xbzrle => "xbzrle",
             Self::Multifd4 => "multifd4",
@@ -55,15 +63,20 @@ impl Config {
     /// Is it one of the product's?
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Dwcp | Self::DwcpTls)
+        matches!(self, Self::Dwcp | Self::DwcpTls) || self.uses_baselines()
+    }
+
+    /// Do both hosts have something of the guest on disk?
+    pub(super) fn uses_baselines(self) -> bool {
+        matches!(self, Self::DwcpBaseline | Self::DwcpAgain)
     }
 
     /// Connections for pages, if more than the one for everything.
     fn channels(self) -> Option<u8> {
         match self {
-            Self::Dwcp | Self::DwcpTls | Self::Plain | Self::Xbzrle => None,
             Self::Multifd4 | Self::Multifd4Zstd => Some(4),
             Self::Multifd8 | Self::Multifd8Zstd => Some(8),
+            _ => None,
         }
     }
 

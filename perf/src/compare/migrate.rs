@@ -22,6 +22,7 @@ use dwcp_lab::ticks::Side;
 use dwcp_lab::watchdog::poll_until;
 use serde_json::{Value, json};
 
+use super::baselines::Shelf;
 use super::configs::{Config, DOWNTIME_LIMIT_MS, prepare};
 use super::links::{Line, Link};
 use super::usage;
@@ -29,7 +30,7 @@ use crate::cores::own_core;
 use crate::processes::cpu_ms;
 
 /// When to give up.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 /// What a restored guest is given to get back to its work.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long the guest is watched after the switchover.
@@ -42,7 +43,7 @@ const LOAD_MEMORY_MB: u32 = 512;
 const LOAD_PAGES_PER_S: u32 = 500;
 
 /// A saved guest.
-pub(super) enum Saved {
+pub(crate) enum Saved {
     /// The lab's own, whose whole memory checks itself.
     Load,
     /// One with an operating system.
@@ -82,19 +83,20 @@ enum Mover<'h> {
 }
 
 impl Saved {
-    fn restored(&self, host: &Host) -> anyhow::Result<Guest> {
+    /// A running copy.
+    pub(crate) fn restored(&self, host: Option<&Host>) -> anyhow::Result<Guest> {
         match self {
             Self::Load => {
-                let guest = Guest::saved(Some(host), GuestConfig::sized(LOAD_MEMORY_MB))?;
+                let guest = Guest::saved(host, GuestConfig::sized(LOAD_MEMORY_MB))?;
                 guest.set_rate(LOAD_PAGES_PER_S)?;
                 Ok(guest)
             }
-            Self::Debian(saved) => Ok(saved.restored(Some(host))?),
+            Self::Debian(saved) => Ok(saved.restored(host)?),
         }
     }
 
     /// The guest's work was done right before, and is done right now.
-    fn works(&self, guest: &Guest, side: Side, mark: usize) -> anyhow::Result<()> {
+    pub(crate) fn works(&self, guest: &Guest, side: Side, mark: usize) -> anyhow::Result<()> {
         if let Self::Debian(_) = self {
             goes_on(guest.ticks(), side, mark, WORK_LIMIT)?;
         }
@@ -102,13 +104,29 @@ impl Saved {
     }
 }
 
-/// Moves the guest once.
-pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<Sample> {
+/// Moves the guest once. `shelves` is what both hosts hold on disk.
+pub(super) fn once(
+    saved: &Saved,
+    link: Link,
+    config: Config,
+    shelves: Option<&[Shelf; 2]>,
+) -> anyhow::Result<Sample> {
+    once_then(saved, link, config, shelves, &|_| Ok(()))
+}
+
+/// The same, and then something else while both nodes still run.
+pub(super) fn once_then(
+    saved: &Saved,
+    link: Link,
+    config: Config,
+    shelves: Option<&[Shelf; 2]>,
+    then: &dyn Fn(&Sample) -> anyhow::Result<()>,
+) -> anyhow::Result<Sample> {
     let (a, b) = (Host::new("a")?, Host::new("b")?);
     let line = Line::lay(link, &a, &b)?;
     let management = Cable::management(&a, &b, 1)?;
-    let mut mover = mover(config, [&a, &b], &line, &management)?;
-    let mut source = saved.restored(&a)?;
+    let mut mover = mover(config, [&a, &b], &line, &management, shelves)?;
+    let mut source = saved.restored(Some(&a))?;
     let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
     if !config.is_ours() {
         prepare(config, &mut source, &mut destination)?;
@@ -139,7 +157,7 @@ pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<
     let stop = stopped(&mut source, began_at).unwrap_or(total);
     let rate = link.rate_bytes_per_s();
     let cpu_s = |index: usize| cpu_after[index].saturating_sub(cpu_before[index]) as f64 / 1e3;
-    Ok(Sample {
+    let sample = Sample {
         total_ms: total.as_secs_f64() * 1e3,
         downtime_ms: done["downtime"].as_f64().unwrap_or_default(),
         gap_ms,
@@ -148,7 +166,9 @@ pub(super) fn once(saved: &Saved, link: Link, config: Config) -> anyhow::Result<
         planes_cpu_s: cpu_s(1),
         link_used: rate.and_then(|rate| usage::link_used(&record, rate, stop)),
         timeline: rate.map_or_else(Vec::new, |rate| usage::timeline(&record, rate)),
-    })
+    };
+    then(&sample)?;
+    Ok(sample)
 }
 
 fn mover<'h>(
@@ -156,6 +176,7 @@ fn mover<'h>(
     hosts: [&'h Host; 2],
     line: &Line,
     management: &Cable,
+    shelves: Option<&[Shelf; 2]>,
 ) -> anyhow::Result<Mover<'h>> {
     let addresses = line.addresses();
     if !config.is_ours() {
@@ -169,7 +190,9 @@ fn mover<'h>(
     let node = |index: usize, name, management| {
         let mut config = NodeConfig::new(name, addresses[index], management);
         let table = authority.as_ref().map(|authority| authority.table(name));
-        config.dataplane_extra = format!("{}\n{}", own_core(index), table.unwrap_or_default());
+        let shelf = shelves.map(|shelves| shelves[index].table());
+        let tables = [table, shelf].map(Option::unwrap_or_default).concat();
+        config.dataplane_extra = format!("{}\n{tables}", own_core(index));
         Node::start(hosts[index], config)
     };
     Ok(Mover::Product {

@@ -5,6 +5,7 @@
 //! ways take their turn, the next round beginning one further on, so that what else the machine does meets
 //! all; a run that fails is said, counted and shown.
 
+mod baselines;
 mod configs;
 mod links;
 mod migrate;
@@ -20,9 +21,10 @@ use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use dwcp_lab::debian::{DebianGuest, Work};
 
+use baselines::Stores;
 pub use configs::Config;
 pub use links::Link;
-use migrate::Saved;
+pub(crate) use migrate::Saved;
 pub use summary::{Comparison, ConfigFigures, Figure, Ratio};
 use summary::{Runs, ratio};
 
@@ -68,7 +70,20 @@ impl Guest {
 #[derive(Clone, Debug)]
 pub struct Several<T>(Vec<T>);
 
-fn several<T: ValueEnum + Send + Sync + 'static>(text: &str) -> Result<Several<T>, String> {
+impl<T: Copy> Several<T> {
+    /// What was named, in order.
+    pub fn iter(&self) -> impl Iterator<Item = T> + use<'_, T> {
+        self.0.iter().copied()
+    }
+}
+
+/// Reads names with commas between them, or `all`.
+///
+/// # Errors
+/// A name that is none of them, and what the names are.
+pub(crate) fn several<T: ValueEnum + Send + Sync + 'static>(
+    text: &str,
+) -> Result<Several<T>, String> {
     if text == "all" {
         return Ok(Several(T::value_variants().to_vec()));
     }
@@ -96,7 +111,7 @@ pub struct Arguments {
     /// Lines: wan200, lossy100, fast900, far150, lan; commas between them, or all
     #[arg(long, value_parser = several::<Link>)]
     link: Several<Link>,
-    /// Ways: dwcp, plain, xbzrle, multifd4, multifd8, multifd4-zstd, multifd8-zstd; commas, or all
+    /// Ways: dwcp, dwcp-tls, dwcp-baseline, dwcp-again, plain, xbzrle, multifd4, multifd8, multifd4-zstd, multifd8-zstd; commas, or all
     #[arg(long, value_parser = several::<Config>, default_value = "all")]
     configs: Several<Config>,
     /// Runs of each way
@@ -146,13 +161,19 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn default_cache() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe()?;
-    let target = program.parent().and_then(Path::parent);
-    Ok(target.unwrap_or(Path::new("/tmp")).join(CACHE))
+/// Where saved guests are kept when nothing is said.
+pub(crate) fn default_cache() -> anyhow::Result<PathBuf> {
+    beside_programs(CACHE)
 }
 
-fn saved(guest: Guest, cache: &Path) -> anyhow::Result<Saved> {
+/// A folder beside the one of the built programs.
+pub(crate) fn beside_programs(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.parent().and_then(Path::parent);
+    Ok(target.unwrap_or(Path::new("/tmp")).join(name))
+}
+
+pub(crate) fn saved(guest: Guest, cache: &Path) -> anyhow::Result<Saved> {
     let say = |words: &str| eprintln!("{words}");
     guest.work().map_or(Ok(Saved::Load), |work| {
         let guest = DebianGuest::ensure(cache, work, &say)
@@ -171,6 +192,10 @@ fn compare(arguments: &Arguments, guest: Guest, saved: &Saved, link: Link) -> Co
             failed: Vec::new(),
         })
         .collect();
+    let mut stores: Vec<_> = configs
+        .iter()
+        .map(|config| Stores::for_config(*config))
+        .collect();
     for round in 0..arguments.runs as usize {
         for turn in 0..all.len() {
             let at = (turn + round) % all.len();
@@ -183,7 +208,15 @@ fn compare(arguments: &Arguments, guest: Guest, saved: &Saved, link: Link) -> Co
                 round + 1,
                 arguments.runs
             );
-            match migrate::once(saved, link, runs.config) {
+            let config = runs.config;
+            let sample = match &mut stores[at] {
+                Ok(None) => migrate::once(saved, link, config, None),
+                Ok(Some(stores)) => stores
+                    .shelves(config, saved, link)
+                    .and_then(|shelves| migrate::once(saved, link, config, Some(&shelves))),
+                Err(error) => Err(anyhow::anyhow!("{error:#}")),
+            };
+            match sample {
                 Ok(sample) => {
                     eprintln!("{what}: {}", table::line(&sample));
                     runs.samples.push(sample);

@@ -2,6 +2,7 @@
 //! stands to the hypervisor's best. Promises: a figure without a sample is none, not a zero; runs that failed
 //! are counted; "best" is the best of the hypervisor's ways for that figure, each figure on its own.
 
+use clap::ValueEnum as _;
 use serde::Serialize;
 
 use super::configs::Config;
@@ -126,11 +127,15 @@ impl Runs {
 pub(super) fn ratio(configs: &[ConfigFigures]) -> Ratio {
     let of = |pick: fn(&ConfigFigures) -> Option<Figure>| {
         let is_dwcp = |config: &&ConfigFigures| config.name == Config::Dwcp.name();
-        let is_tls = |config: &&ConfigFigures| config.name == Config::DwcpTls.name();
         let ours = configs.iter().find(is_dwcp).and_then(pick)?.median;
-        let others = configs
-            .iter()
-            .filter(|config| !is_dwcp(config) && !is_tls(config));
+        let is_ours = |config: &&ConfigFigures| {
+            let named = |known: &Config| known.name() == config.name;
+            Config::value_variants()
+                .iter()
+                .find(|known| named(known))
+                .is_some_and(|known| known.is_ours())
+        };
+        let others = configs.iter().filter(|config| !is_ours(config));
         let best = others
             .filter_map(pick)
             .map(|figure| figure.median)
@@ -170,6 +175,7 @@ mod tests {
                 Config::Dwcp,
                 &[(9.0, 30.0, 5.0), (5.0, 30.0, 5.0), (6.0, 31.0, 9.0)],
             ),
+            runs(Config::DwcpBaseline, &[(1.0, 1.0, 1.0)]),
             runs(Config::Plain, &[(20.0, 90.0, 4.0)]),
             runs(Config::Multifd4Zstd, &[(8.0, 60.0, 6.0)]),
         ]

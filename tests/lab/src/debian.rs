@@ -157,6 +157,12 @@ impl DebianGuest {
         Ok(guest)
     }
 
+    /// The image that its disk is a layer over, raw.
+    #[must_use]
+    pub fn golden_image(&self) -> PathBuf {
+        self.image.join("disk.raw")
+    }
+
     /// A running copy of the guest, some way into its work.
     pub fn restored(&self, host: Option<&Host>) -> Result<Guest, DebianError> {
         self.restore_from(&self.saved, host)

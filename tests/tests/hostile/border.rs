@@ -180,6 +180,7 @@ fn commands_that_make_no_sense_are_refused_by_name() {
         session,
         listen: Text::new(listen).unwrap(),
         peer: Text::new(peer).unwrap(),
+        peer_node: Text::EMPTY,
         max_version: Version::V3,
         limits: SessionLimits::default(),
     };

@@ -31,12 +31,13 @@ pub struct Liar {
 
 impl Liar {
     /// The next honest batch of the channel: its header and its bytes.
-    fn next(&mut self, raw: &[u8]) -> DataHeader {
+    pub fn next(&mut self, raw: &[u8]) -> DataHeader {
         self.peer
             .plain(&mut self.chain, 0, HONEST.len() as u64, raw)
     }
 
-    fn send(&mut self, header: &DataHeader, payload: &[u8]) {
+    /// Sends a batch, whatever it says.
+    pub fn send(&mut self, header: &DataHeader, payload: &[u8]) {
         let frame = self.peer.sealed(header, payload);
         self.peer.frame(&frame);
     }
@@ -47,7 +48,8 @@ pub fn lie(stage: &mut Stage, what: &str, expected: Failure, act: impl FnOnce(&m
     lie_as(stage, &proposal(fresh_id()), what, expected, act);
 }
 
-fn lie_as(
+/// The same by a peer that introduces itself in its own way.
+pub fn lie_as(
     stage: &mut Stage,
     config: &InitiatorConfig,
     what: &str,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod acks;
+mod baselines;
 mod beside;
 mod border;
 mod crowd;

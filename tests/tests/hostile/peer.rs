@@ -54,6 +54,7 @@ pub fn proposal(id: SessionId) -> InitiatorConfig {
             window_limit_bytes: 8 << 20,
             lanes_v1: 8,
             lanes_v3: 4,
+            baselines: false,
         },
         way: Way::Tcp,
     }
@@ -166,6 +167,11 @@ impl Peer {
             Knocked::In(peer) => *peer,
             other => panic!("not let in: {other:?}"),
         }
+    }
+
+    /// Names a manifest as the source of this session does.
+    pub fn offer_tag(&self, tenant: &str, id: &[u8; 32]) -> [u8; 16] {
+        self.keys.offer_tag(tenant, id)
     }
 
     /// Its session.

@@ -114,7 +114,7 @@ fn a_rollback_amid_encrypted_batches_changes_no_byte() {
 }
 
 /// The first bytes of a HELLO with a target's name of two letters: its length.
-const HELLO: [u8; 2] = [134, 0];
+const HELLO: [u8; 2] = [166, 0];
 /// Those of a TLS connection.
 const TLS: [u8; 2] = [22, 3];
 
@@ -238,6 +238,7 @@ fn a_man_in_the_middle_cannot_speak_for_the_peer_without_tls() {
             listen: config.control_socket.with_extension("to-mitm"),
             peer: mitm.address(),
             target: dwcp_tests::pair::TARGET.to_owned(),
+            node: None,
         });
     });
     drop(listen);
@@ -324,4 +325,73 @@ fn a_running_session_outlives_its_certificates_and_a_new_one_needs_good_ones() {
     drop(newcomer);
     engine.stop();
     stage.finish();
+}
+
+#[test]
+fn a_fault_of_the_own_certificate_does_not_keep_those_in_that_were_revoked() {
+    let (_dir, mut authority) = authority();
+    let stranger = authority.issue("c", Kind::Good);
+    let pair = pair(&authority, PairOptions::default());
+    let destination = Plane::attach(&pair.destination_control());
+    let (engine, listen, control) = pair.add_source_with("c", |config| {
+        // One that would not turn itself away.
+        let mut table = authority.table("c");
+        table.crl = None;
+        config.tls = Some(table);
+    });
+    let newcomer = Plane::attach(&control);
+    let old = |plane: &Plane| {
+        let door = plane.door();
+        (door.reloads_total.get(), door.reload_failures_total.get())
+    };
+    let before = old(&destination);
+    // The second of those issued: the destination's own.
+    authority.revoke(&[2, stranger]);
+    poll_until(PATIENCE, || {
+        let now = old(&destination);
+        (now.0 > before.0 && now.1 > before.1).then_some(())
+    })
+    .expect("the list was not taken, or the own certificate's fault was not told");
+    let mut client = std::os::unix::net::UnixStream::connect(&listen).unwrap();
+    client.write_all(&crate::beside::head()).unwrap();
+    let end = newcomer.wait("its end", |picture| {
+        picture.state().is_some_and(SessionState::is_final)
+    });
+    assert_eq!(end.failure(), Failure::WrongKey, "{end:#?}");
+    assert!(destination.refused(Refusal::Revoked) > 0);
+    drop((newcomer, destination));
+    engine.stop();
+    pair.stop();
+}
+
+#[test]
+fn another_node_than_the_one_that_is_named_is_not_taken_for_it() {
+    let (_dir, mut authority) = authority();
+    authority.issue("c", Kind::Good);
+    for tls in [true, false] {
+        for (named, failure) in [("b", Failure::None), ("elsewhere", Failure::WrongNode)] {
+            let pair = Pair::start_with(PairOptions::default(), |a, b| {
+                if tls {
+                    a.tls = Some(authority.table("a"));
+                    b.tls = Some(authority.table("b"));
+                }
+            });
+            let (engine, listen, control) = pair.add_source_to("c", Some(named), |config| {
+                config.tls = tls.then(|| authority.table("c"))
+            });
+            let source = Plane::attach(&control);
+            let mut client = std::os::unix::net::UnixStream::connect(&listen).unwrap();
+            client.write_all(&crate::beside::head()).unwrap();
+            let picture = source.wait("an agreement or an end", |picture| {
+                let over = picture.state().is_some_and(SessionState::is_final);
+                over || picture.negotiated_version != 0
+            });
+            assert_eq!(picture.failure(), failure, "{tls} {named} {picture:#?}");
+            let arrived = pair.accept_within(Duration::ZERO).is_some();
+            assert!(failure == Failure::None || !arrived, "{tls} {named}");
+            drop((client, source));
+            engine.stop();
+            pair.stop();
+        }
+    }
 }

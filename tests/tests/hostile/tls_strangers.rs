@@ -375,7 +375,7 @@ fn ten_thousand_idle_connections_keep_neither_a_running_session_nor_a_new_one_fr
             0 => &[],
             1 => &hello,
             2 => &hello[..hello.len() / 2],
-            _ => &[134, 0, 1],
+            _ => &[166, 0, 1],
         };
         let _ = stream.write_all(bytes);
         idle.push(stream);

@@ -27,11 +27,25 @@ pub(super) enum Event {
 #[derive(Clone, Debug)]
 pub(super) enum Edit {
     Nothing,
-    Words { seed: u64, words: usize },
-    CopyOf { page: usize },
+    Words {
+        seed: u64,
+        words: usize,
+    },
+    CopyOf {
+        page: usize,
+    },
     Clear,
-    Text { seed: u64 },
-    Random { seed: u64 },
+    Text {
+        seed: u64,
+    },
+    Random {
+        seed: u64,
+    },
+    /// Records of numbers.
+    Table {
+        seed: u64,
+        record: usize,
+    },
 }
 
 fn edit(pages: usize) -> impl Strategy<Value = Edit> {
@@ -42,6 +56,7 @@ fn edit(pages: usize) -> impl Strategy<Value = Edit> {
         1 => Just(Edit::Clear),
         2 => any::<u64>().prop_map(|seed| Edit::Text { seed }),
         2 => any::<u64>().prop_map(|seed| Edit::Random { seed }),
+        2 => (any::<u64>(), 1usize..7).prop_map(|(seed, words)| Edit::Table { seed, record: 4 * words }),
     ]
 }
 
@@ -101,6 +116,18 @@ impl Guest {
                     self.memory[page][at * 16..][..16].copy_from_slice(&text.as_bytes()[..16]);
                 }
             }
+            Edit::Table { seed, record } => {
+                let words = self.memory[page].as_chunks_mut::<4>().0;
+                for (at, (word, to)) in random_words(seed).zip(words).enumerate() {
+                    let row = (at * 4 / record) as u32;
+                    let value = if at * 4 % record == 0 {
+                        (seed as u32).wrapping_add(row * 4_099)
+                    } else {
+                        0x0812_0000 | (word >> 50) as u32
+                    };
+                    *to = value.to_le_bytes();
+                }
+            }
             Edit::Random { seed } => {
                 for (word, to) in random_words(seed).zip(self.memory[page].as_chunks_mut::<8>().0) {
                     *to = word.to_le_bytes();
@@ -148,6 +175,6 @@ pub(super) const fn config(slots: usize) -> CodecConfig {
         backing: BackingPolicy::Ordinary,
         key: [3; 32],
         zstd_level_min: 1,
-        zstd_level_max: 3,
+        zstd_level_max: 12,
     }
 }

@@ -279,7 +279,7 @@ fn bombs_are_refused() {
     let mut packed = vec![0; 1 << 16];
     let zstd_len = crate::codec::zstd::Compressor::new(1)
         .unwrap()
-        .compress(1, &zeros, &mut packed)
+        .compress(1, &[], &zeros, &mut packed)
         .unwrap();
     for (codec, len, clear_len) in [
         (2, zstd_len, 1u32 << 20),
@@ -303,6 +303,115 @@ fn bombs_are_refused() {
     payload.extend_from_slice(&[0; 50]);
     let result = decode_new(CodecVersion::V1, Method::V1Lz4.code(), true, &payload, 100);
     assert_eq!(result, Err(DecodeError::BadSections));
+}
+
+/// A payload of one literal page, compressed in a context of so many pages.
+fn in_context(pages: u16, context: &[u8], page: &[u8]) -> Vec<u8> {
+    let mut packed = vec![0; 2 * PAGE_BYTES];
+    let len = crate::codec::zstd::Compressor::new(3)
+        .unwrap()
+        .compress(3, context, page, &mut packed)
+        .unwrap();
+    let mut payload = vec![0b1001, 0, 1, 0, 0, 0, 1, 0, 0, 0, 6];
+    payload.push(3);
+    payload.extend_from_slice(&(page.len() as u32).to_le_bytes());
+    payload.extend_from_slice(&(len as u32 + 2).to_le_bytes());
+    payload.extend_from_slice(&pages.to_le_bytes());
+    payload.extend_from_slice(&packed[..len]);
+    payload
+}
+
+/// A context is what the history took last, or nothing.
+#[test]
+fn contexts_that_the_history_does_not_offer_are_refused() {
+    let noise = |seed| -> Vec<u8> {
+        let words = random_words(seed).take(PAGE_BYTES / 8);
+        words.flat_map(u64::to_le_bytes).collect()
+    };
+    let zstd = Method::Zstd.code();
+    let mut out = vec![0; PAGE_BYTES];
+    // A decoder whose history took two pages.
+    let decoder = || {
+        let mut decoder = Decoder::new(&config(4)).unwrap();
+        for seed in [1, 2] {
+            let mut payload = stored(&[6 | 16, (seed as u8) << 2], &[]);
+            payload[0] |= 8;
+            payload.push(0);
+            payload.extend_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+            payload.extend_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+            payload.extend_from_slice(&noise(seed));
+            let mut out = vec![0; PAGE_BYTES];
+            let stored = Method::Stored.code();
+            decoder
+                .decode(CodecVersion::V3, stored, true, &payload, &mut out)
+                .unwrap();
+        }
+        decoder
+    };
+    let context = [vec![0; 8], noise(1), noise(2)].concat();
+    let good = in_context(2, &context, &noise(2));
+    assert!(good.len() < 100, "the context was not used: {}", good.len());
+    let mut send = |history, payload: &[u8]| {
+        decoder().decode(CodecVersion::V3, zstd, history, payload, &mut out)
+    };
+    assert_eq!(send(true, &good), Ok(()));
+    assert_eq!(
+        send(false, &good),
+        Err(DecodeError::BadContext { pages: 2 })
+    );
+    for pages in [0, 3, 257, u16::MAX] {
+        let payload = in_context(pages, &context, &noise(2));
+        let expected = DecodeError::BadContext {
+            pages: u32::from(pages),
+        };
+        assert_eq!(send(true, &payload), Err(expected));
+    }
+    // Another context than the frame was made in: other bytes, or none.
+    let short = in_context(1, &context, &noise(1));
+    assert!(send(true, &short).is_err());
+    // Only literals have one.
+    let mut elsewhere = good;
+    elsewhere[1] = 3;
+    assert_eq!(send(true, &elsewhere), Err(DecodeError::BadSections));
+}
+
+/// Kinds that no filter has, and pages that are missing behind them.
+#[test]
+fn filters_that_do_not_exist_are_refused() {
+    let section = |payload: &mut Vec<u8>, bytes: &[u8]| {
+        payload.push(0);
+        payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        payload.extend_from_slice(bytes);
+    };
+    let page = [5; PAGE_BYTES];
+    let send = |kinds: &[u8], filtered: &[u8]| {
+        let mut payload = vec![0b1 | 0b1_0000 | 0b10_0000];
+        section(&mut payload, &[6]);
+        section(&mut payload, kinds);
+        section(&mut payload, filtered);
+        decode_new(
+            CodecVersion::V3,
+            Method::Zstd.code(),
+            true,
+            &payload,
+            PAGE_BYTES,
+        )
+    };
+    assert!(send(&[1], &page).is_ok());
+    let malformed = Err(DecodeError::BadOperation { at: 0 });
+    assert_eq!(send(&[9], &page), malformed);
+    assert_eq!(
+        send(&[0], &page),
+        malformed,
+        "a plain page that is not there"
+    );
+    assert_eq!(send(&[1], &page[1..]), malformed);
+    assert_eq!(send(&[1, 1], &page), Err(DecodeError::BadSections));
+    assert_eq!(
+        send(&[1], &[page, page].concat()),
+        Err(DecodeError::BadSections)
+    );
 }
 
 /// A short batch after a long one, in one buffer: no byte of the long one comes back.

@@ -2,5 +2,6 @@
 
 mod guest;
 mod hostile;
+mod known;
 mod round_trip;
 mod seeds;

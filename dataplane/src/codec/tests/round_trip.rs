@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::guest::{Event, Guest, addr, config, event, random_words};
 use crate::codec::{
-    Choice, ChoiceReason, CodecVersion, Decoder, EncodeError, EncodeHint, Encoded, Encoder,
-    MAX_BATCH_RAW_BYTES, Method,
+    Choice, ChoiceReason, Classified, CodecVersion, Decoder, EncodeError, EncodeHint, Encoded,
+    Encoder, MAX_BATCH_RAW_BYTES, Method, Sections, Strand,
 };
 use crate::stream::{BlockId, PAGE_BYTES, PageAddr, Token};
 
@@ -16,6 +16,9 @@ const PAGES: usize = 40;
 enum Way {
     V1,
     V3(Method),
+    Zstd {
+        level: i32,
+    },
     Chosen {
         link_bytes_per_s: Option<u64>,
         latency_critical: bool,
@@ -33,7 +36,8 @@ fn way() -> impl Strategy<Value = Way> {
     ];
     prop_oneof![
         2 => Just(Way::V1),
-        4 => method.clone().prop_map(Way::V3),
+        3 => method.clone().prop_map(Way::V3),
+        3 => (1..=12).prop_map(|level| Way::Zstd { level }),
         2 => (proptest::option::of(0u64..10_000_000_000), any::<bool>()).prop_map(
             |(link_bytes_per_s, latency_critical)| Way::Chosen { link_bytes_per_s, latency_critical }
         ),
@@ -73,6 +77,16 @@ fn encode(
                 .encode_with(choice(method), raw, tokens, out)
                 .unwrap(),
         ),
+        Way::Zstd { level } => {
+            let choice = Choice {
+                level,
+                ..choice(Method::Zstd)
+            };
+            (
+                CodecVersion::V3,
+                encoder.encode_with(choice, raw, tokens, out).unwrap(),
+            )
+        }
         Way::Chosen {
             link_bytes_per_s,
             latency_critical,
@@ -131,6 +145,55 @@ proptest! {
             prop_assert!(encoder.store().contents() == decoder.store().contents(), "{:?}", way);
         }
         prop_assert_eq!(encoder.capacities(), capacities);
+    }
+
+    /// Squeezed on other threads, the later batches first, each with whatever strand is at hand.
+    #[test]
+    fn halves_apart(
+        slots in 1usize..50,
+        batches in proptest::collection::vec(proptest::collection::vec(event(PAGES), 0..30), 1..8),
+        level in 1i32..=9,
+    ) {
+        let config = config(slots);
+        let mut guest = Guest::new(PAGES);
+        let mut encoder = Encoder::new(&config).unwrap();
+        let mut decoder = Decoder::new(&config).unwrap();
+        let zstd = Choice { level, ..choice(Method::Zstd) };
+        let mut jobs = Vec::new();
+        for events in &batches {
+            let (raw, tokens) = guest.batch(events);
+            let mut sections = Sections::new();
+            let classified = encoder.classify_with(zstd, &raw, &tokens, &mut sections).unwrap();
+            jobs.push((raw, classified, sections));
+        }
+        let squeeze = |jobs: &mut [(Vec<u8>, Classified, Sections)]| {
+            let mut strand = Strand::new(&config).unwrap();
+            let squeezed = jobs.iter_mut().rev().map(|(raw, classified, sections)| {
+                let mut out = vec![0; Encoder::max_encoded_len(raw.len())];
+                let encoded = strand.squeeze(classified, raw, sections, &mut out).unwrap();
+                out.truncate(encoded.len);
+                (encoded, out)
+            });
+            let mut squeezed: Vec<_> = squeezed.collect();
+            squeezed.reverse();
+            squeezed
+        };
+        let half = jobs.len() / 2;
+        let (first, second) = jobs.split_at_mut(half);
+        let squeezed = std::thread::scope(|scope| {
+            let other = scope.spawn(|| squeeze(second));
+            let mut squeezed = squeeze(first);
+            squeezed.extend(other.join().unwrap());
+            squeezed
+        });
+        for ((raw, ..), (encoded, payload)) in jobs.iter().zip(&squeezed) {
+            let mut out = vec![0xdd; raw.len()];
+            decoder
+                .decode(CodecVersion::V3, encoded.method, encoded.history, payload, &mut out)
+                .unwrap();
+            prop_assert!(&out == raw);
+        }
+        prop_assert!(encoder.store().contents() == decoder.store().contents());
     }
 
     /// The same batches under other versions and methods leave the same history behind.

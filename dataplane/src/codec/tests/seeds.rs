@@ -40,6 +40,13 @@ fn events(round: u64) -> Vec<Event> {
             Event::Raw { len: 3, fill: 9 },
         ],
         _ => vec![
+            page(
+                5,
+                Edit::Table {
+                    seed: 7,
+                    record: 16,
+                },
+            ),
             page(4, Edit::Text { seed: 8 }),
             page(6, Edit::CopyOf { page: 0 }),
         ],

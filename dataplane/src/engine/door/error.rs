@@ -33,6 +33,14 @@ pub enum DoorError {
     OtherKey,
     #[error("a lane over TLS says that it is proven by its session: the peer is broken")]
     ByBoth,
+    #[error(
+        "{} where node {expected} is expected: correct the address, or the expected name",
+        found.as_ref().map_or_else(|| "another node answers".to_owned(), |found| format!("node {found} answers"))
+    )]
+    OtherNode {
+        expected: String,
+        found: Option<String>,
+    },
     #[error("{reason}")]
     Refused {
         reason: RefuseReason,
@@ -51,6 +59,7 @@ impl DoorError {
             | Self::Tls(
                 TlsError::Certificate(_) | TlsError::NoCertificate | TlsError::Refused(_),
             ) => (Failure::WrongKey, true),
+            Self::OtherNode { .. } => (Failure::WrongNode, true),
             Self::Handshake(_) | Self::Tls(_) | Self::OtherKey | Self::ByBoth => {
                 (Failure::Protocol, false)
             }

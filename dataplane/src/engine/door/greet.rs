@@ -15,8 +15,8 @@ use crate::engine::drivers::LaneEnd;
 use crate::engine::sockets;
 use crate::tls::pipe::Pipe;
 use crate::transport::handshake::{
-    Acceptor, AcceptorStep, Answer, Hello, Initiator, InitiatorConfig, InitiatorStep, Join, Proof,
-    Proven, Purpose, RefuseReason, Way,
+    Acceptor, AcceptorStep, Answer, HandshakeError, Hello, Initiator, InitiatorConfig,
+    InitiatorStep, Join, Proof, Proven, Purpose, RefuseReason, Way,
 };
 use crate::transport::{BatchSeq, NodeId, SessionEpoch};
 
@@ -78,7 +78,10 @@ impl Door {
 
     /// A peer that we dialled is there.
     fn begin(&mut self, stranger: &mut Stranger) -> Result<(), DoorError> {
-        let Some((session, peer)) = stranger.dial().map(|dial| (dial.session, dial.peer)) else {
+        let Some((session, peer)) = stranger
+            .dial()
+            .map(|dial| (dial.session, dial.peer.address))
+        else {
             return Ok(());
         };
         let key = self.sessions.our_key(session).cloned();
@@ -101,12 +104,13 @@ impl Door {
         &mut self,
         stranger: &mut Stranger,
         proof: Proof,
-        peer: Option<NodeId>,
+        certified: Option<NodeId>,
     ) -> Result<(), DoorError> {
         let Some(dial) = stranger.dial() else {
             return Ok(());
         };
-        let purpose = match &dial.target {
+        let peer = certified.or_else(|| dial.peer.node.as_deref().map(NodeId::of_name));
+        let purpose = match &dial.peer.target {
             None => Purpose::Expected,
             Some(name) => Purpose::Passive {
                 target: ArrayString::from(name).map_err(|_| DoorError::TargetTooLong)?,
@@ -123,7 +127,7 @@ impl Door {
             session: crate::transport::SessionId(dial.session.0),
             epoch: SessionEpoch(0),
             lane: dial.lane,
-            lane_attempt: 0,
+            lane_attempt: dial.attempt,
             join: Join::New,
             purpose,
             highest: wire_version(dial.offer.max_version),
@@ -152,8 +156,15 @@ impl Door {
             return Ok(None);
         }
         if stranger.node.is_none() {
-            let node = NodeId::of_name(&tls.peer()?);
+            let name = tls.peer()?;
+            let node = NodeId::of_name(&name);
             let proof = Proof::Tls(tls.secret()?);
+            if let Some(expected) = stranger.expected_node().filter(|known| *known != name) {
+                return Err(DoorError::OtherNode {
+                    expected: expected.to_owned(),
+                    found: Some(name),
+                });
+            }
             stranger.node = Some(node);
             if let Side::Silent = stranger.side {
                 stranger.side = Side::Acceptor(Box::new(Acceptor::new(proof, self.node)));
@@ -180,7 +191,13 @@ impl Door {
         while !rest.is_empty() {
             let taken = match &mut stranger.side {
                 Side::Initiator(initiator, dial) => {
-                    let (taken, step) = initiator.feed(rest)?;
+                    let (taken, step) = initiator.feed(rest).map_err(|error| match error {
+                        HandshakeError::WrongPeer { .. } => DoorError::OtherNode {
+                            expected: dial.peer.node.clone().unwrap_or_default(),
+                            found: None,
+                        },
+                        error => error.into(),
+                    })?;
                     match step {
                         None => {}
                         Some(InitiatorStep::Send(message)) => stranger.say(&message)?,
@@ -251,8 +268,17 @@ impl Door {
             return self.refuse(stranger, RefuseReason::TlsRequired);
         }
         let highest = wire_version(offer.max_version).min(self.max_version);
-        let answer = acceptor.challenge(highest, params(&offer), fresh()?)?;
-        self.answered(stranger, &answer)
+        let is_new = known.is_some_and(|known| known.is_new_dial(hello.lane, hello.lane_attempt));
+        if !is_new || !acceptor.is_vouched_for() {
+            let answer = acceptor.challenge(highest, params(&offer), fresh()?)?;
+            return self.answered(stranger, &answer);
+        }
+        let (answer, proven) = acceptor.answer_at_once(highest, params(&offer), fresh()?)?;
+        self.answered(stranger, &answer)?;
+        match proven {
+            Some(proven) => self.welcome(stranger, proven),
+            None => Ok(()),
+        }
     }
 
     /// Answers a HELLO that came over TLS from `node`.
@@ -308,6 +334,7 @@ impl Door {
         if let Err(reason) = known.admit(&proven, node) {
             return self.refuse(stranger, reason);
         }
+        known.note_dial(proven.lane(), proven.lane_attempt());
         let worker = known.worker;
         let Side::Acceptor(acceptor) = &mut stranger.side else {
             return Ok(());

@@ -2,17 +2,18 @@
 //! those that begin here are proven.
 //!
 //! In: sessions announced, forgotten, proven. Out: whether a peer's lane belongs to its session, this
-//! side's half of a session's key. Promises: a session that began over TLS takes lanes of that node
-//! alone, over TLS or by the session's own key; its halves are drawn once; all is forgotten with it.
+//! side's half of a session's key, whether a dial is a new one. Promises: a session that began over TLS takes lanes
+//! of that node alone, over TLS or by the session's own key; its halves are drawn once; a dial is new once; all is
+//! forgotten with it.
 
 use std::collections::{HashMap, VecDeque};
 
 use dwcp_api::SessionId;
 
 use crate::engine::messages::Offer;
-use crate::transport::NodeId;
 use crate::transport::handshake::{Proven, RefuseReason};
 use crate::transport::wire::keys::SessionKey;
+use crate::transport::{LaneIx, NodeId};
 
 /// Sessions remembered after their end, so that a late lane learns that it is late.
 const GONE_MAX: usize = 256;
@@ -35,6 +36,8 @@ pub struct Known {
     pub offer: Offer,
     half: [u8; 32],
     began: Option<Began>,
+    /// Of each lane the latest dial that proved itself.
+    dials: Vec<u32>,
 }
 
 /// A session that begins here.
@@ -62,6 +65,22 @@ impl Known {
         match &self.began {
             Some(Began::Tls { key, .. }) => Some(key),
             _ => None,
+        }
+    }
+
+    /// Is this a dial of that lane that was not heard before? Then what it says was not recorded from an earlier one.
+    pub fn is_new_dial(&self, lane: LaneIx, attempt: u32) -> bool {
+        let known = self.dials.get(usize::from(lane.0)).copied();
+        let within = lane.0 < self.offer.lanes_v1.max(self.offer.lanes_v3);
+        within && attempt > known.unwrap_or(0)
+    }
+
+    /// A dial of that lane proved itself.
+    pub fn note_dial(&mut self, lane: LaneIx, attempt: u32) {
+        let index = usize::from(lane.0);
+        if self.is_new_dial(lane, attempt) {
+            self.dials.resize(self.dials.len().max(index + 1), 0);
+            self.dials[index] = attempt;
         }
     }
 
@@ -95,6 +114,7 @@ impl Sessions {
             offer,
             half,
             began: None,
+            dials: Vec::new(),
         };
         // Announced by its worker after the door let the peer in by a target's name: it is the same one.
         let known = self.expected.entry(session).or_insert(fresh);
@@ -158,5 +178,35 @@ impl Sessions {
                 true
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dial_is_new_once_and_an_earlier_one_never_after_it() {
+        let offer = Offer {
+            max_version: dwcp_api::Version::V3,
+            store_bytes: 1,
+            window_limit_bytes: 1,
+            lanes_v1: 2,
+            lanes_v3: 3,
+            baselines: false,
+        };
+        let (mut sessions, id) = (Sessions::default(), SessionId([1; 16]));
+        sessions.expect(id, 0, offer, [0; 32]);
+        let known = sessions.get_mut(id).unwrap();
+        assert!(!known.is_new_dial(LaneIx(0), 0), "no dial has this number");
+        assert!(known.is_new_dial(LaneIx(2), 5) && !known.is_new_dial(LaneIx(3), 5));
+        known.note_dial(LaneIx(2), 5);
+        known.note_dial(LaneIx(9_999), 5);
+        assert!(!known.is_new_dial(LaneIx(2), 5) && !known.is_new_dial(LaneIx(2), 4));
+        assert!(known.is_new_dial(LaneIx(2), 6) && known.is_new_dial(LaneIx(1), 1));
+        assert_eq!(known.dials, [0, 0, 5]);
+        // Announced again it is the same one.
+        sessions.expect(id, 1, offer, [1; 32]);
+        assert!(!sessions.get(id).unwrap().is_new_dial(LaneIx(2), 5));
     }
 }

@@ -95,6 +95,11 @@ impl Stranger {
         }
     }
 
+    /// The node that our order to dial it names, if it names one.
+    pub fn expected_node(&self) -> Option<&str> {
+        self.dial().and_then(|dial| dial.peer.node.as_deref())
+    }
+
     /// One that we dialled has come as far as `next` makes of our order.
     pub fn dialled(&mut self, next: impl FnOnce(Box<Dial>) -> Side) {
         match std::mem::replace(&mut self.side, Side::TurnedAway) {

@@ -42,6 +42,7 @@ fn agreed() -> Agreed {
             window_limit_bytes: 64 << 20,
             lanes_v1: 1,
             lanes_v3: 1,
+            baselines: false,
         },
         key: SessionKey::of_halves(
             [&halves[0], &halves[1]],

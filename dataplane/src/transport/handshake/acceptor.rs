@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
-    BY_SESSION, HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE,
-    KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse,
-    RawWelcome, Reader, Transcript, frame, parse_exact,
+    BASELINES_AGREED, BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO,
+    KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams,
+    RawProof, RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -33,6 +33,10 @@ pub struct Hello {
     pub by_session: bool,
     /// Its nonce; over TLS its half of the session's key.
     pub nonce: [u8; 32],
+    /// Which lane.
+    pub lane: LaneIx,
+    /// Which dial of that lane.
+    pub lane_attempt: u32,
 }
 
 /// What to do next.
@@ -60,10 +64,21 @@ pub enum Answer {
     VersionMismatch(Message),
 }
 
+/// A HELLO that was taken.
+#[derive(Debug)]
+struct Pending {
+    raw: RawHello,
+    /// What its MAC is over.
+    said: Transcript,
+    hello: Hello,
+    proposal: SessionParams,
+    wanted: Way,
+}
+
 #[derive(Debug)]
 enum State {
     WaitHello,
-    Challenging(Box<(RawHello, Hello, SessionParams, Way)>),
+    Challenging(Box<Pending>),
     WaitProof(Box<Agreed>),
     Deciding,
     Ended,
@@ -142,11 +157,24 @@ impl Acceptor {
             purpose: raw.purpose(name)?,
             by_session: raw.offers & BY_SESSION != 0,
             nonce: raw.nonce,
+            lane: LaneIx(raw.lane.get()),
+            lane_attempt: raw.lane_attempt.get(),
         };
-        let proposal = raw.params.parse()?;
+        let bare = RawHello {
+            mac: [0; 32],
+            ..raw
+        };
+        let said = Transcript::default().with(&frame([bare.as_bytes(), name]));
+        let proposal = raw.params.parse(raw.offers & WITH_BASELINES != 0)?;
         let wanted = raw.way.parse()?;
         self.transcript = self.transcript.with(self.reader.message());
-        self.state = State::Challenging(Box::new((raw, hello.clone(), proposal, wanted)));
+        self.state = State::Challenging(Box::new(Pending {
+            raw,
+            said,
+            hello: hello.clone(),
+            proposal,
+            wanted,
+        }));
         Ok(AcceptorStep::Hello(hello))
     }
 
@@ -156,22 +184,36 @@ impl Acceptor {
         self.proof = proof;
     }
 
-    /// Answers a HELLO over TLS with what this side can do; the peer is proven. `half` is this side's half
+    /// Was the HELLO at hand made by somebody who has what proves the lane? Whoever recorded it can say it again:
+    /// only one that was not heard before proves anything.
+    #[must_use]
+    pub fn is_vouched_for(&self) -> bool {
+        match &self.state {
+            State::Challenging(pending) => {
+                let mac = &pending.raw.mac;
+                pending.said.check(&self.mac_key, MacPurpose::Hello, mac)
+            }
+            _ => false,
+        }
+    }
+
+    /// Answers a HELLO over TLS, or one that [`Acceptor::is_vouched_for`] and was not heard before, with what this
+    /// side can do; the peer is proven. `nonce` is as for [`Acceptor::challenge`], over TLS this side's half
     /// of the session's key, the same on all its lanes. Write the message and go on with
     /// [`Acceptor::welcome`] or [`Acceptor::refuse`].
     ///
     /// # Errors
-    /// As [`Acceptor::challenge`]; [`HandshakeError::OutOfTurn`] also without [`Proof::Tls`].
+    /// As [`Acceptor::challenge`]; [`HandshakeError::OutOfTurn`] also for any other HELLO.
     pub fn answer_at_once(
         &mut self,
         highest: Version,
         params: SessionParams,
-        half: [u8; 32],
+        nonce: [u8; 32],
     ) -> Result<(Answer, Option<Proven>), HandshakeError> {
-        if !self.proof.needs_no_answer() {
+        if !self.proof.needs_no_answer() && !self.is_vouched_for() {
             return Err(HandshakeError::OutOfTurn);
         }
-        let answer = self.challenge(highest, params, half)?;
+        let answer = self.answer(KIND_ANSWER, highest, params, nonce)?;
         match std::mem::replace(&mut self.state, State::Deciding) {
             State::WaitProof(agreed) => {
                 self.reader.clear();
@@ -195,18 +237,36 @@ impl Acceptor {
         params: SessionParams,
         nonce: [u8; 32],
     ) -> Result<Answer, HandshakeError> {
+        self.answer(KIND_CHALLENGE, highest, params, nonce)
+    }
+
+    fn answer(
+        &mut self,
+        kind: u8,
+        highest: Version,
+        params: SessionParams,
+        nonce: [u8; 32],
+    ) -> Result<Answer, HandshakeError> {
         let State::Challenging(pending) = std::mem::replace(&mut self.state, State::Ended) else {
             return Err(HandshakeError::OutOfTurn);
         };
-        let (raw, hello, proposal, wanted) = *pending;
+        let Pending {
+            raw,
+            hello,
+            proposal,
+            wanted,
+            ..
+        } = *pending;
         let Some(version) = raw.choose_version(highest) else {
             let message = self.refusal(RefuseReason::VersionMismatch);
             return Ok(Answer::VersionMismatch(message));
         };
-        let answer = RawParams::new(proposal.least(params));
+        let least = proposal.least(params);
+        let baselines = least.baselines && version == Version::V3;
+        let answer = RawParams::new(least);
         let challenge = RawChallenge {
-            kind: KIND_CHALLENGE,
-            version: version as u8,
+            kind,
+            version: version as u8 | if baselines { BASELINES_AGREED } else { 0 },
             node: self.node.0,
             nonce,
             params: answer,
@@ -222,7 +282,7 @@ impl Acceptor {
             join: hello.join,
             purpose: hello.purpose,
             version,
-            params: answer.parse()?,
+            params: answer.parse(baselines)?,
             key: self.proof.session_key(
                 (hello.session, hello.node, self.node, epoch),
                 [&raw.nonce, &nonce],

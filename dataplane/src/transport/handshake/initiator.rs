@@ -8,9 +8,10 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
-    BY_SESSION, HANDSHAKE_REVISION, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF, KIND_REFUSE,
-    KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams, RawProof, RawRefuse,
-    RawWelcome, Reader, Transcript, frame, parse_exact,
+    BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO, KIND_PROOF,
+    KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, OFFERS_V1, OFFERS_V3, RawChallenge, RawHello,
+    RawParams, RawProof, RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame,
+    parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -103,12 +104,16 @@ impl Initiator {
             Purpose::Expected => (0, ""),
             Purpose::Passive { target } => (1, target.as_str()),
         };
-        let versions = if config.highest == Version::V3 { 3 } else { 1 };
+        let versions = match (config.highest, config.params.baselines) {
+            (Version::V3, true) => OFFERS_V1 | OFFERS_V3 | WITH_BASELINES,
+            (Version::V3, false) => OFFERS_V1 | OFFERS_V3,
+            (Version::V1, _) => OFFERS_V1,
+        };
         let offers = match config.proof {
             Proof::Session(_) => versions | BY_SESSION,
             _ => versions,
         };
-        let hello = RawHello {
+        let mut hello = RawHello {
             kind: KIND_HELLO,
             magic: MAGIC,
             revision: HANDSHAKE_REVISION,
@@ -124,13 +129,17 @@ impl Initiator {
             nonce,
             params: RawParams::new(config.params),
             way: RawWay::new(config.way),
+            mac: [0; 32],
         };
+        let mac_key = config.proof.mac_key();
+        let said = Transcript::default().with(&frame([hello.as_bytes(), name.as_bytes()]));
+        hello.mac = said.mac(&mac_key, MacPurpose::Hello);
         let message = frame([hello.as_bytes(), name.as_bytes()]);
         let transcript = Transcript::default().with(&message);
         let reader = Reader::default();
         (
             Self {
-                mac_key: config.proof.mac_key(),
+                mac_key,
                 config,
                 nonce,
                 reader,
@@ -185,13 +194,20 @@ impl Initiator {
     }
 
     fn on_challenge(&mut self) -> Result<Option<InitiatorStep>, HandshakeError> {
-        let challenge: RawChallenge = parse_exact(KIND_CHALLENGE, self.reader.body())?;
-        let version = Version::from_wire(challenge.version)
-            .ok_or(HandshakeError::BadField { field: "version" })?;
-        if version > self.config.highest {
+        let body = self.reader.body();
+        // TLS has proven this side already; by a key HELLO may have.
+        let at_once = body.first() == Some(&KIND_ANSWER);
+        let kind = if at_once || self.config.proof.needs_no_answer() {
+            KIND_ANSWER
+        } else {
+            KIND_CHALLENGE
+        };
+        let challenge: RawChallenge = parse_exact(kind, body)?;
+        let (version, baselines) = challenge.chosen()?;
+        if version > self.config.highest || (baselines && version != Version::V3) {
             return Err(HandshakeError::BeyondProposal { field: "version" });
         }
-        let answer = challenge.params.parse()?;
+        let answer = challenge.params.parse(baselines)?;
         if answer.least(self.config.params) != answer {
             return Err(HandshakeError::BeyondProposal {
                 field: "parameters",
@@ -202,7 +218,7 @@ impl Initiator {
             return Err(HandshakeError::WrongPeer { expected, got });
         }
         self.transcript = self.transcript.with(self.reader.message());
-        if self.config.proof.needs_no_answer() {
+        if at_once {
             self.waiting = Waiting::Welcome { challenge };
             return Ok(None);
         }
@@ -244,6 +260,7 @@ impl Initiator {
             acceptor: answer,
             secret: LaneSecret(said.mac(&self.mac_key, MacPurpose::LaneSecret)),
         };
+        let (version, baselines) = challenge.chosen()?;
         let acceptor = NodeId(challenge.node);
         let (session, epoch, initiator) = (config.session, config.epoch, config.node);
         let agreed = Agreed {
@@ -255,9 +272,8 @@ impl Initiator {
             lane_attempt: config.lane_attempt,
             join: config.join,
             purpose: config.purpose.clone(),
-            version: Version::from_wire(challenge.version)
-                .ok_or(HandshakeError::BadField { field: "version" })?,
-            params: challenge.params.parse()?,
+            version,
+            params: challenge.params.parse(baselines)?,
             key: config.proof.session_key(
                 (session, initiator, acceptor, epoch),
                 [&self.nonce, &challenge.nonce],

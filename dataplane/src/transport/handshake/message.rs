@@ -20,14 +20,24 @@ pub const KIND_CHALLENGE: u8 = 2;
 pub const KIND_PROOF: u8 = 3;
 pub const KIND_WELCOME: u8 = 4;
 pub const KIND_REFUSE: u8 = 5;
+/// A CHALLENGE to a HELLO that proves itself: no PROOF is to follow.
+pub const KIND_ANSWER: u8 = 6;
 
+/// In `RawHello::offers`: v1.
+pub const OFFERS_V1: u8 = 1;
+/// In `RawHello::offers`: v3. Bit 1 was v3 with other payloads: with a peer that knows no better, v1 is agreed on.
+pub const OFFERS_V3: u8 = 4;
 /// In `RawHello::offers`: the lane is proven by the session's own key.
 pub const BY_SESSION: u8 = 0x80;
+/// In `RawHello::offers`: baselines may be used. Who does not know the bit passes over it.
+pub const WITH_BASELINES: u8 = 8;
+/// In `RawChallenge::version`, and only if the HELLO offered it: baselines may be used.
+pub const BASELINES_AGREED: u8 = 0x80;
 
 /// The first bytes of every connection.
 pub const MAGIC: [u8; 4] = *b"DWCP";
 /// The handshake's own version: it differs where the messages do.
-pub const HANDSHAKE_REVISION: u8 = 2;
+pub const HANDSHAKE_REVISION: u8 = 3;
 
 const LENGTH_BYTES: usize = 2;
 /// How batches are vouched for; the only way there is. 1 and 2 were other functions: a peer that knows no
@@ -51,7 +61,7 @@ pub struct RawHello {
     pub kind: u8,
     pub magic: [u8; 4],
     pub revision: u8,
-    /// Bit 0: v1; bit 1: v3; bit 7: [`BY_SESSION`].
+    /// [`OFFERS_V1`], [`OFFERS_V3`], [`WITH_BASELINES`], [`BY_SESSION`].
     pub offers: u8,
     /// 0 new, 1 lane, 2 resume.
     pub join: u8,
@@ -66,6 +76,8 @@ pub struct RawHello {
     pub nonce: [u8; 32],
     pub params: RawParams,
     pub way: RawWay,
+    /// Over all of the message, this field zero.
+    pub mac: [u8; 32],
 }
 
 /// A connection over TLS begins with 22: no HELLO does, for the low byte of its length comes first.
@@ -78,6 +90,7 @@ const _: () = assert!(
 #[repr(C)]
 pub struct RawChallenge {
     pub kind: u8,
+    /// Bit 7: [`BASELINES_AGREED`].
     pub version: u8,
     pub node: [u8; 16],
     pub nonce: [u8; 32],
@@ -119,12 +132,14 @@ impl RawParams {
         }
     }
 
-    pub fn parse(&self) -> Result<SessionParams, HandshakeError> {
+    /// `baselines` is said elsewhere in the message.
+    pub fn parse(&self, baselines: bool) -> Result<SessionParams, HandshakeError> {
         let params = SessionParams {
             page_store_bytes: self.page_store_bytes.get(),
             window_limit_bytes: self.window_limit_bytes.get(),
             lanes_v1: self.lanes_v1.get(),
             lanes_v3: self.lanes_v3.get(),
+            baselines,
         };
         if self.digest != DIGEST_AEGIS_128X2 {
             return Err(HandshakeError::BadField { field: "digest" });
@@ -138,6 +153,16 @@ impl RawParams {
             return Err(HandshakeError::BadField { field: "lanes" });
         }
         Ok(params)
+    }
+}
+
+impl RawChallenge {
+    /// The version chosen, and whether baselines may be used.
+    pub fn chosen(&self) -> Result<(Version, bool), HandshakeError> {
+        let baselines = self.version & BASELINES_AGREED != 0;
+        let version = Version::from_wire(self.version & !BASELINES_AGREED)
+            .ok_or(HandshakeError::BadField { field: "version" })?;
+        Ok((version, baselines))
     }
 }
 
@@ -170,9 +195,9 @@ impl RawHello {
 
     /// The highest version that is offered and not above `highest`.
     pub fn choose_version(&self, highest: Version) -> Option<Version> {
-        if self.offers & 2 != 0 && highest == Version::V3 {
+        if self.offers & OFFERS_V3 != 0 && highest == Version::V3 {
             Some(Version::V3)
-        } else if self.offers & 1 != 0 {
+        } else if self.offers & OFFERS_V1 != 0 {
             Some(Version::V1)
         } else {
             None
@@ -282,6 +307,7 @@ impl Transcript {
 
     pub fn mac(&self, psk: &Psk, purpose: MacPurpose) -> [u8; 32] {
         let key = psk.derive(match purpose {
+            MacPurpose::Hello => "dwcp transport 1 handshake hello",
             MacPurpose::Proof => "dwcp transport 1 handshake proof",
             MacPurpose::Welcome => "dwcp transport 1 handshake welcome",
             MacPurpose::Refuse => "dwcp transport 1 handshake refuse",
@@ -298,6 +324,7 @@ impl Transcript {
 /// What a MAC says, and with it who may say it.
 #[derive(Debug, Clone, Copy)]
 pub enum MacPurpose {
+    Hello,
     Proof,
     Welcome,
     Refuse,

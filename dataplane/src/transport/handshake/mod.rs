@@ -15,7 +15,10 @@
 //!    ◀────────── WELCOME  way, MAC over all of it         (or REFUSE)
 //! ```
 //!
-//! Over TLS there is no PROOF, and WELCOME or REFUSE follows CHALLENGE at once (see [`proof`]).
+//! HELLO carries a MAC by what proves the lane. Whoever recorded one can say it again, hence the CHALLENGE. Where the
+//! acceptor can tell that it has not heard this HELLO before (it belongs to a session that was announced, and is a
+//! later dial of its lane than any other), and over TLS (see [`proof`]), there is no PROOF, and WELCOME or REFUSE
+//! follows the answer to HELLO at once: one round trip less.
 //!
 //! Each message is its length (u16, little-endian) and a body of 1 to 1022 bytes. The MACs are
 //! keyed BLAKE3 over a hash chain of all messages so far, their keys differ by sender and purpose.
@@ -57,6 +60,9 @@ pub struct SessionParams {
     pub lanes_v1: u16,
     /// Lanes while the transport is v3, at least 1.
     pub lanes_v3: u16,
+    /// Pages may be references to blocks that both sides keep on disk. A peer of an earlier release says nothing
+    /// of it and is never asked.
+    pub baselines: bool,
 }
 
 impl SessionParams {
@@ -68,6 +74,7 @@ impl SessionParams {
             window_limit_bytes: self.window_limit_bytes.min(other.window_limit_bytes),
             lanes_v1: self.lanes_v1.min(other.lanes_v1),
             lanes_v3: self.lanes_v3.min(other.lanes_v3),
+            baselines: self.baselines && other.baselines,
         }
     }
 }
@@ -154,6 +161,18 @@ impl Proven {
     #[must_use]
     pub const fn key(&self) -> &SessionKey {
         &self.agreed.key
+    }
+
+    /// Which lane.
+    #[must_use]
+    pub const fn lane(&self) -> LaneIx {
+        self.agreed.lane
+    }
+
+    /// Which dial of that lane.
+    #[must_use]
+    pub const fn lane_attempt(&self) -> u32 {
+        self.agreed.lane_attempt
     }
 
     /// The node that dialled.

@@ -2,7 +2,7 @@
 //!
 //! | proof | who has it | messages | the session's key |
 //! |---|---|---|---|
-//! | node | every data plane with the shared key | HELLO, CHALLENGE, PROOF, WELCOME | made of the shared key |
+//! | node | every data plane with the shared key | HELLO, CHALLENGE, PROOF, WELCOME, or as over TLS | made of the shared key |
 //! | session | the two ends of one session that met over TLS | the same | that session's |
 //! | TLS | the two ends of one TLS connection, known by their certificates | HELLO, CHALLENGE with WELCOME | made of a half from each |
 //!

@@ -9,6 +9,7 @@ fn params(scale: u64) -> SessionParams {
         window_limit_bytes: scale << 20,
         lanes_v1: 32,
         lanes_v3: 8,
+        baselines: true,
     }
 }
 
@@ -156,6 +157,37 @@ fn both_ends_agree_on_all_of_it() {
 }
 
 #[test]
+fn baselines_are_agreed_on_where_both_keep_them_and_speak_v3() {
+    let all = [
+        (Version::V3, Version::V3),
+        (Version::V1, Version::V3),
+        (Version::V3, Version::V1),
+    ];
+    for (ours, theirs) in all {
+        for keeps in [true, false] {
+            let mut config = config(KEY);
+            config.highest = ours;
+            config.params.baselines = keeps;
+            let End::Welcome(both) = run(config, KEY, theirs, None, untouched) else {
+                panic!("not welcome");
+            };
+            let expected = keeps && ours == Version::V3 && theirs == Version::V3;
+            assert_eq!(both.0.params.baselines, expected);
+            assert_eq!(both.0.params, both.1.params);
+        }
+    }
+    // An acceptor that answers what was not offered.
+    let mut config = config(KEY);
+    config.params.baselines = false;
+    let forged = run(config, KEY, Version::V3, None, |at, message| {
+        if at == 1 {
+            message[3] |= 0x80;
+        }
+    });
+    assert!(matches!(forged, End::Broken));
+}
+
+#[test]
 fn the_highest_common_version_is_chosen() {
     for (here, there, expected) in [
         (Version::V1, Version::V3, Version::V1),
@@ -212,11 +244,21 @@ fn refusals_are_typed_and_vouched_for() {
     );
 }
 
+/// Bit 1 was v3 with payloads of another make: what offers that and v1 gets v1.
+#[test]
+fn the_v3_of_old_is_not_taken_for_ours() {
+    for (offers, agreed) in [(1 | 2, Version::V1), (1 | 4, Version::V3)] {
+        let mut raw: super::message::RawHello = zerocopy::FromZeros::new_zeroed();
+        raw.offers = offers;
+        assert_eq!(raw.choose_version(Version::V3), Some(agreed));
+    }
+}
+
 #[test]
 fn a_downgrade_on_the_way_is_noticed() {
     let end = run(config(KEY), KEY, Version::V3, None, |index, message| {
         if index == 0 {
-            assert_eq!(message[8], 3);
+            assert_eq!(message[8], 13);
             message[8] = 1;
         }
     });
@@ -445,4 +487,76 @@ fn a_later_lane_is_proven_by_the_session_alone() {
     );
     let foreign = Proof::Tls(Psk(KEY)).session_key(bound, [&[5; 32], &[7; 32]]);
     assert!(lane(&foreign).is_none());
+}
+
+/// A HELLO that proves itself, said to an acceptor with `secret` after `middleman` had it.
+fn heard(secret: [u8; 32], middleman: impl FnOnce(&mut Message)) -> Option<(Initiator, Acceptor)> {
+    let (initiator, mut hello) = Initiator::new(config(KEY), [1; 32]);
+    middleman(&mut hello);
+    let mut acceptor = Acceptor::new(Proof::Node(Psk(secret)), NodeId::of_name("destination"));
+    matches!(acceptor.feed(&hello), Ok((_, Some(AcceptorStep::Hello(_)))))
+        .then_some((initiator, acceptor))
+}
+
+#[test]
+fn a_hello_that_proves_itself_is_answered_at_once() {
+    let (mut initiator, mut acceptor) = heard(KEY, |_| ()).unwrap();
+    assert!(acceptor.is_vouched_for());
+    let (answer, proven) = acceptor
+        .answer_at_once(Version::V3, params(2), [2; 32])
+        .unwrap();
+    let Answer::Challenge(answer) = answer else {
+        panic!("no answer");
+    };
+    let (welcome, there) = acceptor
+        .welcome(proven.unwrap(), BatchSeq(0), Way::Tcp)
+        .unwrap();
+    assert!(matches!(initiator.feed(&answer), Ok((_, None))), "no PROOF");
+    let Ok((_, Some(InitiatorStep::Done { agreed, .. }))) = initiator.feed(&welcome) else {
+        panic!("not welcome");
+    };
+    assert!(agreed.key.is(&there.key));
+    // What was said to one initiator is of no use to another.
+    let (mut other, _) = Initiator::new(config(KEY), [4; 32]);
+    other.feed(&answer).unwrap();
+    assert!(matches!(
+        other.feed(&welcome),
+        Err(HandshakeError::WrongKey)
+    ));
+}
+
+#[test]
+fn a_hello_that_was_changed_or_is_by_another_key_proves_nothing() {
+    let (_, mut acceptor) = heard([8; 32], |_| ()).unwrap();
+    assert!(!acceptor.is_vouched_for());
+    let early = acceptor.answer_at_once(Version::V3, params(2), [2; 32]);
+    assert!(matches!(early, Err(HandshakeError::OutOfTurn)));
+    let bytes = Initiator::new(config(KEY), [1; 32]).1.len();
+    for bit in 16..bytes * 8 {
+        let changed = heard(KEY, |hello| hello[bit / 8] ^= 1 << (bit % 8));
+        assert!(
+            changed.is_none_or(|(_, acceptor)| !acceptor.is_vouched_for()),
+            "bit {bit}"
+        );
+    }
+}
+
+#[test]
+fn an_answer_that_a_man_in_the_middle_made_another_ends_in_no_lane() {
+    for at_once in [true, false] {
+        let (mut initiator, mut acceptor) = heard(KEY, |_| ()).unwrap();
+        let mut answer = if at_once {
+            let at_once = acceptor.answer_at_once(Version::V3, params(2), [2; 32]);
+            at_once.map(|(answer, _)| answer)
+        } else {
+            acceptor.challenge(Version::V3, params(2), [2; 32])
+        };
+        let Ok(Answer::Challenge(answer)) = &mut answer else {
+            panic!("no answer");
+        };
+        answer[2] = if at_once { 2 } else { 6 };
+        let said = initiator.feed(answer).unwrap().1;
+        // It proves itself where nobody waits for that, or waits for a welcome that is for another transcript.
+        assert_eq!(matches!(said, Some(InitiatorStep::Send(_))), at_once);
+    }
 }

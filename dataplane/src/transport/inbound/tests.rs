@@ -286,3 +286,53 @@ fn express_batches_overtake_others_and_never_their_own_channel() {
     inbound.note_delivered(ChannelId(1), 25).unwrap();
     assert_eq!(inbound.held_bytes(), 20);
 }
+
+fn data_v3(seq: u64, offset: u64, raw_len: u32) -> Frame {
+    let header = DataHeader {
+        version: Version::V3,
+        method: 0,
+        flags: 0,
+        channel: ChannelId(0),
+        seq: BatchSeq(seq),
+        offset,
+        raw_len,
+        digest: [0; 16],
+    };
+    let mut frame = vec![0; BATCH_HEADER_BYTES + 8];
+    seal_data(&keys(), &header, &mut frame).unwrap();
+    frame.into()
+}
+
+#[test]
+fn a_batch_that_was_put_back_is_waited_for_in_v1() {
+    let mut inbound = inbound();
+    inbound.on_batch(open(0, 0)).unwrap();
+    inbound.on_batch(data_v3(1, 0, 10)).unwrap();
+    inbound.on_batch(data_v3(2, 10, 5)).unwrap();
+    let opened = inbound.pop_ready().unwrap().unwrap();
+    assert!(matches!(
+        inbound.put_back(&opened.header),
+        Err(TransportError::Misuse { .. })
+    ));
+    let first = inbound.pop_ready().unwrap().unwrap();
+    inbound.put_back(&first.header).unwrap();
+    assert!(matches!(
+        inbound.put_back(&first.header),
+        Err(TransportError::Misuse { .. })
+    ));
+    // It counts as not come, and a late copy of it changes nothing.
+    let ack = inbound.ack_due(Nanos(1)).unwrap();
+    assert_eq!(
+        (ack.next_seq, ack.sack.get(0), ack.sack.get(1)),
+        (BatchSeq(1), false, true)
+    );
+    let late = inbound.on_batch(data_v3(1, 0, 10)).unwrap();
+    assert_eq!(late, Accepted::Duplicate(BatchSeq(1)));
+    assert!(drain(&mut inbound).is_empty());
+    inbound.on_batch(data(1, 0, 0, 10)).unwrap();
+    assert_eq!(drain(&mut inbound), [1, 2]);
+    assert_eq!(inbound.held_bytes(), 15);
+    // The next of its number is another batch.
+    inbound.on_batch(data_v3(3, 15, 5)).unwrap();
+    assert_eq!(drain(&mut inbound), [3]);
+}

@@ -29,6 +29,11 @@ const FIRST_GUESS_NS: u64 = 2_000_000_000;
 /// lanes, do not wait for it for long. The peer has it only when it is whole, so a byte is on the way for this
 /// much longer than the network takes.
 const FRAME_NS: u64 = 30_000_000;
+/// With as little on the way as there can be without an idle line, a byte is on the way for so much longer than the
+/// network takes: about what the peer needs to tell of it.
+const LEAN_NS: u64 = 10_000_000;
+/// And so much of what the path is known to carry.
+const LEAN_PERCENT: u64 = 115;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -36,6 +41,8 @@ const FRAME_PACKETS: f32 = 50.0;
 #[derive(Debug)]
 pub struct FarPath {
     is_far: bool,
+    /// No queue is to stand in front of what comes later.
+    is_lean: bool,
     delay_ns: u64,
     /// Of a frame that the network below has to send in part again, by chance.
     loss_delay_ns: u64,
@@ -58,6 +65,7 @@ impl FarPath {
     pub fn new(floor_bytes: u64, limit_bytes: u64, now: Nanos) -> Self {
         Self {
             is_far: false,
+            is_lean: false,
             delay_ns: 0,
             loss_delay_ns: 0,
             limit_bytes,
@@ -110,11 +118,30 @@ impl FarPath {
 
     fn wire_limit_bytes(&self) -> u64 {
         if !self.is_starting() {
-            return self.wire.bytes();
+            return if self.is_lean {
+                self.wire.bytes().min(self.lean_bytes())
+            } else {
+                self.wire.bytes()
+            };
         }
         let product = u128::from(FIRST_GUESS_BYTES_PER_S) * u128::from(self.delay_ns);
         let guess = u64::try_from(product / 1_000_000_000).unwrap_or(u64::MAX);
         self.wire.bytes().max(guess.min(self.limit_bytes))
+    }
+
+    fn lean_bytes(&self) -> u64 {
+        let span_ns = self.delay_ns + self.loss_delay_ns + LEAN_NS;
+        // A little more than is known to arrive, or nobody would see that more could.
+        let rate = self.wire.delivery_rate_bytes_s() / 100 * LEAN_PERCENT;
+        let product = u128::from(rate) * u128::from(span_ns);
+        let bytes = u64::try_from(product / 1_000_000_000).unwrap_or(u64::MAX);
+        bytes.max(self.floor_bytes / 4)
+    }
+
+    /// Has as little on the way from now on as keeps the line busy: what comes later waits behind it. That is for
+    /// small frames; larger ones take so long to be whole that less than usual would leave the line idle.
+    pub const fn set_lean(&mut self, is_lean: bool) {
+        self.is_lean = is_lean;
     }
 
     /// Wire bytes that a frame should have at most, where `lanes` share the path.
@@ -296,6 +323,19 @@ mod tests {
         run(&mut lossy, 0, 4_000, rate, delay_ns);
         let (one, two) = (clean.wire.bytes(), lossy.wire.bytes());
         assert!(two > one * 3 / 2 && two < one * 2, "{one} {two}");
+    }
+
+    #[test]
+    fn a_lean_path_has_no_queue_to_speak_of_and_a_busy_line() {
+        let (rate, delay_ns) = (25_000_000, 80 * MS);
+        let mut path = far(delay_ns);
+        run(&mut path, 0, 3_000, rate, delay_ns);
+        path.set_lean(true);
+        run(&mut path, 4_000, 1_000, rate, delay_ns);
+        let (received, most) = run(&mut path, 5_100, 4_000, rate, delay_ns);
+        assert!(received > rate * 37 / 10, "{received}");
+        let product = rate / 1_000 * delay_ns / MS;
+        assert!(most < product * 135 / 100 + FRAME, "{most} for {product}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! In: its state. Out: figures for the session, the encoder and the operator. Promise: asking changes nothing.
 
 use super::Outbound;
-use crate::transport::FrameHandle;
+use crate::transport::{FrameHandle, Nanos};
 
 impl<F: FrameHandle> Outbound<F> {
     /// Does a batch wait for a lane?
@@ -55,6 +55,12 @@ impl<F: FrameHandle> Outbound<F> {
     #[must_use]
     pub fn rtt_us(&self) -> Option<u64> {
         self.ping_rtt.ns().map(|ns| ns / 1000)
+    }
+
+    /// When the last PING left that was answered, and how long that took.
+    #[must_use]
+    pub fn newest_ping(&self) -> Option<(Nanos, u64)> {
+        self.ping_rtt.newest()
     }
 
     /// Raw bytes a second that the far hypervisor takes at best.

@@ -267,12 +267,14 @@ impl Lanes {
 pub struct SmoothedRtt {
     mean_ns: Option<u64>,
     least_ns: Option<u64>,
+    newest: Option<(Nanos, u64)>,
 }
 
 impl SmoothedRtt {
     /// One more round trip, from `sent` to `now`.
     pub fn sample(&mut self, sent: Nanos, now: Nanos) {
         let sample_ns = now.since(sent);
+        self.newest = Some((sent, sample_ns));
         self.mean_ns = Some(
             self.mean_ns
                 .map_or(sample_ns, |mean| mean - mean / 8 + sample_ns / 8),
@@ -287,6 +289,12 @@ impl SmoothedRtt {
     #[must_use]
     pub fn ns(self) -> Option<u64> {
         self.mean_ns
+    }
+
+    /// The newest: when it began, and how long it took.
+    #[must_use]
+    pub const fn newest(self) -> Option<(Nanos, u64)> {
+        self.newest
     }
 
     /// The shortest since this was last asked.

@@ -6,6 +6,7 @@
 //! again, express batches first and then the oldest, when its lane is lost or suspect; while `allow_v3` is false no v3 batch
 //! is handed out, not even again; at most 256 batches are in flight.
 
+mod again;
 pub mod credit;
 mod express;
 pub mod far;
@@ -334,27 +335,6 @@ impl<F: FrameHandle> Outbound<F> {
         }
         self.first_queued = seq;
         (seq < self.next).then_some(seq)
-    }
-
-    /// Puts another encoding of the same raw bytes in the place of `seq`.
-    ///
-    /// # Errors
-    /// [`TransportError::Misuse`] unless `seq` waits to be sent.
-    pub fn replace(
-        &mut self,
-        seq: BatchSeq,
-        version: Version,
-        frame: F,
-    ) -> Result<(), TransportError> {
-        let slot = &mut self.slots[slot_of(seq)];
-        if seq < self.base || seq >= self.next || slot.state != State::Queued {
-            return Err(TransportError::Misuse {
-                what: "replaced a batch that is not queued",
-            });
-        }
-        slot.meta.version = version;
-        slot.frame = Some(frame);
-        Ok(())
     }
 
     /// The lane for a control frame: the one that will write it soonest. Lanes with a full backlog

@@ -435,3 +435,34 @@ fn a_peer_that_confirms_a_batch_before_it_was_made_is_found_out() {
         Err(TransportError::BadAck { .. })
     ));
 }
+
+#[test]
+fn what_the_peer_has_and_cannot_use_goes_out_again_in_another_encoding() {
+    let mut outbound = outbound(1);
+    for _ in 0..3 {
+        push(&mut outbound, Version::V3, at(1));
+    }
+    assert!(
+        outbound.send_again(BatchSeq(2), Version::V1, frame(22)),
+        "not sent yet"
+    );
+    assert_eq!(send_all(&mut outbound, at(1)), [(0, 0), (0, 1), (0, 22)]);
+    // One that was confirmed out of turn, and one that was not.
+    outbound.on_ack(&ack(0, &[1]), at(2), |_| {}).unwrap();
+    assert!(outbound.send_again(BatchSeq(1), Version::V1, frame(11)));
+    assert!(outbound.send_again(BatchSeq(0), Version::V1, frame(10)));
+    assert_eq!(send_all(&mut outbound, at(3)), [(0, 10), (0, 11)]);
+    let mut told = Vec::new();
+    outbound
+        .on_ack(&ack(3, &[]), at(4), |seq| told.push(seq.0))
+        .unwrap();
+    assert_eq!((told, outbound.in_flight()), (vec![0, 1, 2], 0));
+    // None that is past or yet to come.
+    for seq in [0, 2, 3, 1 << 60] {
+        assert!(
+            !outbound.send_again(BatchSeq(seq), Version::V1, frame(9)),
+            "{seq}"
+        );
+    }
+    assert!(send_all(&mut outbound, at(5)).is_empty());
+}

@@ -12,9 +12,19 @@ impl<F: FrameHandle> Outbound<F> {
         self.far.expect_delay(delay_ns);
     }
 
+    /// See [`super::far::FarPath::set_lean`].
+    pub const fn set_lean(&mut self, is_lean: bool) {
+        self.far.set_lean(is_lean);
+    }
+
     /// The share of its packets that the network below sends again: see [`super::far::FarPath::expect_loss`].
     pub fn expect_loss(&mut self, share: f32) {
         self.far.expect_loss(share);
+    }
+
+    /// The next PING is due now.
+    pub const fn ping_at_once(&mut self) {
+        self.last_ping = None;
     }
 
     /// A lane with this backlog takes no more from now on.

@@ -78,6 +78,7 @@ impl Stream {
                 })?;
             }
             BatchKind::Abort => return Err(Broken::new("nobody aborts here")),
+            BatchKind::Baseline => return Err(Broken::new("nobody keeps baselines here")),
             BatchKind::Data => {
                 let expected = fingerprint(header.version, channel, self.handed_up, raw_len);
                 Broken::unless(frame[BATCH_HEADER_BYTES..] == expected, || {

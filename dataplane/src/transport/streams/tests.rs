@@ -172,6 +172,12 @@ fn the_operator_and_the_peer_have_the_last_word() {
     let mut many = Streams::new(limits(0, 40, 64));
     many.set_kind(PathKind::Internet);
     assert_eq!(many.lanes(), 16, "a far path takes no more");
+    let mut near = Streams::new(limits(0, 16, 64));
+    near.set_kind(PathKind::Datacenter);
+    assert_eq!(near.lanes(), 8, "a near path begins at once");
+    near.set_kind(PathKind::Internet);
+    near.set_kind(PathKind::Datacenter);
+    assert_eq!(near.lanes(), 8, "halved once");
 }
 
 #[test]

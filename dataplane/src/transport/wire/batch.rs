@@ -1,11 +1,11 @@
-//! Sequenced batches: OPEN, DATA, HALF_CLOSE, ABORT.
+//! Sequenced batches: OPEN, DATA, HALF_CLOSE, ABORT, BASELINE.
 //!
 //! In: a header and a payload laid out in one buffer, or the bytes of a received frame. Out: a
 //! sealed frame, or a checked [`BatchView`]. Layout of the 56-byte header, little-endian:
 //!
 //! | at | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 OPEN, 2 DATA, 3 HALF_CLOSE, 4 ABORT |
+//! | 0 | 1 | kind: 1 OPEN, 2 DATA, 3 HALF_CLOSE, 4 ABORT, 5 BASELINE |
 //! | 1 | 1 | version: 1 or 3; always 1 unless DATA, so that a rollback never meets a v3 close |
 //! | 2 | 1 | method, the codec's; 0 unless DATA |
 //! | 3 | 1 | flags: bit 0 history, bit 1 express, never both; 0 unless DATA |
@@ -19,6 +19,8 @@
 //! | 48 | 8 | tag: keyed over bytes 0 to 47 |
 //!
 //! A resend is the same batch: nothing on the wire tells it apart.
+//!
+//! BASELINE is only for a peer that agreed to baselines in the handshake; see [`super::baseline`].
 //!
 //! Under keys that encrypt ([`FrameKeys::encrypts`]), the payload of DATA is encrypted in place with
 //! AEGIS-128X2 (draft-irtf-cfrg-aegis-aead) and its tag of 16 bytes follows, both part of payload_len; the
@@ -36,6 +38,7 @@ use super::super::{
     BatchSeq, ChannelId, MAX_BATCH_RAW_BYTES, MAX_CHANNELS, MAX_FRAME_BYTES, Version,
 };
 use super::WireError;
+use super::baseline::BaselineWord;
 use super::keys::{FrameKeys, SEAL_BYTES, tags_equal};
 
 /// Bytes of the header in front of every payload.
@@ -155,12 +158,14 @@ pub enum Marker<'a> {
         /// For people; at most [`MAX_ABORT_TEXT_BYTES`].
         text: &'a str,
     },
+    /// About baselines.
+    Baseline(BaselineWord<'a>),
 }
 
 /// A checked batch header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHeader {
-    /// Which of the four.
+    /// Which of them.
     pub kind: BatchKind,
     /// See [`DataHeader`]; [`Version::V1`] unless DATA.
     pub version: Version,
@@ -182,7 +187,7 @@ pub struct BatchHeader {
     pub digest: [u8; 16],
 }
 
-/// The four kinds of batch.
+/// The kinds of batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum BatchKind {
@@ -194,6 +199,8 @@ pub enum BatchKind {
     HalfClose = 3,
     /// Ends the session.
     Abort = 4,
+    /// Says what baselines are there.
+    Baseline = 5,
 }
 
 /// A batch frame taken apart, its lengths and fields checked.
@@ -207,7 +214,7 @@ pub struct BatchView<'a> {
     pub marker: Option<Marker<'a>>,
 }
 
-fn bad(field: &'static str, value: impl Into<u64>) -> WireError {
+pub(super) fn bad(field: &'static str, value: impl Into<u64>) -> WireError {
     WireError::BadField {
         field,
         value: value.into(),
@@ -289,7 +296,7 @@ fn split_sealed(frame: &mut [u8]) -> Result<(&[u8], &mut [u8], &mut [u8; SEAL_BY
     }
 }
 
-/// Writes a whole OPEN, HALF_CLOSE or ABORT into `out` and returns its length.
+/// Writes a whole OPEN, HALF_CLOSE, ABORT or BASELINE into `out` and returns its length.
 ///
 /// # Errors
 /// [`WireError`] when a limit is broken or `out` is too small ([`MAX_MARKER_BYTES`] always fits).
@@ -304,6 +311,7 @@ pub fn seal_marker(
         Marker::Open(_) => (BatchKind::Open, 0, 1),
         Marker::HalfClose { total_bytes, .. } => (BatchKind::HalfClose, *total_bytes, 16),
         Marker::Abort { text, .. } => (BatchKind::Abort, 0, 1 + text.len()),
+        Marker::Baseline(word) => (BatchKind::Baseline, 0, word.len()),
     };
     let needed = BATCH_HEADER_BYTES + payload_len;
     if needed > MAX_MARKER_BYTES {
@@ -324,6 +332,7 @@ pub fn seal_marker(
             payload[0] = *reason as u8;
             payload[1..].copy_from_slice(text.as_bytes());
         }
+        Marker::Baseline(word) => word.write(payload),
     }
     let mut raw = RawHeader {
         kind: kind as u8,
@@ -378,6 +387,7 @@ pub fn parse_batch_layout(frame: &[u8]) -> Result<BatchView<'_>, WireError> {
         2 => BatchKind::Data,
         3 => BatchKind::HalfClose,
         4 => BatchKind::Abort,
+        5 => BatchKind::Baseline,
         kind => return Err(WireError::UnknownKind { kind }),
     };
     let version = Version::from_wire(raw.version).ok_or(bad("version", raw.version))?;
@@ -473,6 +483,7 @@ fn parse_marker<'a>(header: &BatchHeader, payload: &'a [u8]) -> Result<Marker<'a
                 digest,
             })
         }
+        BatchKind::Baseline => BaselineWord::parse(payload).map(Marker::Baseline),
         _ => {
             let (&code, text) = payload.split_first().ok_or_else(|| wrong_length.clone())?;
             if text.len() > MAX_ABORT_TEXT_BYTES {

@@ -144,6 +144,19 @@ impl FrameKeys {
         &self.chain
     }
 
+    /// Names a tenant's manifest within this session: nobody learns its id from it, and it never fits another
+    /// tenant's.
+    #[must_use]
+    pub fn offer_tag(&self, tenant: &str, id: &[u8; 32]) -> [u8; 16] {
+        let key = blake3::derive_key("dwcp transport 3 baseline offer", &self.chain);
+        let mut hasher = blake3::Hasher::new_keyed(&key);
+        hasher.update(id);
+        hasher.update(tenant.as_bytes());
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        tag
+    }
+
     /// Are payloads encrypted under these keys?
     #[must_use]
     pub const fn encrypts(&self) -> bool {

@@ -6,10 +6,11 @@
 //!
 //! What covers what: a batch's header is covered by an 8-byte keyed tag; the payload of a DATA
 //! batch by the digest chain over its decoded bytes, which the engine checks before release; the
-//! payload of OPEN, HALF_CLOSE and ABORT, and every control frame whole, by 16-byte keyed tags. The keys
+//! payload of OPEN, HALF_CLOSE, ABORT and BASELINE, and every control frame whole, by 16-byte keyed tags. The keys
 //! ([`keys`]) differ by session, attempt and direction, so that a reflected frame or one of
 //! another session is foreign; repeats are caught by the batch sequence and the control sequence.
 
+pub mod baseline;
 pub mod batch;
 pub mod control;
 pub mod keys;
@@ -38,7 +39,7 @@ impl FrameKind {
                 frame_bytes: 0,
                 needed_bytes: 1,
             }),
-            Some(1..=4) => Ok(Self::Batch),
+            Some(1..=5) => Ok(Self::Batch),
             Some(0x10..=0x13) => Ok(Self::Control),
             Some(&kind) => Err(WireError::UnknownKind { kind }),
         }

@@ -364,6 +364,7 @@ impl Connection {
             rtt_min_us: us(self.rtt.min_ns()),
             retransmits: self.retransmits,
             delivery_rate_bytes_per_s: self.delivery_rate_bytes_per_s,
+            is_app_limited: self.outgoing.unsent_bytes() == 0,
             acked_bytes: self.outgoing.acked_bytes(),
             unsent_bytes: u32::try_from(self.outgoing.unsent_bytes()).unwrap_or(u32::MAX),
             unacked_segments: self.log.in_flight(),

@@ -1,5 +1,6 @@
 use super::super::keys::{Direction, KeyHalf, Psk, SessionKey};
 use super::*;
+use crate::transport::wire::baseline::MAX_OFFERS;
 use crate::transport::{NodeId, SessionEpoch, SessionId};
 
 fn keys(direction: Direction) -> FrameKeys {
@@ -33,7 +34,15 @@ fn marker_frames(keys: &FrameKeys) -> Vec<Vec<u8>> {
         total_bytes: 1 << 40,
         digest: [3; 16],
     };
-    [Marker::Open(ChannelKind::Multifd), close, abort]
+    let tags = [[7; 16]; MAX_OFFERS];
+    let [offers, holds, missing] = [
+        BaselineWord::Offers(&tags),
+        BaselineWord::Holds(0x0805),
+        BaselineWord::Missing(BatchSeq(1 << 40)),
+    ]
+    .map(Marker::Baseline);
+    let open = Marker::Open(ChannelKind::Multifd);
+    [open, close, abort, offers, holds, missing]
         .iter()
         .map(|marker| {
             let mut out = [0; MAX_MARKER_BYTES];
