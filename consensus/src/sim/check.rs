@@ -31,6 +31,8 @@ struct Inner {
     violation: Option<String>,
     leaders: BTreeMap<(Epoch, u64), NodeNumber>,
     applied: BTreeMap<(Epoch, u64), u64>,
+    /// The state at the seal of each epoch.
+    sealed: BTreeMap<Epoch, u64>,
     trace: DefaultHasher,
     testers: BTreeMap<&'static str, Tester>,
     asked: usize,
@@ -85,6 +87,13 @@ impl Checks {
         drop(inner);
         self.event(|| format!("node {id} applied {}:{index} {state:?}", state.epoch));
         let mut inner = self.inner.lock().unwrap();
+        if state.sealed.is_some() {
+            let at_seal = *inner.sealed.entry(state.epoch).or_insert(print);
+            if at_seal != print {
+                let what = format!("node {id} ran {index} after the seal of {}", state.epoch);
+                inner.violation.get_or_insert(what);
+            }
+        }
         let known = *inner.applied.entry((state.epoch, index)).or_insert(print);
         if known != print {
             let what = format!(

@@ -101,7 +101,7 @@ pub(super) fn adopt_flags(flags: &Flags, state: &State) -> Result<(), FlagError>
             .iter()
             .filter_map(|name| NodeId::new(name))
             .collect();
-        match flags.adopt(feature, value, excluded, flag.generation, &flag.by) {
+        match flags.adopt(feature, value, &excluded, flag.generation, &flag.by) {
             // Another version's flag decides nothing here.
             Ok(()) | Err(FlagError::Unknown(_)) => {}
             Err(error) => return Err(error),

@@ -274,7 +274,7 @@ impl Flags {
         &self,
         feature: &str,
         value: Option<(bool, Percentage)>,
-        excluded: BTreeSet<NodeId>,
+        excluded: &BTreeSet<NodeId>,
         generation: u64,
         by: &str,
     ) -> Result<(), FlagError> {
@@ -304,7 +304,7 @@ impl Flags {
         }
         for (out, nodes) in [
             (true, excluded.difference(&before.excluded_nodes)),
-            (false, before.excluded_nodes.difference(&excluded)),
+            (false, before.excluded_nodes.difference(excluded)),
         ] {
             let nodes: Vec<NodeId> = nodes.cloned().collect();
             if nodes.is_empty() {

@@ -353,7 +353,7 @@ fn what_the_cluster_agreed_on_is_adopted_once_and_in_order() {
         board,
         _folder,
     } = bench();
-    let out = |names: &[&str]| {
+    let out = |names: &[&str]| -> BTreeSet<NodeId> {
         names
             .iter()
             .map(|name| NodeId::new(name).unwrap())
@@ -364,7 +364,7 @@ fn what_the_cluster_agreed_on_is_adopted_once_and_in_order() {
             .adopt(
                 "dwcp_v3_hde",
                 Some((true, percent(percentage))),
-                out(excluded),
+                &out(excluded),
                 generation,
                 "other",
             )
