@@ -54,7 +54,7 @@ fn what_is_shown_is_read_back_as_the_same() {
         .unwrap()
         .to_string();
     assert!(
-        shown.contains("dpdk.address = \"10.9.0.1/24\"") && shown.contains("lanes_v3 = 8"),
+        shown.contains("dpdk.address = \"10.9.0.1/24\"") && shown.contains("lanes_v3 = 16"),
         "{shown}"
     );
     assert_eq!(
