@@ -19,18 +19,24 @@ use super::problem::Problem;
 use crate::flags::NodeId;
 
 /// Body of `POST /v1/cluster/members`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct AddRequest {
+pub struct MemberRequest {
+    /// Its number, never used before in this cluster.
     id: NodeNumber,
+    /// Its name.
+    #[schema(value_type = String, min_length = 1, max_length = 128)]
     name: NodeId,
+    /// Where its peers find it: `host:port`.
+    #[schema(max_length = 256, pattern = ":")]
     address: String,
 }
 
 /// Body of `PUT /v1/cluster/leader`.
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TransferRequest {
+pub struct LeaderRequest {
+    /// Who is to lead.
     id: NodeNumber,
 }
 
@@ -42,7 +48,7 @@ pub async fn status(State(app): State<App>) -> Json<Status> {
 /// `POST /v1/cluster/members`
 pub async fn add(
     State(app): State<App>,
-    JsonBody(request): JsonBody<AddRequest>,
+    JsonBody(request): JsonBody<MemberRequest>,
 ) -> Result<Json<Status>, Problem> {
     if request.address.len() > 256 || !request.address.contains(':') {
         return Err(Problem::bad_request("`address` is no host:port"));
@@ -70,7 +76,7 @@ pub async fn remove(
 /// `PUT /v1/cluster/leader`
 pub async fn transfer(
     State(app): State<App>,
-    JsonBody(request): JsonBody<TransferRequest>,
+    JsonBody(request): JsonBody<LeaderRequest>,
 ) -> Result<Json<Status>, Problem> {
     app.cluster.change(Change::Transfer(request.id)).await?;
     Ok(Json(app.cluster.status()))

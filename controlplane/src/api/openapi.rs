@@ -13,7 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
 use super::tokens::TokenRequest;
-use super::{flags, link, migrations, modes, nics};
+use super::{cluster, flags, link, migrations, modes, nics};
 use crate::access::scope::needed;
 use crate::access::{audit, tokens};
 use crate::baselines::AddRequest;
@@ -106,6 +106,10 @@ const ROUTES: &[Route] = &[
     route("get", "/v1/modes/{peer}", "The mode of one peer", "", One("PeerView")),
     route("put", "/v1/modes/{peer}", "Overrides the mode of one peer", "ModeRequest", Object),
     route("delete", "/v1/modes/{peer}", "What was measured decides for it again", "", Object),
+    route("get", "/v1/cluster", "Who is in the cluster, and who leads", "", Object),
+    route("post", "/v1/cluster/members", "Adds a member; it votes once it has caught up", "MemberRequest", Object),
+    route("delete", "/v1/cluster/members/{id}", "Removes a member", "", Object),
+    route("put", "/v1/cluster/leader", "Asks another member to lead", "LeaderRequest", Object),
     route("get", "/v1/link", "What all migrations together may send", "", One("LinkLimitView")),
     route("patch", "/v1/link", "Changes that; 0 lifts it", "LinkRequest", One("LinkLimitView")),
     route("get", "/v1/nics", "The NICs of this host", "", Object),
@@ -263,6 +267,9 @@ fn parameters(route: &Route) -> Value {
             .any(|root| route.path.starts_with(root));
         let schema = match (name, of_session) {
             ("id" | "session", true) => json!({ "type": "string", "pattern": "^[0-9a-f]{32}$" }),
+            ("id", _) if route.path.starts_with("/v1/cluster") => {
+                json!({ "type": "integer", "minimum": 0 })
+            }
             ("number", _) => json!({ "type": "integer", "minimum": 0 }),
             ("peer", _) => {
                 json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
@@ -327,6 +334,8 @@ fn schemas() -> Map<String, Value> {
     add::<MigrationRequest>(&mut found);
     add::<MigrationView>(&mut found);
     add::<migrations::PatchRequest>(&mut found);
+    add::<cluster::MemberRequest>(&mut found);
+    add::<cluster::LeaderRequest>(&mut found);
     add::<IncomingRequest>(&mut found);
     add::<IncomingView>(&mut found);
     add::<RecoverRequest>(&mut found);
