@@ -189,7 +189,7 @@ fn a_dead_source_hypervisor_fails_the_migration_and_leaves_no_half_guest() {
 #[test]
 fn one_lane_cut_for_25_seconds_costs_time_alone() {
     let config = SceneConfig {
-        shape: Shape::new(14.0, 20.0, 0.0),
+        shape: Shape::new(10.0, 20.0, 0.0),
         ..SceneConfig::default()
     };
     Scene::migrating(config, |scene, id| {
