@@ -50,7 +50,8 @@ fn start(args: &Args, matches: &ArgMatches) -> anyhow::Result<()> {
         }
         None => {}
     }
-    let filter = EnvFilter::try_from_env("DWCP_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let filter = EnvFilter::try_from_env("DWCP_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
     // Colours are for terminals: a log file or a journal gets plain text.
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()

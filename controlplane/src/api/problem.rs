@@ -12,9 +12,9 @@ use serde::Serialize;
 
 use dwcp_consensus::SubmitError;
 
-use crate::cluster::ChangeError;
 use crate::access::scope::Scope;
 use crate::access::tokens::TokensError;
+use crate::cluster::ChangeError;
 use crate::flags::FlagError;
 use crate::jobs::JobError;
 use crate::mode::ModeError;

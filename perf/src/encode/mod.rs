@@ -202,7 +202,8 @@ fn on_line(
     let mut left = Vec::new();
     let mut chosen = BTreeMap::new();
     for _ in 0..arguments.runs {
-        let (costs, encoded) = replay(stream, Way::Learned { bytes_per_s }, store_bytes, baselines)?;
+        let (costs, encoded) =
+            replay(stream, Way::Learned { bytes_per_s }, store_bytes, baselines)?;
         for encoded in encoded {
             let reason = format!("{:?}", encoded.choice.reason).to_lowercase();
             *chosen.entry((name(encoded.choice), reason)).or_insert(0) += 1;
