@@ -14,8 +14,8 @@ use super::{
     Page, filter, v1,
 };
 
-/// The compressors that one core works with. Batches that are given to the same strand are given in
-/// batch order.
+/// The compressors that one core works with. Nothing stays in it from one batch to the next, so batches may be given to
+/// any strand in any order.
 pub struct Strand {
     zstd: Compressor,
     simd: Simd,

@@ -238,11 +238,11 @@ fn v3_is_refused_where_v1_was_agreed_and_a_changed_frame_always() {
     );
 }
 
-fn express(seq: u64, channel: u16, offset: u64, raw_len: u32) -> Frame {
+fn v3(seq: u64, flags: u8, channel: u16, offset: u64, raw_len: u32) -> Frame {
     let header = DataHeader {
         version: Version::V3,
         method: 0,
-        flags: FLAG_EXPRESS,
+        flags,
         channel: ChannelId(channel),
         seq: BatchSeq(seq),
         offset,
@@ -252,6 +252,10 @@ fn express(seq: u64, channel: u16, offset: u64, raw_len: u32) -> Frame {
     let mut frame = vec![0; BATCH_HEADER_BYTES + 8];
     seal_data(&keys(), &header, &mut frame).unwrap();
     frame.into()
+}
+
+fn express(seq: u64, channel: u16, offset: u64, raw_len: u32) -> Frame {
+    v3(seq, FLAG_EXPRESS, channel, offset, raw_len)
 }
 
 #[test]
@@ -288,19 +292,7 @@ fn express_batches_overtake_others_and_never_their_own_channel() {
 }
 
 fn data_v3(seq: u64, offset: u64, raw_len: u32) -> Frame {
-    let header = DataHeader {
-        version: Version::V3,
-        method: 0,
-        flags: 0,
-        channel: ChannelId(0),
-        seq: BatchSeq(seq),
-        offset,
-        raw_len,
-        digest: [0; 16],
-    };
-    let mut frame = vec![0; BATCH_HEADER_BYTES + 8];
-    seal_data(&keys(), &header, &mut frame).unwrap();
-    frame.into()
+    v3(seq, 0, 0, offset, raw_len)
 }
 
 #[test]

@@ -384,9 +384,8 @@ fn others_leave_room_for_express_batches() {
     assert_eq!(outbound.in_flight(), 224);
 }
 
-#[test]
-fn a_batch_whose_frame_is_being_made_holds_nothing_up_and_goes_out_when_it_is_there() {
-    let mut outbound = outbound(1);
+/// A v3 batch whose frame is still being made.
+fn reserve(outbound: &mut Outbound<Frame>) -> BatchSeq {
     outbound.on_read(ChannelId(0), 10).unwrap();
     let meta = BatchMeta {
         channel: ChannelId(0),
@@ -395,7 +394,13 @@ fn a_batch_whose_frame_is_being_made_holds_nothing_up_and_goes_out_when_it_is_th
         read_at: at(1),
         express: false,
     };
-    let first = outbound.reserve(meta, at(1)).unwrap();
+    outbound.reserve(meta, at(1)).unwrap()
+}
+
+#[test]
+fn a_batch_whose_frame_is_being_made_holds_nothing_up_and_goes_out_when_it_is_there() {
+    let mut outbound = outbound(1);
+    let first = reserve(&mut outbound);
     push(&mut outbound, Version::V1, at(1));
     assert_eq!(send_all(&mut outbound, at(1)), [(0, 1)]);
     assert_eq!((outbound.reserved(), outbound.in_flight()), (1, 2));
@@ -418,15 +423,7 @@ fn a_batch_whose_frame_is_being_made_holds_nothing_up_and_goes_out_when_it_is_th
 #[test]
 fn a_peer_that_confirms_a_batch_before_it_was_made_is_found_out() {
     let mut outbound = outbound(1);
-    outbound.on_read(ChannelId(0), 10).unwrap();
-    let meta = BatchMeta {
-        channel: ChannelId(0),
-        raw_len: 10,
-        version: Version::V3,
-        read_at: at(1),
-        express: false,
-    };
-    let seq = outbound.reserve(meta, at(1)).unwrap();
+    let seq = reserve(&mut outbound);
     let mut told = 0;
     outbound.on_ack(&ack(1, &[]), at(2), |_| told += 1).unwrap();
     assert_eq!(told, 0);
