@@ -191,16 +191,21 @@ impl FarPath {
     }
 
     /// What may be held between the hypervisors on a far path, raw bytes: up to `limit_bytes` while the one
-    /// there keeps up, which takes `rate_bytes_per_s` at best.
+    /// there keeps up, which takes `rate_bytes_per_s` at best. While it does not, as much as it takes in the time
+    /// that bytes need to come to it, and the slack: to stop until it has caught up would leave the path empty
+    /// for one more round trip each time.
     #[must_use]
     pub fn held_limit_bytes(&self, rate_bytes_per_s: u64, limit_bytes: u64) -> u64 {
-        let slack = u128::from(rate_bytes_per_s) * u128::from(SLACK_NS) / 1_000_000_000;
+        let taken_in = |ns: u64| {
+            let bytes = u128::from(rate_bytes_per_s) * u128::from(ns) / 1_000_000_000;
+            u64::try_from(bytes).unwrap_or(u64::MAX)
+        };
         let behind = self.confirmed_bytes.saturating_sub(self.delivered_bytes);
-        if u128::from(behind) <= slack.max(u128::from(self.floor_bytes)) {
-            limit_bytes
-        } else {
-            self.floor_bytes
+        if behind <= taken_in(SLACK_NS).max(self.floor_bytes) {
+            return limit_bytes;
         }
+        let on_its_way = taken_in(self.delay_ns + SLACK_NS);
+        on_its_way.max(self.floor_bytes).min(limit_bytes)
     }
 
     /// Wire bytes a second at best, and whether the path may carry more than was seen.
