@@ -366,7 +366,7 @@ impl Session {
         }
         self.look_at_share(hands);
         if let Some(link) = self.link.as_mut() {
-            let waiting = link.outbound.has_queued();
+            let waiting = link.outbound.has_queued() || link.outbound.is_path_full();
             link.wire_rate
                 .look(hands.now_ns, self.picture.wire_bytes_sent, waiting);
             let resent = link.outbound.resent_batches();

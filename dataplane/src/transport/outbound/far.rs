@@ -34,6 +34,8 @@ const FRAME_NS: u64 = 30_000_000;
 const LEAN_NS: u64 = 10_000_000;
 /// And so much of what the path is known to carry.
 const LEAN_PERCENT: u64 = 115;
+/// The path is full when so much of what may be on the way is: the rest is the queue that keeps it so.
+const FULL_PERCENT: u64 = 70;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -109,6 +111,13 @@ impl FarPath {
     #[must_use]
     pub fn may_send(&self) -> bool {
         !self.is_far || self.on_the_way_bytes() < self.wire_limit_bytes()
+    }
+
+    /// Is there as much on the way as the path itself holds? Then it is what limits, though nothing waits for it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let full = self.wire_limit_bytes() / 100 * FULL_PERCENT;
+        self.is_far && self.on_the_way_bytes() >= full
     }
 
     /// Is the path's rate still being found out?

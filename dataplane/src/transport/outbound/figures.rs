@@ -35,6 +35,12 @@ impl<F: FrameHandle> Outbound<F> {
         }
     }
 
+    /// See [`super::far::FarPath::is_full`].
+    #[must_use]
+    pub fn is_path_full(&self) -> bool {
+        self.far.is_full()
+    }
+
     /// Wire bytes that a frame should have at most on a far path, so that none holds the sequence up for
     /// long; `None` on a near path.
     #[must_use]
