@@ -36,6 +36,8 @@ const LEAN_NS: u64 = 10_000_000;
 const LEAN_PERCENT: u64 = 115;
 /// The path is full when so much of what may be on the way is: the rest is the queue that keeps it so.
 const FULL_PERCENT: u64 = 70;
+/// With less than this of it on the way, the line stands still for a while to come.
+const ROOM_PERCENT: u64 = 50;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -118,6 +120,25 @@ impl FarPath {
     pub fn is_full(&self) -> bool {
         let full = self.wire_limit_bytes() / 100 * FULL_PERCENT;
         self.is_far && self.on_the_way_bytes() >= full
+    }
+
+    /// Is it a far path with room on it for what may not be needed?
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let some = self.wire_limit_bytes() / 100 * ROOM_PERCENT;
+        self.is_far && self.on_the_way_bytes() < some && !self.is_starting()
+    }
+
+    /// What was sent longer ago over a path with room on it, and is not known to have come, is late.
+    #[must_use]
+    pub const fn late_ns(&self) -> u64 {
+        self.delay_ns + self.delay_ns / 2 + self.loss_delay_ns + FRAME_NS
+    }
+
+    /// What may be on the way.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.wire_limit_bytes()
     }
 
     /// Is the path's rate still being found out?
