@@ -12,7 +12,7 @@
 //! that core and wire are both always busy gains nothing where so little is queued between them.)
 
 use super::Method;
-use super::rates::{Kind, Rates};
+use super::rates::{Content, Kind, Own};
 
 /// What the caller knows about the wire and the machine when it encodes a batch.
 #[derive(Clone, Copy, Debug)]
@@ -121,10 +121,13 @@ const ZSTD_LEVELS: [(i32, f64, f64); 5] = [
     (12, 0.035e9, 0.29),
 ];
 
+/// The method that others are compared with, zstd's first level: seconds by byte and share left.
+const REFERENCE: (f64, f64) = (1.0 / 0.5e9, 0.36);
+
 struct Arm {
     method: Method,
     level: i32,
-    rates: Rates,
+    own: Own,
     used_at: u64,
 }
 
@@ -142,6 +145,8 @@ pub(super) struct Classed {
 /// The state behind the choice.
 pub(super) struct Chooser {
     arms: Vec<Arm>,
+    /// What the bytes at hand are like.
+    content: Content,
     batches: u64,
     probed_at: u64,
     /// What classification took by raw byte, and how many bytes it left.
@@ -159,7 +164,7 @@ impl Chooser {
         let arm = |method, level, bytes_per_s: f64, ratio| Arm {
             method,
             level,
-            rates: Rates::guessed(1.0 / bytes_per_s, ratio),
+            own: Own::guessed(1.0 / bytes_per_s, ratio, REFERENCE),
             used_at: 0,
         };
         let mut arms = vec![
@@ -177,6 +182,7 @@ impl Chooser {
         }
         Self {
             arms,
+            content: Content::guessed(REFERENCE.0, REFERENCE.1),
             batches: 0,
             probed_at: 0,
             classify_s: 1.0 / 2e9,
@@ -202,16 +208,16 @@ impl Chooser {
         encode_s.max(wire_s) + HIDDEN_WEIGHT * encode_s.min(wire_s) + dear
     }
 
-    fn cost_of(arm: &Arm, hint: &EncodeHint, link: f64, classed: &Classed) -> f64 {
-        let (squeeze_s, ratio) = arm.rates.of(classed.kind);
+    fn cost_of(&self, arm: &Arm, hint: &EncodeHint, link: f64, classed: &Classed) -> f64 {
+        let (squeeze_s, ratio) = arm.own.of(&self.content, classed.kind);
         let clear = classed.clear_bytes as f64;
         let encode_s = classed.classify_s + clear * squeeze_s;
         Self::cost(hint, link, encode_s, clear * ratio + FRAMING_BYTES)
     }
 
     /// What a batch takes when encoding and wire go on at once.
-    fn time_of(arm: &Arm, link: f64, classed: &Classed) -> f64 {
-        let (squeeze_s, ratio) = arm.rates.of(classed.kind);
+    fn time_of(&self, arm: &Arm, link: f64, classed: &Classed) -> f64 {
+        let (squeeze_s, ratio) = arm.own.of(&self.content, classed.kind);
         let clear = classed.clear_bytes as f64;
         let wire_s = (clear * ratio + FRAMING_BYTES) / link;
         wire_s.max(classed.classify_s + clear * squeeze_s)
@@ -219,7 +225,7 @@ impl Chooser {
 
     /// Batches from one probe of an arm that is so many times slower than the best to the next.
     fn probe_after(arm: &Arm, slower: f64) -> f64 {
-        let per_time = if arm.rates.is_seen() {
+        let per_time = if arm.own.is_seen() {
             PROBE_AFTER_PER_TIME
         } else {
             PROBE_FIRST_PER_TIME
@@ -239,7 +245,7 @@ impl Chooser {
             .iter()
             .enumerate()
             .filter(|(_, arm)| Self::is_open(arm, hint));
-        let costs = open.map(|(i, arm)| (i, Self::cost_of(arm, hint, link, classed)));
+        let costs = open.map(|(i, arm)| (i, self.cost_of(arm, hint, link, classed)));
         costs
             .min_by(|a, b| a.1.total_cmp(&b.1))
             .unwrap_or((0, f64::INFINITY))
@@ -287,7 +293,7 @@ impl Chooser {
         let (best, best_cost) = self.best(hint, link, &expected);
         let may_probe = !hint.latency_critical && self.batches >= self.probed_at + PROBE_SPACING;
         let arm = &self.arms[best];
-        let slower = Self::time_of(arm, link, &expected) * link / raw;
+        let slower = self.time_of(arm, link, &expected) * link / raw;
         let is_old = (self.batches - arm.used_at) as f64 >= Self::probe_after(arm, slower);
         if Self::cost(hint, link, copy_s, raw) > best_cost {
             return self.chosen(best, ChoiceReason::Soonest);
@@ -335,9 +341,9 @@ impl Chooser {
         let (best, _) = self.best(hint, link, classed);
         let (mut chosen, mut reason) = (best, opened.reason);
         if !hint.latency_critical && self.batches >= self.probed_at + PROBE_SPACING {
-            let best_s = Self::time_of(&self.arms[best], link, classed);
+            let best_s = self.time_of(&self.arms[best], link, classed);
             let old = self.arms.iter().enumerate().position(|(i, arm)| {
-                let after = Self::probe_after(arm, Self::time_of(arm, link, classed) / best_s);
+                let after = Self::probe_after(arm, self.time_of(arm, link, classed) / best_s);
                 i != best
                     && Self::is_open(arm, hint)
                     && (self.batches - arm.used_at) as f64 >= after
@@ -366,8 +372,8 @@ impl Chooser {
         let arm = |arm: &&mut Arm| arm.method == choice.method && arm.level == choice.level;
         if let Some(arm) = self.arms.iter_mut().find(arm) {
             let clear = classed.clear_bytes as f64;
-            arm.rates
-                .observe(classed.kind, squeeze_s / clear, payload_len as f64 / clear);
+            let (s, ratio) = (squeeze_s / clear, payload_len as f64 / clear);
+            arm.own.observe(&mut self.content, classed.kind, s, ratio);
         }
     }
 }
