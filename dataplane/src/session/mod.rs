@@ -24,6 +24,7 @@
 //! | [`share`] | its part of a link that others use too |
 //! | [`wire_rate`] | how fast the wire is |
 //! | [`loss`] | how much the network below sends again |
+//! | [`moments`] | when a rollback was thrown, and when batches left |
 //! | [`fault`] | what ends a session |
 
 pub mod aside;
@@ -38,6 +39,7 @@ mod forward;
 mod lane_count;
 pub mod link;
 mod loss;
+mod moments;
 mod path;
 mod path_floor;
 mod rate_limit;

@@ -128,6 +128,8 @@ pub struct Outbound<F> {
     far: FarPath,
     /// See [`Self::open_reserve`].
     reserve_bytes: u64,
+    /// See [`Self::hurry`].
+    hurries: bool,
     batch_rtt: SmoothedRtt,
     ping_rtt: SmoothedRtt,
     /// When the youngest batch known to have come was sent, and the same for PINGs.
@@ -172,6 +174,7 @@ impl<F: FrameHandle> Outbound<F> {
             window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
             far: FarPath::new(config.window_floor_bytes, config.window_limit_bytes, now),
             reserve_bytes: 0,
+            hurries: false,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
             newest_batch_sent: None,
@@ -208,6 +211,12 @@ impl<F: FrameHandle> Outbound<F> {
     /// for a batch that must not wait until the far hypervisor takes what it has.
     pub const fn open_reserve(&mut self, bytes: u64) {
         self.reserve_bytes = bytes;
+    }
+
+    /// The next batch in v1 goes to a lane however much is on the way: the first after a rollback must not
+    /// wait until the peer has what was sent in v3.
+    pub const fn hurry(&mut self) {
+        self.hurries = true;
     }
 
     /// `bytes` were read from the hypervisor's `channel`.
@@ -279,7 +288,8 @@ impl<F: FrameHandle> Outbound<F> {
         if !allow_v3 && slot.meta.version == Version::V3 {
             return SendStep::NeedsTranscode(seq);
         }
-        if slot.times_sent == 0 && !slot.meta.express && !self.far.may_send() {
+        let hurries = self.hurries && slot.meta.version == Version::V1;
+        if slot.times_sent == 0 && !slot.meta.express && !hurries && !self.far.may_send() {
             return SendStep::Idle;
         }
         let limit_bytes = self.config.lane_backlog_limit_bytes;
@@ -296,6 +306,7 @@ impl<F: FrameHandle> Outbound<F> {
             return SendStep::Idle;
         };
         slot.state = State::InFlight(lane);
+        self.hurries &= !hurries;
         self.express_queued -= usize::from(slot.meta.express);
         slot.sent_at = now;
         slot.wire_bytes = frame.bytes().len() as u64;
