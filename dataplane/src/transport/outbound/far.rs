@@ -36,6 +36,10 @@ const LEAN_NS: u64 = 10_000_000;
 const LEAN_PERCENT: u64 = 115;
 /// The path is full when so much of what may be on the way is: the rest is the queue that keeps it so.
 const FULL_PERCENT: u64 = 70;
+/// With less than this of it on the way, the line stands still for a while to come.
+const ROOM_PERCENT: u64 = 50;
+/// A queue of less than this may be one of packets that came together.
+const QUEUE_NS_MIN: u64 = 25_000_000;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -88,6 +92,16 @@ impl FarPath {
         self.delay_ns = delay_ns;
     }
 
+    /// A packet takes so long at present. A queue in front of it says that the path carries no more: what is on the
+    /// way grows no further, or the queue would overflow and every lane have to mend what it lost at once.
+    pub fn note_rtt(&mut self, rtt_ns: u64) {
+        let queue_ns = rtt_ns.saturating_sub(self.delay_ns);
+        if self.is_far && queue_ns > QUEUE_NS_MIN.max(self.delay_ns / 2) {
+            self.wire.end_startup();
+            self.guess_over = true;
+        }
+    }
+
     /// The network below sends this share of its packets again. A frame of many packets is then whole one more
     /// round trip later as a rule, and that much more is on the way.
     pub fn expect_loss(&mut self, share: f32) {
@@ -118,6 +132,25 @@ impl FarPath {
     pub fn is_full(&self) -> bool {
         let full = self.wire_limit_bytes() / 100 * FULL_PERCENT;
         self.is_far && self.on_the_way_bytes() >= full
+    }
+
+    /// Is it a far path with room on it for what may not be needed?
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let some = self.wire_limit_bytes() / 100 * ROOM_PERCENT;
+        self.is_far && self.on_the_way_bytes() < some && !self.is_starting()
+    }
+
+    /// What was sent longer ago over a path with room on it, and is not known to have come, is late.
+    #[must_use]
+    pub const fn late_ns(&self) -> u64 {
+        self.delay_ns + self.delay_ns / 2 + self.loss_delay_ns + FRAME_NS
+    }
+
+    /// What may be on the way.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.wire_limit_bytes()
     }
 
     /// Is the path's rate still being found out?
@@ -284,6 +317,21 @@ mod tests {
             assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
             assert!(path.carried_bytes_per_s().0 < rate * 11 / 10);
         }
+    }
+
+    #[test]
+    fn a_queue_ends_the_search_for_more() {
+        let (rate, delay_ns) = (25_000_000, 80 * MS);
+        let mut path = far(delay_ns);
+        run(&mut path, 0, 400, rate, delay_ns);
+        path.note_rtt(100 * MS);
+        assert!(path.is_starting(), "no queue to speak of");
+        path.note_rtt(130 * MS);
+        assert!(!path.is_starting());
+        run(&mut path, 400, 1_000, rate, delay_ns);
+        let (_, most) = run(&mut path, 1_500, 1_000, rate, delay_ns);
+        let product = rate / 1_000 * (delay_ns + FRAME_NS) / MS;
+        assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
     }
 
     #[test]
