@@ -16,7 +16,7 @@ use dwcp_consensus::{
 };
 use dwcp_lab::pki::Authority;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::VALUE_BYTES;
 
@@ -25,7 +25,7 @@ const WITHIN: Duration = Duration::from_secs(20);
 
 /// See the module.
 pub(super) struct Ours {
-    /// Its end ends the members.
+    _members: Vec<Chain<Tokio, Folder>>,
     _stopper: watch::Sender<bool>,
     _authority: Authority,
     credentials: Credentials,
@@ -67,33 +67,30 @@ impl Ours {
             founders.insert(id, peer);
             listeners.push(listener);
         }
-        let (told, mut leaders) = mpsc::unbounded_channel();
+        let mut members = Vec::new();
         for (listener, (id, me)) in listeners.into_iter().zip(founders.clone()) {
-            let member = Member {
-                credentials: Credentials::read(&files(&authority, &me.name))?,
-                folder: Folder::open(&dir.join(&me.name))?,
-                identity: Identity {
-                    id,
-                    cluster: "bench".to_owned(),
-                    me,
-                    founders: founders.clone(),
-                },
-                listener: listener.into_std()?,
-                stop: stop.clone(),
+            let credentials = Credentials::read(&files(&authority, &me.name))?;
+            let folder = Folder::open(&dir.join(&me.name))?;
+            let identity = Identity {
+                id,
+                cluster: "bench".to_owned(),
+                me,
+                founders: founders.clone(),
             };
-            let told = told.clone();
-            std::thread::Builder::new()
-                .name(format!("member{id}"))
-                .spawn(move || drop(told.send(member.run(&told))))?;
+            let wire = Arc::new(Dialer::new(credentials.clone()));
+            let on_apply = Arc::new(|_: &dwcp_consensus::State, _: u64| {});
+            let chain = Chain::open(identity, folder, wire, Tuning::default(), on_apply).await?;
+            let answerer = Arc::new(chain.clone());
+            tokio::spawn(listen(listener, credentials, answerer, stop.clone()));
+            members.push(chain);
         }
-        let leader = match leaders.recv().await {
-            Some(Ok(leader)) => leader,
-            Some(Err(error)) => return Err(error),
-            None => bail!("no member runs"),
-        };
+        let first = members.first().context("no member")?;
+        first.read(WITHIN).await?;
+        let leader = first.status().leader.context("no leader")?;
         Ok(Self {
             leader: (leader, founders[&leader].clone()),
             credentials: Credentials::read(&files(&authority, "client"))?,
+            _members: members,
             _stopper: stopper,
             _authority: authority,
         })
@@ -110,42 +107,6 @@ impl Ours {
             other => bail!("no session: {other:?}"),
         }
         Ok(client)
-    }
-}
-
-/// One member, on a thread and a runtime of its own, as a node's control plane has it.
-struct Member {
-    credentials: Credentials,
-    folder: Folder,
-    identity: Identity,
-    listener: std::net::TcpListener,
-    stop: watch::Receiver<bool>,
-}
-
-type Told = mpsc::UnboundedSender<anyhow::Result<NodeNumber>>;
-
-impl Member {
-    /// Tells who leads as soon as a quorum has agreed on it; returns when it is stopped.
-    fn run(self, told: &Told) -> anyhow::Result<NodeNumber> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
-            let wire = Arc::new(Dialer::new(self.credentials.clone()));
-            let on_apply = Arc::new(|_: &dwcp_consensus::State, _: u64| {});
-            let tuning = Tuning::default();
-            let chain: Chain<Tokio, Folder> =
-                Chain::open(self.identity, self.folder, wire, tuning, on_apply).await?;
-            let listener = TcpListener::from_std(self.listener)?;
-            let answerer = Arc::new(chain.clone());
-            let stop = self.stop;
-            let answering = tokio::spawn(listen(listener, self.credentials, answerer, stop));
-            chain.read(WITHIN).await?;
-            let leader = chain.status().leader.context("no leader")?;
-            let _ = told.send(Ok(leader));
-            answering.await?;
-            Ok(leader)
-        })
     }
 }
 
