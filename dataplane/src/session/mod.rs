@@ -23,8 +23,7 @@
 //! | [`ending`] | completing, failing, the undecided moment |
 //! | [`share`] | its part of a link that others use too |
 //! | [`wire_rate`] | how fast the wire is |
-//! | [`loss`] | how much the network below sends again |
-//! | [`moments`] | when a rollback was thrown, and when batches left |
+//! | [`loss`], [`moments`] | how much the network below sends again; when batches around a rollback left |
 //! | [`fault`] | what ends a session |
 
 pub mod aside;
