@@ -17,4 +17,11 @@ command -v cargo-deb >/dev/null || cargo install --locked --version 3.8.0 cargo-
 if [ $profile = release ]; then
     cargo build --release --package dwcp-dataplane --package dwcp-controlplane --package dwcpctl >&2
 fi
+# Made by the program that is packed, so that they say what it takes.
+programs=target/release
+[ $profile = release ] || programs=target/debug
+words=target/words
+rm -rf $words && mkdir -p $words
+$programs/dwcpctl man $words/man 2>/dev/null
+for shell in bash zsh fish; do $programs/dwcpctl completions $shell >$words/dwcpctl.$shell; done
 exec cargo deb --package dwcp-service --no-build --profile $profile --fast "${output[@]}"

@@ -37,6 +37,10 @@ within() { chroot "$root" "$@"; }
 listing() { within find /etc/dwcp /var/lib/dwcp /run/dwcp /usr/bin /lib/systemd/system -name '*dwcp*' 2>/dev/null | sort || true; }
 before=$(listing)
 
+packed=$(dpkg-deb -c "$deb")
+for file in man/man1/dwcpctl-migrate.1.gz bash-completion/completions/dwcpctl zsh/vendor-completions/_dwcpctl; do
+    grep -q "$file" <<<"$packed" || fail "it has no $file"
+done
 within dpkg -i /root/dwcp.deb >/dev/null 2>"$scratch/words" || fail "it does not install: $(cat "$scratch/words")"
 grep -q "copy it to the other hosts" "$scratch/words" || fail "nobody is told about the key"
 [ "$(within stat -c '%U %a' /etc/dwcp/token)" = "dwcp 600" ] || fail "the token is not its user's alone"

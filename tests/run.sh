@@ -8,6 +8,7 @@ step() { printf '\n== %s (%d s)\n' "$1" "$(($(date +%s) - started))"; }
 step "packages"
 bash tests/lab/setup.sh
 bash tests/setup.sh
+bash tests/page/setup.sh
 for tool in nextest fuzz deny deb; do
     command -v "cargo-$tool" >/dev/null || cargo install --locked "cargo-$tool"
 done

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -17,6 +17,9 @@ use crate::writer::Writer;
 
 /// Zeros that a file of the log begins with: a sync of bytes inside a file's size is cheaper.
 const FILL_BYTES: usize = 4 << 20;
+
+/// Something that waits for the disk.
+pub type Work = Box<dyn FnOnce() + Send>;
 
 /// A folder.
 pub trait Disk: Clone + Send + Sync + 'static {
@@ -42,6 +45,15 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn create(&self, name: &str) -> io::Result<Self::File>;
+
+    /// Gives a file another name, which is on disk when this returns.
+    ///
+    /// # Errors
+    /// What the system says; then the file must not be written to any more.
+    fn rename(&self, file: Self::File, from: &str, to: &str) -> io::Result<Self::File>;
+
+    /// Has something done that waits for the disk, while the caller goes on.
+    fn aside(&self, work: Work);
 
     /// Removes a file.
     ///
@@ -128,6 +140,26 @@ impl Disk for Folder {
         file.sync_all()?;
         self.sync_names()?;
         Ok(Appended { file, at: 0 })
+    }
+
+    fn rename(&self, file: Appended, from: &str, to: &str) -> io::Result<Appended> {
+        std::fs::rename(self.path.join(from), self.path.join(to))?;
+        self.sync_names()?;
+        Ok(file)
+    }
+
+    fn aside(&self, work: Work) {
+        let held = Arc::new(Mutex::new(Some(work)));
+        let run = |held: &Mutex<Option<Work>>| {
+            let work = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+            work.into_iter().for_each(|work| work());
+        };
+        let taken = held.clone();
+        let thread = std::thread::Builder::new().name("dwcp-disk".to_owned());
+        if thread.spawn(move || run(&taken)).is_err() {
+            // No thread to be had: it is done all the same, and the caller waits.
+            run(&held);
+        }
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

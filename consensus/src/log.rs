@@ -18,7 +18,7 @@ use crate::conf::{Conf, Entry, LogId, Vote};
 use crate::disk::Disk;
 use crate::journal::{self, Image, Record};
 use crate::plant::{Bug, planted};
-use crate::writer::{Queue, Writer, files};
+use crate::writer::{Queue, Writer, files, remove_all};
 
 /// The log; a clone is the same.
 #[derive(Clone)]
@@ -74,10 +74,7 @@ impl Log {
 
     /// Removes every file of a log that is not needed any more.
     pub(crate) fn forget<D: Disk>(disk: &D, prefix: &str) -> io::Result<()> {
-        for (_, name) in files(disk, prefix)? {
-            disk.remove(&name)?;
-        }
-        Ok(())
+        remove_all(disk, prefix)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

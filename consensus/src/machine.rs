@@ -80,7 +80,12 @@ impl Machine {
         (applied.state.clone(), applied.last.map(|id| id.index))
     }
 
-    fn snapshot_now(&self) -> io::Result<(SnapshotMeta, Vec<u8>, u64)> {
+    /// Returns when nothing of it is being written any more.
+    pub(crate) async fn settled(&self) {
+        self.vault.settled().await;
+    }
+
+    fn snapshot_now(&self) -> (SnapshotMeta, State) {
         let applied = self.applied();
         let mut state = applied.state.clone();
         if planted(Bug::SessionsNotInSnapshot) {
@@ -97,7 +102,7 @@ impl Machine {
             last_log_id,
             last_membership: applied.membership.clone(),
         };
-        Ok((meta, state.to_bytes()?, applied.state.epoch))
+        (meta, state)
     }
 }
 
@@ -105,12 +110,9 @@ impl<C: Conf> RaftSnapshotBuilder<C> for Machine {
     type SnapshotData = Vec<u8>;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (meta, bytes, epoch) = self.snapshot_now()?;
-        self.vault.keep(epoch, &meta, &bytes)?;
-        Ok(Snapshot {
-            meta,
-            snapshot: bytes,
-        })
+        let (meta, state) = self.snapshot_now();
+        let snapshot = self.vault.keep_aside(meta.clone(), state).await?;
+        Ok(Snapshot { meta, snapshot })
     }
 }
 

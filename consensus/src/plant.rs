@@ -40,6 +40,8 @@ pub(crate) enum Bug {
     TruncateNotSaved,
     /// A segment is begun without the entries of the one it replaces.
     CheckpointWithoutEntries,
+    /// A segment takes the place of another without what came while it was written.
+    CheckpointTooOld,
     /// A record is read back without its checksum.
     ChecksumIgnored,
 }

@@ -102,6 +102,7 @@ impl<C: Conf> RaftEngine<C> {
     /// Ends it; the files stay.
     pub(crate) async fn stop(&self) {
         let _ = self.raft.shutdown().await;
+        self.machine.settled().await;
         self.log.close().await;
     }
 

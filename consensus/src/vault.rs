@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::EpochDesc;
 use crate::conf::{Epoch, SnapshotMeta};
-use crate::disk::Disk;
+use crate::disk::{Disk, Work};
 use crate::plant::{Bug, planted};
+use crate::state::State;
 
 const FILE: &str = "state.redb";
 const CACHE_BYTES: usize = 4 << 20;
@@ -51,6 +52,10 @@ mod text {
 #[derive(Clone)]
 pub(crate) struct Vault {
     database: Arc<Database>,
+    /// Does what waits for the disk while others go on.
+    aside: Arc<dyn Fn(Work) + Send + Sync>,
+    /// Held by what is done aside.
+    busy: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Vault {
@@ -60,8 +65,11 @@ impl Vault {
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(disk.pages(FILE)?)
             .map_err(io::Error::other)?;
+        let disk = disk.clone();
         Ok(Self {
             database: Arc::new(database),
+            aside: Arc::new(move |work| disk.aside(work)),
+            busy: Arc::default(),
         })
     }
 
@@ -112,8 +120,36 @@ impl Vault {
         write.commit().map_err(io::Error::other)
     }
 
-    /// Keeps a snapshot of an epoch in place of the one before.
+    /// Keeps a snapshot, while the log goes on; gives its bytes.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) async fn keep_aside(&self, meta: SnapshotMeta, state: State) -> io::Result<Vec<u8>> {
+        let busy = self.busy.clone().lock_owned().await;
+        let (done, told) = tokio::sync::oneshot::channel();
+        let vault = self.clone();
+        (self.aside)(Box::new(move || {
+            let bytes = state.to_bytes().map_err(io::Error::from);
+            let kept = bytes.and_then(|bytes| {
+                vault.keep(state.epoch, &meta, &bytes)?;
+                Ok(bytes)
+            });
+            drop(busy);
+            let _ = done.send(kept);
+        }));
+        told.await
+            .map_err(|_| io::Error::other("a snapshot was not written to its end"))?
+    }
+
+    /// Returns when nothing is done aside any more.
+    pub(crate) async fn settled(&self) {
+        drop(self.busy.lock().await);
+    }
+
+    /// Keeps a snapshot of an epoch in place of the one before, unless that one holds more: what is written
+    /// aside may be overtaken by what a leader sent, and the log was cut for the newer one.
     pub(crate) fn keep(&self, epoch: Epoch, meta: &SnapshotMeta, state: &[u8]) -> io::Result<()> {
+        let last = meta.last_log_id;
         let meta = serde_json::to_vec(meta)?;
         let mut write = self.database.begin_write().map_err(io::Error::other)?;
         if planted(Bug::SnapshotNotSynced) {
@@ -123,9 +159,15 @@ impl Vault {
         }
         {
             let mut table = write.open_table(SNAPSHOT).map_err(io::Error::other)?;
-            table
-                .insert(epoch, (meta.as_slice(), state))
-                .map_err(io::Error::other)?;
+            let kept = match table.get(epoch).map_err(io::Error::other)? {
+                Some(row) => serde_json::from_slice::<SnapshotMeta>(row.value().0)?.last_log_id,
+                None => None,
+            };
+            if kept <= last {
+                table
+                    .insert(epoch, (meta.as_slice(), state))
+                    .map_err(io::Error::other)?;
+            }
         }
         write.commit().map_err(io::Error::other)
     }

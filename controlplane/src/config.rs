@@ -111,6 +111,12 @@ pub struct Settings {
     /// Requests a second that each caller may send, twice as many at once; 0: any number [default: 500]
     #[arg(long, env = "DWCP_REQUESTS_PER_S", value_name = "N")]
     pub requests_per_s: Option<u32>,
+    /// Collector of traces, OTLP over HTTP; without it nothing is traced
+    #[arg(long, env = "DWCP_TRACE_ENDPOINT", value_name = "URL")]
+    pub trace_endpoint: Option<String>,
+    /// Share of the migrations that are traced, 0 to 1 [default: 1]
+    #[arg(long, env = "DWCP_TRACE_SHARE", value_name = "SHARE")]
+    pub trace_share: Option<f64>,
     /// Where sysfs is mounted; a container sees its host's elsewhere [default: /sys]
     #[arg(long, env = "DWCP_SYSFS", value_name = "PATH")]
     pub sysfs: Option<PathBuf>,
@@ -132,7 +138,7 @@ pub struct Settings {
 }
 
 /// The settings in force.
-#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Clone, Debug, PartialEq)]
 pub struct Config {
     /// Address of the API.
     pub listen: SocketAddr,
@@ -160,6 +166,10 @@ pub struct Config {
     pub tls_ca: Option<PathBuf>,
     /// Requests a second that each caller may send.
     pub requests_per_s: u32,
+    /// Collector of traces.
+    pub trace_endpoint: Option<String>,
+    /// Share of the migrations that are traced.
+    pub trace_share: f64,
     /// Where sysfs is mounted.
     pub sysfs: PathBuf,
     /// Where procfs is mounted.
@@ -298,6 +308,8 @@ impl Config {
             tls_key: settings.tls_key,
             tls_ca: settings.tls_ca,
             requests_per_s: settings.requests_per_s.unwrap_or(500),
+            trace_endpoint: settings.trace_endpoint,
+            trace_share: settings.trace_share.unwrap_or(1.0),
             sysfs: path(settings.sysfs, "/sys"),
             procfs: path(settings.procfs, "/proc"),
             baseline_dir: settings.baseline_dir,
@@ -333,6 +345,17 @@ impl Config {
         }
         if !(1..=16).contains(&self.threads) {
             return value("threads", &self.threads, "is outside 1 to 16");
+        }
+        if !(0.0..=1.0).contains(&self.trace_share) {
+            return value("trace_share", &self.trace_share, "is outside 0 to 1");
+        }
+        if let Some(endpoint) = &self.trace_endpoint
+            && !["http://", "https://"]
+                .iter()
+                .any(|it| endpoint.starts_with(it))
+        {
+            let why = "is no address of a collector: http://HOST:4318 or https://HOST:4318";
+            return value("trace_endpoint", endpoint, why);
         }
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             let found = self.tls_cert.as_ref().or(self.tls_key.as_ref());
@@ -399,6 +422,8 @@ impl Settings {
             tls_key: self.tls_key.or(below.tls_key),
             tls_ca: self.tls_ca.or(below.tls_ca),
             requests_per_s: self.requests_per_s.or(below.requests_per_s),
+            trace_endpoint: self.trace_endpoint.or(below.trace_endpoint),
+            trace_share: self.trace_share.or(below.trace_share),
             sysfs: self.sysfs.or(below.sysfs),
             procfs: self.procfs.or(below.procfs),
             baseline_dir: self.baseline_dir.or(below.baseline_dir),

@@ -4,6 +4,8 @@
 //! ends when told to, within the grace of [`crate::api::serve`], and what it started goes on: migrations
 //! belong to the data plane and to the rows in the store.
 
+use std::sync::Arc;
+
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -15,6 +17,7 @@ use dwcp_service::notify::Notifier;
 use crate::access::audit::Audit;
 use crate::access::idempotency::Keys;
 use crate::access::tokens::Tokens;
+use crate::api::ui::Ui;
 use crate::api::{App, Parts, serve};
 use crate::baselines::Baselines;
 use crate::cluster::{Cluster, ClusterError};
@@ -28,6 +31,10 @@ use crate::mode::{self, Modes};
 use crate::nics::Nics;
 use crate::store::{Store, StoreError};
 use crate::telemetry::tally::Tally;
+use crate::telemetry::trace::Traces;
+use crate::telemetry::trace::context::Sampling;
+use crate::telemetry::trace::export::ExportError;
+use crate::telemetry::trace::source::Leaving;
 use crate::tls::{self, TlsError};
 use crate::token::{Token, TokenError};
 
@@ -52,6 +59,9 @@ pub enum NodeError {
     /// The store of baselines.
     #[error("the baselines cannot be opened: {0}")]
     Baselines(#[from] dwcp_baseline::StoreError),
+    /// The way to the collector.
+    #[error(transparent)]
+    Traces(#[from] ExportError),
     /// The cluster.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -86,11 +96,20 @@ pub async fn run(
     let flags = Flags::open(store.clone(), config.node.clone(), Box::new(host.clone()))?;
     let (cluster, agreeing) =
         Cluster::open(config, flags.clone(), store.clone(), stop.clone()).await?;
+    let (traces, sampling) = match &config.trace_endpoint {
+        Some(endpoint) => {
+            let tls = tls::client(config.tls_ca.as_deref())?;
+            let traces = Traces::to(endpoint, config.node.as_str(), tls)?;
+            (traces, Sampling::new(config.trace_share))
+        }
+        None => (Traces::default(), Sampling::default()),
+    };
     let jobs_config = JobsConfig {
         socket_dir: config.socket_dir.clone(),
         qmp_allowed_dirs: config.qmp_allowed_dirs.clone(),
         peer_tls: tls::client(config.tls_ca.as_deref())?,
         peer_token: Some(PeerToken(peer_token.reveal().to_owned())),
+        sampling,
     };
     let jobs = Jobs::new(host.clone(), store.clone(), jobs_config)?;
     let nics = Nics::open(
@@ -117,9 +136,11 @@ pub async fn run(
         keys: Keys::open(access)?,
         requests_per_s: config.requests_per_s,
         metrics_open: config.metrics_open,
+        traces: traces.clone(),
         stop: stop.clone(),
     });
     let tally = app.tally.clone();
+    let ui = app.ui.clone();
     let manager = Notifier::from_env();
     if let Ok(address) = listener.local_addr() {
         manager.ready(&format!("the API is open on {address}"));
@@ -130,6 +151,11 @@ pub async fn run(
         tokio::spawn(apply_at_attach(host.clone(), flags, link)),
         tokio::spawn(mode::run::run(host.clone(), modes)),
         tokio::spawn(tally_failures(host, tally.clone())),
+        tokio::spawn(draw_migrations(jobs.clone(), ui)),
+        tokio::spawn(trace_migrations(
+            jobs.clone(),
+            Leaving::new(&traces, sampling),
+        )),
         tokio::spawn(tally_migrations(jobs, tally)),
     ];
     tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
@@ -140,6 +166,8 @@ pub async fn run(
         // Until it is gone it holds the store.
         let _ = task.await;
     }
+    // The spans that are left go out through this runtime.
+    let _ = tokio::task::spawn_blocking(move || traces.stop()).await;
     Ok(())
 }
 
@@ -180,6 +208,24 @@ async fn tally_migrations(jobs: Jobs, tally: Tally) {
                 .iter()
                 .for_each(|view| tally.observe_migration(view));
         }
+    }
+}
+
+async fn trace_migrations(jobs: Jobs, mut leaving: Leaving) {
+    let mut views = jobs.subscribe();
+    while let Some(view) = next(&mut views).await {
+        match view {
+            Some(view) => leaving.take(&view),
+            None => jobs.list().iter().for_each(|view| leaving.take(view)),
+        }
+    }
+}
+
+/// Keeps how fast migrations went, for the page.
+async fn draw_migrations(jobs: Jobs, ui: Arc<Ui>) {
+    let mut views = jobs.subscribe();
+    while let Some(view) = next(&mut views).await {
+        view.iter().for_each(|view| ui.history.take(view));
     }
 }
 

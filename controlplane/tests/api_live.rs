@@ -287,3 +287,111 @@ async fn no_nic_is_changed_while_a_migration_runs() {
     }
     server.stop().await;
 }
+
+/// A collector that keeps what it is sent, and is one of HTTP alone.
+async fn collector() -> (String, std::sync::Arc<std::sync::Mutex<Vec<Vec<u8>>>>) {
+    let kept = std::sync::Arc::<std::sync::Mutex<Vec<Vec<u8>>>>::default();
+    let takes = kept.clone();
+    let take = move |body: axum::body::Bytes| {
+        takes.lock().unwrap().push(body.to_vec());
+        std::future::ready(())
+    };
+    let router = axum::Router::new().route("/v1/traces", axum::routing::post(take));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (endpoint, kept)
+}
+
+/// One trace of a migration, with spans of both hosts; none of one that is not traced.
+#[tokio::test]
+async fn a_migration_is_one_trace_across_both_hosts() {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use prost::Message;
+    for share in ["1", "0"] {
+        let (endpoint, kept) = collector().await;
+        let folder = tempfile::tempdir().unwrap();
+        let release = &releases()[0];
+        let mut hosts = Vec::new();
+        for name in ["a", "b"] {
+            let folder = folder.path().join(name);
+            std::fs::create_dir_all(folder.join("qmp")).unwrap();
+            let plane = DataPlane::start(&folder.join("attach.sock"));
+            let traced = ["--trace-endpoint", &endpoint, "--trace-share", share];
+            let server = Server::start(&folder, &traced).await;
+            attached(&server).await;
+            let qemu = Qemu::start(release, &folder.join("qmp"), "vm", name == "b");
+            hosts.push((plane, server, qemu));
+        }
+        let request = json!({
+            "vm": { "qmp": hosts[0].2.monitor, "name": "guest" },
+            "destination": { "api": hosts[1].1.url(""), "qmp": hosts[1].2.monitor, "token": TOKEN },
+        });
+        let (status, view) = hosts[0].1.post("/v1/migrations", request).await;
+        assert_eq!(status, 201, "{view}");
+        let id = view["id"].as_str().unwrap().to_owned();
+        let path = format!("/v1/migrations/{id}");
+        let over = |view: &Value| view["state"] == "completed";
+        hosts[0].1.until(&path, over).await;
+        let path = format!("/v1/incoming/{id}");
+        hosts[1].1.until(&path, over).await;
+        // Its last look at the arrival comes a moment after.
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        // What is left goes out when they stop.
+        for (_plane, server, _qemu) in hosts {
+            server.stop().await;
+        }
+        let mut spans = Vec::new();
+        for body in kept.lock().unwrap().iter() {
+            let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
+            for scope in request
+                .resource_spans
+                .into_iter()
+                .flat_map(|one| one.scope_spans)
+            {
+                spans.extend(scope.spans);
+            }
+        }
+        if share == "0" {
+            assert!(spans.is_empty(), "{spans:?}");
+            continue;
+        }
+        let of = |name: &str| {
+            let found = spans.iter().find(|span| span.name == name);
+            found.unwrap_or_else(|| panic!("no span {name} in {spans:?}"))
+        };
+        let hex = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
+        assert!(spans.iter().all(|span| hex(&span.trace_id) == id));
+        let (whole, arrival) = (of("migration"), of("arrival"));
+        assert!(whole.parent_span_id.is_empty());
+        assert_eq!(arrival.parent_span_id, whole.span_id, "below its source's");
+        let under = |of: &[u8]| {
+            spans
+                .iter()
+                .filter(|span| span.parent_span_id == of)
+                .count()
+        };
+        assert!(
+            under(&whole.span_id) >= 3,
+            "its phases, and the arrival: {spans:?}"
+        );
+        assert!(under(&arrival.span_id) >= 1, "{spans:?}");
+        let word = |key: &str| {
+            let found = whole.attributes.iter().find(|one| one.key == key);
+            format!(
+                "{:?}",
+                found.unwrap_or_else(|| panic!("no {key}: {whole:?}")).value
+            )
+        };
+        assert!(word("dwcp.vm").contains("guest") && word("dwcp.state").contains("completed"));
+        assert!(word("dwcp.downtime_ms").contains("IntValue"));
+        assert!(spans.iter().all(|span| {
+            span.start_time_unix_nano > 0 && span.end_time_unix_nano >= span.start_time_unix_nano
+        }));
+    }
+}

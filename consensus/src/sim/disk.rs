@@ -12,8 +12,8 @@ use redb::StorageBackend;
 
 use super::Sim;
 use super::chance::Chance;
-use crate::disk::{Disk, DiskFile};
-use crate::writer::Writer;
+use crate::disk::{Disk, DiskFile, Work};
+use crate::writer::{LAZY, Writer};
 
 #[derive(Clone)]
 pub(super) struct SimDisk {
@@ -162,6 +162,23 @@ impl Disk for SimDisk {
         })
     }
 
+    fn rename(&self, mut file: SimFile, from: &str, to: &str) -> io::Result<SimFile> {
+        let mut platter = self.writable()?;
+        let bytes = platter.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        platter.files.insert(to.to_owned(), bytes);
+        to.clone_into(&mut file.name);
+        Ok(file)
+    }
+
+    fn aside(&self, work: Work) {
+        let chance = self.platter.lock().unwrap().chance.clone();
+        let after = chance.micros(100, if chance.permille(100) { 200_000 } else { 5_000 });
+        drop(Sim::spawn(async move {
+            Sim::sleep(after).await;
+            work();
+        }));
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.alive()?.files.remove(name);
         Ok(())
@@ -179,6 +196,7 @@ impl Disk for SimDisk {
         let disk = self.clone();
         drop(Sim::spawn(async move {
             while writer.wait_async().await {
+                let _ = Sim::timeout(LAZY, writer.pressed()).await;
                 let chance = disk.platter.lock().unwrap().chance.clone();
                 let slow = if chance.permille(20) { 40_000 } else { 1_500 };
                 writer.write();

@@ -86,5 +86,6 @@ bugs! {
     finds_a_snapshot_that_is_not_synced: SnapshotNotSynced,
     finds_a_truncation_that_is_not_saved: TruncateNotSaved,
     finds_a_checkpoint_without_entries: CheckpointWithoutEntries,
+    finds_a_checkpoint_that_is_too_old: CheckpointTooOld,
     finds_an_ignored_checksum: ChecksumIgnored,
 }

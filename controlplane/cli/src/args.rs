@@ -48,8 +48,8 @@ pub enum Command {
     Status {
         /// Which one
         id: Option<String>,
-        /// Follow it to its end
-        #[arg(long, requires = "id")]
+        /// Follow it to its end, or without an id show all again whenever something changes
+        #[arg(long)]
         watch: bool,
     },
     /// Cancel a migration; the guest goes on at the source
@@ -86,19 +86,31 @@ pub enum Command {
         detach: bool,
     },
     /// Show or change feature flags
+    #[command(args_conflicts_with_subcommands = true)]
     Flags {
+        /// Show them again whenever something changes
+        #[arg(long)]
+        watch: bool,
         /// What to do with them [default: list]
         #[command(subcommand)]
         command: Option<Flags>,
     },
     /// Show in which mode each peer's sessions are and why, or override it
+    #[command(args_conflicts_with_subcommands = true)]
     Mode {
+        /// Show them again whenever something changes
+        #[arg(long)]
+        watch: bool,
         /// What to do [default: show]
         #[command(subcommand)]
         command: Option<ModeCommand>,
     },
     /// Show the cluster, or change its members or its leader
+    #[command(args_conflicts_with_subcommands = true)]
     Cluster {
+        /// Show it again whenever something changes
+        #[arg(long)]
+        watch: bool,
         /// What to do [default: status]
         #[command(subcommand)]
         command: Option<ClusterCommand>,
@@ -126,6 +138,9 @@ pub enum Command {
         /// With everything behind the judgement
         #[arg(long)]
         detailed: bool,
+        /// Judge again, and say when the judgement changes
+        #[arg(long)]
+        watch: bool,
     },
     /// Where the data plane's time goes
     Perf {
@@ -144,6 +159,17 @@ pub enum Command {
         /// So many entries
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
         limit: u16,
+    },
+    /// Print what a shell needs to complete this command line; needs no control plane
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder; needs no control plane
+    Man {
+        /// The folder
+        folder: PathBuf,
     },
     /// Make certificates for TLS between data planes, in a folder; needs no control plane
     Pki {

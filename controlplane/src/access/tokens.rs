@@ -123,11 +123,7 @@ impl Tokens {
     #[must_use]
     pub fn identify(&self, offered: &[u8], now_unix_s: u64) -> Option<Identity> {
         if self.inner.file.matches(offered) {
-            return Some(Identity {
-                id: FILE_ID.to_owned(),
-                name: "token_file".to_owned(),
-                scope: Scope::Admin,
-            });
+            return Some(Self::of_file());
         }
         let text = std::str::from_utf8(offered).ok()?;
         let (id, _) = text.strip_prefix(PREFIX)?.split_once('_')?;
@@ -140,11 +136,31 @@ impl Tokens {
         let found = kept.iter().find(|kept| kept.view.id == id)?;
         let same: bool = found.digest.as_bytes().ct_eq(digest.as_bytes()).into();
         let good = found.view.expires_unix_s.is_none_or(|end| now_unix_s < end);
-        (same && good).then(|| Identity {
-            id: found.view.id.clone(),
-            name: found.view.name.clone(),
-            scope: found.view.scope,
-        })
+        (same && good).then(|| found.identity())
+    }
+
+    /// Whose token of this id is, if it is still good.
+    #[must_use]
+    pub fn still(&self, id: &str, now_unix_s: u64) -> Option<Identity> {
+        if id == FILE_ID {
+            return Some(Self::of_file());
+        }
+        let kept = self
+            .inner
+            .kept
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().find(|kept| kept.view.id == id)?;
+        let good = found.view.expires_unix_s.is_none_or(|end| now_unix_s < end);
+        good.then(|| found.identity())
+    }
+
+    fn of_file() -> Identity {
+        Identity {
+            id: FILE_ID.to_owned(),
+            name: "token_file".to_owned(),
+            scope: Scope::Admin,
+        }
     }
 
     /// Those that were handed out, the newest first.
@@ -224,6 +240,16 @@ impl Tokens {
         let place = place.ok_or_else(|| TokensError::Unknown(id.chars().take(64).collect()))?;
         self.inner.store.delete(TABLE, id)?;
         Ok(all.remove(place).view)
+    }
+}
+
+impl Kept {
+    fn identity(&self) -> Identity {
+        Identity {
+            id: self.view.id.clone(),
+            name: self.view.name.clone(),
+            scope: self.view.scope,
+        }
     }
 }
 

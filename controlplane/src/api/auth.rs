@@ -27,6 +27,10 @@ pub const ACTOR_HEADER: &str = "dwcp-actor";
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub SocketAddr);
 
+/// On each request that came over TLS, put there by the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Encrypted;
+
 /// Who asks, and since when.
 #[derive(Clone, Debug)]
 pub struct Caller {

@@ -52,7 +52,7 @@ const fn yes() -> bool {
 #[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForceRequest {
-    force_v1: bool,
+    pub(super) force_v1: bool,
 }
 
 /// `GET /v1/feature-flags`

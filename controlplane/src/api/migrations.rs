@@ -22,7 +22,7 @@ use std::future::Future;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use dwcp_api::SessionId;
 use serde::Deserialize;
@@ -36,6 +36,7 @@ use crate::jobs::{
     IncomingRequest, IncomingView, JobError, MigrationRequest, MigrationView, RecoverRequest,
     Verdict,
 };
+use crate::telemetry::trace::context::{self, TRACEPARENT};
 
 /// Body of `PATCH /v1/migrations/{id}`.
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -122,9 +123,19 @@ pub async fn recover(
 /// `POST /v1/incoming`
 pub async fn incoming_open(
     State(app): State<App>,
+    headers: HeaderMap,
     JsonBody(request): JsonBody<IncomingRequest>,
 ) -> Result<impl IntoResponse, Problem> {
-    let view = detached(async move { app.jobs.incoming_open(request).await }).await?;
+    let parent = headers.get(TRACEPARENT).and_then(|it| it.to_str().ok());
+    let parent = parent.and_then(context::parse);
+    let open = async move {
+        let view = app.jobs.incoming_open(request).await?;
+        if let Some(parent) = parent {
+            app.traces.follow(&app.jobs, &view.session, &parent);
+        }
+        Ok(view)
+    };
+    let view = detached(open).await?;
     Ok((StatusCode::CREATED, Json(view)))
 }
 

@@ -19,6 +19,7 @@
 //! | [`tokens`], [`audit`] | `/v1/tokens`, `/v1/audit` |
 //! | [`openapi`] | `/v1/openapi.json`: every route, as a document |
 //! | [`docs`] | `/docs/`: the same for people |
+//! | [`ui`] | `/ui/`: the page |
 //! | [`auth`] | the token, its scope, how often it may ask |
 //! | [`changes`] | what changes something runs once and is recorded |
 //! | [`page`] | long lists in parts |
@@ -55,6 +56,7 @@ pub mod perf;
 pub mod problem;
 pub mod serve;
 pub mod tokens;
+pub mod ui;
 
 use crate::access::audit::Audit;
 use crate::access::idempotency::Keys;
@@ -71,6 +73,7 @@ use crate::nics::Nics;
 use crate::store::Store;
 use crate::telemetry::health::StoreHealth;
 use crate::telemetry::tally::Tally;
+use crate::telemetry::trace::Traces;
 use problem::Problem;
 
 /// What the routes work on; a clone is the same.
@@ -106,10 +109,14 @@ pub struct App {
     pub rates: Arc<Rates>,
     /// Serve `/metrics` without it.
     pub metrics_open: bool,
+    /// Traces of migrations.
+    pub traces: Traces,
     /// Becomes true when the process stops.
     pub stop: watch::Receiver<bool>,
     /// When the process began.
     pub started: Instant,
+    /// What the page keeps.
+    pub ui: Arc<ui::Ui>,
     streams: Arc<Semaphore>,
     /// One look at the data plane from outside at a time.
     looking: Arc<Semaphore>,
@@ -146,6 +153,8 @@ pub struct Parts {
     pub requests_per_s: u32,
     /// Serve `/metrics` without it.
     pub metrics_open: bool,
+    /// Traces of migrations.
+    pub traces: Traces,
     /// Becomes true when the process stops.
     pub stop: watch::Receiver<bool>,
 }
@@ -170,16 +179,19 @@ impl App {
             keys: parts.keys,
             rates: Arc::new(Rates::new(parts.requests_per_s)),
             metrics_open: parts.metrics_open,
+            traces: parts.traces,
             stop: parts.stop,
             started: Instant::now(),
+            ui: Arc::default(),
             streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
             looking: Arc::new(Semaphore::new(1)),
             probe: Arc::default(),
         }
     }
 
-    /// Every route, behind the token.
+    /// Every route, behind the token; the page's are behind its sessions.
     pub fn router(self) -> Router {
+        let page = ui::router(&self);
         Router::new()
             .route(
                 "/v1/migrations",
@@ -271,6 +283,7 @@ impl App {
             .layer(from_fn_with_state(self.clone(), changes::once_and_recorded))
             .layer(from_fn_with_state(self.clone(), auth::require_token))
             .with_state(self)
+            .merge(page)
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::auth::PeerAddress;
+use super::auth::{Encrypted, PeerAddress};
 
 /// Connections served at once.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -96,10 +96,10 @@ pub async fn serve(
                 tracing::warn!(%peer, %error, "a client that stops reading will not be noticed");
             }
             let Some(tls) = tls else {
-                return connection(stream, peer, router, stop).await;
+                return connection(stream, peer, None, router, stop).await;
             };
             match tokio::time::timeout(HEAD_TIME_MAX, tls.accept(stream)).await {
-                Ok(Ok(stream)) => connection(stream, peer, router, stop).await,
+                Ok(Ok(stream)) => connection(stream, peer, Some(Encrypted), router, stop).await,
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
                 Err(_) => tracing::debug!(%peer, "no TLS in time"),
             }
@@ -115,6 +115,7 @@ pub async fn serve(
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    encrypted: Option<Encrypted>,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -122,7 +123,9 @@ async fn connection(
     // Put into each request, so that the check of the token already sees the address, and not by a layer: that
     // would make every route anew for every connection.
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(PeerAddress(peer));
+        let extensions = request.extensions_mut();
+        extensions.insert(PeerAddress(peer));
+        encrypted.map(|encrypted| extensions.insert(encrypted));
         router.call(request)
     });
     let serving = http1::Builder::new()

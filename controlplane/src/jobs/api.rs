@@ -18,6 +18,8 @@ use super::request::{IncomingRequest, MigrationRequest, PeerToken, RecoverReques
 use super::sockets::SocketDir;
 use super::table::{Claim, Entry, IncomingOrder, SourceOrder, Table, lock};
 use super::view::{GuestVerdict, IncomingView, MigrationView, Verdict};
+use crate::telemetry::trace::context::Sampling;
+
 use super::{incoming, prepare, source};
 
 /// Orders that may wait for one job.
@@ -34,6 +36,8 @@ pub struct JobsConfig {
     pub peer_tls: rustls::ClientConfig,
     /// Token for peers' APIs, if a request brings none.
     pub peer_token: Option<PeerToken>,
+    /// Which migrations are traced; their destinations are told.
+    pub sampling: Sampling,
 }
 
 /// All migrations of this host. Cheap to clone.

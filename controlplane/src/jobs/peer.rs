@@ -8,6 +8,8 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::telemetry::trace::context::TRACEPARENT;
+
 use super::request::{IncomingRequest, PeerToken, RecoverRequest};
 use super::view::{IncomingView, Verdict};
 
@@ -96,6 +98,8 @@ pub struct Peer {
     client: Client,
     api: String,
     token: Option<PeerToken>,
+    /// Header of the trace that the calls belong to.
+    traceparent: Option<String>,
 }
 
 impl Peer {
@@ -106,6 +110,16 @@ impl Peer {
             client: client.clone(),
             api: api.trim_end_matches('/').to_owned(),
             token,
+            traceparent: None,
+        }
+    }
+
+    /// The same, whose calls belong to a trace.
+    #[must_use]
+    pub fn traced(self, traceparent: Option<String>) -> Self {
+        Self {
+            traceparent,
+            ..self
         }
     }
 
@@ -192,6 +206,9 @@ impl Peer {
             .timeout(limit);
         if let Some(token) = &self.token {
             request = request.bearer_auth(&token.0);
+        }
+        if let Some(parent) = &self.traceparent {
+            request = request.header(TRACEPARENT, parent);
         }
         if let Some(body) = body {
             request = request.json(body);

@@ -53,6 +53,7 @@ impl Progress {
         }
         if let Some(info) = info {
             view.downtime_ms = info.downtime_ms.or(view.downtime_ms);
+            view.expected_downtime_ms = info.expected_downtime_ms.or(view.expected_downtime_ms);
             view.setup_ms = info.setup_ms.or(view.setup_ms);
             view.remaining_bytes = info.ram_remaining_bytes.or(view.remaining_bytes);
             view.rounds = view.rounds.max(info.rounds.unwrap_or(0));
@@ -99,6 +100,7 @@ impl Progress {
         view.rates = RatesView {
             hypervisor_bytes_per_s: self.hypervisor_bytes_per_s.unwrap_or(0.0),
             wire_bytes_per_s: self.wire_bytes_per_s.unwrap_or(0.0),
+            dirty_bytes_per_s: info.and_then(dirty),
         };
     }
 
@@ -112,6 +114,13 @@ impl Progress {
         let gained = delivered - info.dirty_bytes_per_s.unwrap_or(0.0);
         (gained > 0.0).then(|| remaining / gained)
     }
+}
+
+/// Before its first pass is over a hypervisor says zero, which it has not measured.
+fn dirty(info: &MigrationInfo) -> Option<f64> {
+    let measured = info.rounds.unwrap_or(0) > 1;
+    info.dirty_bytes_per_s
+        .filter(|rate| measured || *rate > 0.0)
 }
 
 fn version_word(code: u64) -> Option<String> {

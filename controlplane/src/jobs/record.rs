@@ -99,6 +99,7 @@ impl SourceRecord {
             rates: RatesView::default(),
             remaining_bytes: None,
             expected_finish_s: None,
+            expected_downtime_ms: None,
             held_bytes: 0,
             held_bytes_max: 0,
             held_bytes_limit: 0,
@@ -205,11 +206,11 @@ pub fn unix_ms() -> u64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::jobs::request::PeerToken;
 
-    pub(in crate::jobs) fn view() -> MigrationView {
+    pub(crate) fn view() -> MigrationView {
         let request = serde_json::from_str(
             r#"{"vm":{"qmp":"/a"},"destination":{"api":"http://h:1","qmp":"/b","token":"secret"}}"#,
         )

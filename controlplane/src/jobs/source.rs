@@ -130,7 +130,8 @@ impl Run {
             .destination
             .token
             .or_else(|| table.config.peer_token.clone());
-        let peer = Peer::new(&table.client, &record.request.destination.api, token);
+        let peer = Peer::new(&table.client, &record.request.destination.api, token)
+            .traced(table.config.sampling.header(id));
         let age = Duration::from_millis(unix_ms().saturating_sub(record.view.started_unix_ms));
         Self {
             id,

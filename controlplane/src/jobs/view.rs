@@ -111,6 +111,9 @@ pub struct RatesView {
     pub hypervisor_bytes_per_s: f64,
     /// On the wire.
     pub wire_bytes_per_s: f64,
+    /// What the guest dirties, by the hypervisor's account; absent before its first pass has ended.
+    #[serde(default)]
+    pub dirty_bytes_per_s: Option<f64>,
 }
 
 /// Pages of guest RAM so far.
@@ -219,6 +222,9 @@ pub struct MigrationView {
     pub total_ms: u64,
     /// How long the guest stood still, by the hypervisor's own measure.
     pub downtime_ms: Option<u64>,
+    /// How long it was to stand still, as the hypervisor last expected it before the handover.
+    #[serde(default)]
+    pub expected_downtime_ms: Option<u64>,
     /// The hypervisor's setup time.
     pub setup_ms: Option<u64>,
     /// Version of the last batch: `v1` or `v3`.

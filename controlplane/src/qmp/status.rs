@@ -81,6 +81,8 @@ pub struct MigrationInfo {
     pub error: Option<String>,
     /// How long the guest stood still.
     pub downtime_ms: Option<u64>,
+    /// How long it would stand still if it were handed over now, as the hypervisor expects.
+    pub expected_downtime_ms: Option<u64>,
     /// How long the setup took.
     pub setup_ms: Option<u64>,
     /// Guest RAM altogether.
@@ -124,6 +126,7 @@ impl MigrationInfo {
             word: text("status", 64),
             error: text("error-desc", 500),
             downtime_ms: top("downtime"),
+            expected_downtime_ms: top("expected-downtime"),
             setup_ms: top("setup-time"),
             ram_total_bytes: ram_number("total"),
             ram_remaining_bytes: ram_number("remaining"),
@@ -169,11 +172,12 @@ mod tests {
     #[test]
     fn figures_are_read_and_strange_ones_are_absent() {
         let info = MigrationInfo::read(&json!({
-            "status": "active", "setup-time": 5, "downtime": "soon", "new-field": [],
+            "status": "active", "setup-time": 5, "downtime": "soon", "expected-downtime": 300, "new-field": [],
             "ram": {"total": 100, "remaining": 40, "page-size": 4096, "dirty-pages-rate": 10}
         }));
         assert_eq!(info.phase(), MigrationPhase::Active);
         assert_eq!((info.setup_ms, info.downtime_ms), (Some(5), None));
+        assert_eq!(info.expected_downtime_ms, Some(300));
         assert_eq!(
             (info.ram_total_bytes, info.ram_remaining_bytes),
             (Some(100), Some(40))

@@ -12,6 +12,7 @@
 //! | [`tally`] | what only the control plane counts: failures by reason, downtimes |
 //! | [`stages`] | a worker's counters by stage of its work |
 //! | [`health`] | is this node fit to move guests |
+//! | [`trace`] | migrations as traces, across both hosts |
 
 pub mod exposition;
 pub mod health;
@@ -19,3 +20,4 @@ pub mod metrics;
 pub mod picture;
 pub mod stages;
 pub mod tally;
+pub mod trace;

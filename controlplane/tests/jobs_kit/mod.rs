@@ -232,6 +232,7 @@ impl ControlPlane {
                     socket_dir: dir.join("s"),
                     qmp_allowed_dirs: vec![dir.clone()],
                     peer_token: None,
+                    sampling: Default::default(),
                 };
                 let store = Store::open(&dir.join("jobs.redb")).unwrap();
                 let jobs = Jobs::new(host.clone(), store, config).unwrap();

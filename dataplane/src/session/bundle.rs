@@ -319,6 +319,7 @@ impl Session {
     fn send_batches<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Result<bool, Fault> {
         let mut sent = 0;
         let view = hands.switches.read();
+        self.note_switch(view);
         if let Some(link) = self.link.as_mut() {
             link.fit_lane_backlog();
         }
@@ -376,27 +377,6 @@ impl Session {
             self.picture.held_bytes_max = self.picture.held_bytes_max.max(held);
         }
         Ok(sent > 0)
-    }
-
-    fn note_sent<G: LaneGroup>(&mut self, version: Version, hands: &Hands<'_, G>) {
-        let now_ns = monotonic_ns();
-        let picture = &mut self.picture;
-        picture.batch_version = version as u64;
-        match version {
-            Version::V1 => {
-                picture.batches_v1 += 1;
-                hands.counters.batches_v1_total.add(1);
-                if picture.switch_thrown_ns > 0 && picture.first_v1_batch_ns == 0 {
-                    picture.first_v1_batch_ns = now_ns;
-                    self.published_ns = 0;
-                }
-            }
-            Version::V3 => {
-                picture.batches_v3 += 1;
-                hands.counters.batches_v3_total.add(1);
-                picture.last_v3_batch_ns = now_ns;
-            }
-        }
     }
 
     pub(super) fn send_control<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> bool {

@@ -11,7 +11,7 @@ use dwcp_drivers::lane::LaneGroup;
 
 use super::aside::{self, Fresh, Given};
 use super::channel::{Channel, Untaken};
-use super::link::Link;
+use super::link::{Link, thrown_ns};
 use super::{Fault, Hands, Session, encoding};
 use crate::codec::{Effort, EncodeHint, EncodeStats};
 use crate::intake::{Cut, HEADROOM, ReadOutcome};
@@ -49,8 +49,7 @@ impl Session {
         };
         let mut worked = false;
         let count = self.channels.len();
-        let rolling_back =
-            link.opens_rollback(hands.switches.read(), self.picture.switch_thrown_ns);
+        let rolling_back = link.opens_rollback(hands.switches.read());
         let mut pump = Pump {
             link,
             counters: &mut self.picture,
@@ -218,7 +217,9 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             true => outbound.can_push_beside_express(),
             false => outbound.can_push(),
         };
-        room && !self.lanes_are_busy() && self.link.has_room_in_the_making()
+        // After a rollback what is in the making is of v3, and is made again: nothing waits for it.
+        let begins = self.rolling_back || self.link.has_room_in_the_making();
+        room && !self.lanes_are_busy() && begins
     }
 
     fn cut_while_due(&mut self, channel: &mut Channel) -> Result<bool, Fault> {
@@ -294,7 +295,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         *link.untaken(large) += 1;
         let seq = link.outbound.next_seq();
         let view = self.hands.switches.read();
-        self.note_switch(view);
+        self.note_cut(view);
         let link = &mut *self.link;
         let version = batch_version(link.version, view);
         let Cut {
@@ -427,13 +428,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         ns_total.add(batch.encode_ns);
     }
 
-    fn note_switch(&mut self, view: SwitchView) {
-        let thrown_ns = if view.forced_v1 { view.changed_ns } else { 0 };
-        if thrown_ns != self.counters.switch_thrown_ns {
-            self.counters.switch_thrown_ns = thrown_ns;
-            self.counters.switches_seen += 1;
-            self.counters.first_v1_batch_ns = 0;
-        }
+    fn note_cut(&mut self, view: SwitchView) {
+        self.link.cut_under_ns = thrown_ns(view);
         if self.rolling_back {
             // The batch that the reserve was for has been cut, with or without it.
             self.link.outbound.open_reserve(0);

@@ -149,6 +149,8 @@ pub struct Link {
     pub wire_rate: WireRate,
     /// The switch for which the reserve was opened last.
     reserve_opened_ns: u64,
+    /// The kill switch's throw under which the last batch was cut; 0: none.
+    pub cut_under_ns: u64,
 }
 
 /// Why the machinery could not be made.
@@ -178,11 +180,17 @@ pub struct LinkOptions<'a> {
     pub worker: &'a Sender<ToWorker>,
 }
 
+/// When the kill switch was thrown that is in force; 0: none is.
+pub const fn thrown_ns(view: SwitchView) -> u64 {
+    if view.forced_v1 { view.changed_ns } else { 0 }
+}
+
 impl Link {
     /// Has v1 been forced at a moment that no batch was cut since? Then one small batch may leave at once,
-    /// even if the far hypervisor is behind. `noted_ns` is the moment that the last batch went by.
-    pub fn opens_rollback(&mut self, view: SwitchView, noted_ns: u64) -> bool {
-        let news = self.version == Version::V3 && view.forced_v1 && view.changed_ns != noted_ns;
+    /// even if the far hypervisor is behind.
+    pub fn opens_rollback(&mut self, view: SwitchView) -> bool {
+        let forced = self.version == Version::V3 && view.forced_v1;
+        let news = forced && view.changed_ns != self.cut_under_ns;
         if news && self.reserve_opened_ns != view.changed_ns {
             self.reserve_opened_ns = view.changed_ns;
             self.outbound.open_reserve(ROLLBACK_RESERVE_BYTES);
@@ -293,6 +301,7 @@ impl Link {
             encode_ns_per_byte: 0.0,
             wire_rate: WireRate::default(),
             reserve_opened_ns: 0,
+            cut_under_ns: 0,
             keys_out,
             keys_in,
         })

@@ -23,7 +23,7 @@
 //! | [`ending`] | completing, failing, the undecided moment |
 //! | [`share`] | its part of a link that others use too |
 //! | [`wire_rate`] | how fast the wire is |
-//! | [`loss`] | how much the network below sends again |
+//! | [`loss`], [`moments`] | how much the network below sends again; when batches around a rollback left |
 //! | [`fault`] | what ends a session |
 
 pub mod aside;
@@ -38,6 +38,7 @@ mod forward;
 mod lane_count;
 pub mod link;
 mod loss;
+mod moments;
 mod path;
 mod path_floor;
 mod rate_limit;

@@ -20,7 +20,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// More than the hypervisor sends, so that the guest never converges.
 const DIRTY_PAGES_PER_S: u32 = 100_000;
 /// A line without a limit would carry whatever a guest under emulation can write.
-const HYPERVISOR_BYTES_PER_S: u64 = 100_000_000;
+const HYPERVISOR_BYTES_PER_S: u64 = 1_000_000_000;
 /// Spread widely, so that no round is short.
 const HOT_PAGES: u32 = 40_000;
 const GUEST_MB: u32 = 256;

@@ -16,6 +16,7 @@ mod scrape;
 mod seal;
 mod sharing;
 mod stream;
+mod watched;
 
 use crate::row::Row;
 
@@ -41,7 +42,7 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 14] = [
+const BENCHES: [Bench; 15] = [
     Bench {
         name: "consensus",
         about: "commits of the replicated log against etcd's, three members each, 1 and 64 clients",
@@ -125,6 +126,12 @@ const BENCHES: [Bench; 14] = [
         about: "a stream without end through two data planes; for `ab`, it has no reference",
         kind: Kind::Product,
         run: stream::run,
+    },
+    Bench {
+        name: "watched",
+        about: "migrations that are scraped and traced, beside the same left alone",
+        kind: Kind::Product,
+        run: watched::run,
     },
 ];
 

@@ -24,7 +24,7 @@ const BATCHES_AGAIN: u64 = 8;
 const SLOW_NS: u64 = 10_000_000;
 
 fn line() -> Shape {
-    Shape::new(400.0, 5.0, 0.0)
+    Shape::new(200.0, 5.0, 0.0)
 }
 
 /// One switch, milliseconds.

@@ -55,7 +55,7 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Time on a processor of all threads of a process.
-fn processor_ns(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn processor_ns(pid: u32) -> anyhow::Result<u64> {
     let mut total_ns = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path().join("schedstat");

@@ -79,6 +79,8 @@ pub struct NodeConfig {
     pub dataplane_extra: String,
     /// Key of the data planes, if not the lab's.
     pub key: Option<String>,
+    /// Settings of the control plane, by its environment.
+    pub controlplane_environment: Vec<(String, String)>,
 }
 
 impl NodeConfig {
@@ -93,6 +95,7 @@ impl NodeConfig {
             listen_any: false,
             dataplane_extra: String::new(),
             key: None,
+            controlplane_environment: Vec::new(),
         }
     }
 }
@@ -176,7 +179,7 @@ impl<'h> Node<'h> {
         );
         fs::write(dir.file("controlplane.toml"), text)?;
         let dataplane = spawn_dataplane(host, &dir)?;
-        let controlplane = spawn_controlplane(host, &dir)?;
+        let controlplane = spawn_controlplane(host, &dir, &config)?;
         let mut node = Self {
             host,
             config,
@@ -241,7 +244,7 @@ impl<'h> Node<'h> {
     /// # Errors
     /// [`StackError`].
     pub fn restart_controlplane(&mut self) -> Result<(), StackError> {
-        self.controlplane = spawn_controlplane(self.host, &self.dir)?;
+        self.controlplane = spawn_controlplane(self.host, &self.dir, &self.config)?;
         self.wait_ready()
     }
 
@@ -323,8 +326,10 @@ fn spawn_dataplane(host: &Host, dir: &LabDir) -> Result<Proc, StackError> {
     Ok(Proc::spawn(command, &dir.file("dataplane.log"))?)
 }
 
-fn spawn_controlplane(host: &Host, dir: &LabDir) -> Result<Proc, StackError> {
+fn spawn_controlplane(host: &Host, dir: &LabDir, config: &NodeConfig) -> Result<Proc, StackError> {
     let mut command = host.command(binary("dwcp-controlplane")?);
+    let environment = config.controlplane_environment.iter();
+    command.envs(environment.map(|(name, value)| (name, value)));
     command.arg("--config").arg(dir.file("controlplane.toml"));
     Ok(Proc::spawn(command, &dir.file("controlplane.log"))?)
 }

@@ -133,6 +133,8 @@ pub struct Outbound<F> {
     hedges: Hedges,
     /// See [`Self::open_reserve`].
     reserve_bytes: u64,
+    /// See [`Self::hurry`].
+    hurries: bool,
     batch_rtt: SmoothedRtt,
     ping_rtt: SmoothedRtt,
     /// When the youngest batch known to have come was sent, and the same for PINGs.
@@ -179,6 +181,7 @@ impl<F: FrameHandle> Outbound<F> {
             far: FarPath::new(config.window_floor_bytes, config.window_limit_bytes, now),
             hedges: Hedges::default(),
             reserve_bytes: 0,
+            hurries: false,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
             newest_batch_sent: None,
@@ -215,6 +218,12 @@ impl<F: FrameHandle> Outbound<F> {
     /// for a batch that must not wait until the far hypervisor takes what it has.
     pub const fn open_reserve(&mut self, bytes: u64) {
         self.reserve_bytes = bytes;
+    }
+
+    /// The next batch in v1 goes to a lane however much is on the way: the first after a rollback must not
+    /// wait until the peer has what was sent in v3.
+    pub const fn hurry(&mut self) {
+        self.hurries = true;
     }
 
     /// `bytes` were read from the hypervisor's `channel`.
@@ -286,7 +295,8 @@ impl<F: FrameHandle> Outbound<F> {
         if !allow_v3 && slot.meta.version == Version::V3 {
             return SendStep::NeedsTranscode(seq);
         }
-        if slot.times_sent == 0 && !slot.meta.express && !self.far.may_send() {
+        let hurries = self.hurries && slot.meta.version == Version::V1;
+        if slot.times_sent == 0 && !slot.meta.express && !hurries && !self.far.may_send() {
             return SendStep::Idle;
         }
         let limit_bytes = self.config.lane_backlog_limit_bytes;
@@ -303,6 +313,7 @@ impl<F: FrameHandle> Outbound<F> {
             return SendStep::Idle;
         };
         slot.state = State::InFlight(lane);
+        self.hurries &= !hurries;
         self.express_queued -= usize::from(slot.meta.express);
         slot.sent_at = now;
         slot.wire_bytes = frame.bytes().len() as u64;

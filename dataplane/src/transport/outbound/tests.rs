@@ -334,6 +334,24 @@ fn a_reserve_is_read_once_and_never_beyond_the_limit() {
 }
 
 #[test]
+fn the_first_batch_after_a_rollback_goes_beyond_a_full_path_and_no_other() {
+    let mut outbound = outbound(1);
+    outbound.expect_delay(80 * MS);
+    let mut sent = 0;
+    while outbound.far.may_send() {
+        push(&mut outbound, Version::V3, at(0));
+        sent += send_all(&mut outbound, at(0)).len() as u64;
+        outbound.far.on_sent(1 << 20, at(0));
+    }
+    push(&mut outbound, Version::V1, at(0));
+    assert_eq!(send_all(&mut outbound, at(0)), [], "the path is full");
+    outbound.hurry();
+    assert_eq!(send_all(&mut outbound, at(0)), [(0, sent)]);
+    push(&mut outbound, Version::V1, at(0));
+    assert_eq!(send_all(&mut outbound, at(0)), [], "once");
+}
+
+#[test]
 fn express_batches_go_first_over_the_lane_kept_for_them_whatever_lies_in_it() {
     let mut outbound = outbound(3);
     outbound.keep_express_lane();
