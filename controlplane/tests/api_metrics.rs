@@ -73,6 +73,10 @@ fn picture(workers: u64) -> Picture {
         door: (workers > 0).then(|| DoorFigures {
             under_way: 7,
             admitted: 6,
+            pool_ready: 16,
+            pool_parked: 11,
+            pool_lanes: [12, 13],
+            pool_padding_bytes: 14,
             reloads: 8,
             reload_failures: 9,
             refused: vec![("expired", 5), ("revoked", 0)],

@@ -14,7 +14,7 @@ use super::link::{Link, LinkOptions};
 use super::loss::Loss;
 use super::{Fault, Hands, Session, encoding};
 use crate::engine::drivers::{LaneEndpoint, endpoint};
-use crate::engine::messages::{Dial, LaneUp, Peer, ToDoor};
+use crate::engine::messages::{Dial, Errand, LaneUp, Peer, ToDoor};
 use crate::engine::routes::Route;
 use crate::transport::handshake::Way;
 use crate::transport::outbound::{SendStep, Verdict};
@@ -548,6 +548,7 @@ impl Session {
             return;
         };
         let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
+        let versions = [self.offer.max_version, hands.switches.read().amst];
         for (index, slot) in self.bundle.slots.iter_mut().enumerate().take(wanted) {
             let due = match *slot {
                 Slot::Up(..) => false,
@@ -566,6 +567,7 @@ impl Session {
                 peer: peer.clone(),
                 offer: self.offer,
                 way: self.bundle.way,
+                errand: Errand::of_lane(versions, self.bundle.way),
             };
             if hands.door.send(ToDoor::Dial(Box::new(dial))).is_ok() {
                 *slot = Slot::Dialling {
