@@ -211,8 +211,12 @@ impl Pool {
     /// Whom to dial next, and the node that must answer there.
     pub fn next_dial(&mut self, now_ns: u64) -> Option<(SocketAddr, Option<String>)> {
         let lanes = usize::from(self.config.lanes);
-        let due =
-            |kept: &Kept| kept.ready.len() + kept.dialling < lanes && kept.retry_at_ns <= now_ns;
+        let due = |kept: &Kept| {
+            // After a failure one shows whether the others are worth a try.
+            let tries = kept.failures > 0 && kept.ready.is_empty();
+            let lanes = if tries { 1 } else { lanes };
+            kept.ready.len() + kept.dialling < lanes && kept.retry_at_ns <= now_ns
+        };
         let sessions = &self.sessions;
         let is_busy = |address| sessions.values().any(|going| going.to == address);
         let mut peers = self.peers.iter_mut();
@@ -222,10 +226,13 @@ impl Pool {
     }
 
     /// A connection that was dialled is ready. Says whether there is a place for it.
-    pub fn made(&mut self, address: SocketAddr, id: u64, node: NodeId) -> bool {
+    pub fn made(&mut self, address: SocketAddr, id: u64, node: NodeId, now_ns: u64) -> bool {
         let Some(kept) = self.peers.get_mut(&address) else {
             return false;
         };
+        if kept.retry_at_ns + RETRY_MAX_NS < now_ns {
+            kept.failures = 0;
+        }
         kept.dialling = kept.dialling.saturating_sub(1);
         let warmth = Warmth::Growing {
             rounds: 0,

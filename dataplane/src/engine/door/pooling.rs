@@ -126,7 +126,8 @@ impl Door {
         let Some(dial) = stranger.take_order() else {
             return;
         };
-        if !self.pool.made(dial.peer.address, id, node) {
+        let now_ns = monotonic_ns();
+        if !self.pool.made(dial.peer.address, id, node, now_ns) {
             return;
         }
         stranger.side = Side::Ready;

@@ -33,7 +33,7 @@ fn fill(pool: &mut Pool, next_id: &mut u64, now_ns: u64) -> usize {
     let mut count = 0;
     while let Some((to, _)) = pool.next_dial(now_ns) {
         let last = to.to_string().split(['.', ':']).nth(3).unwrap().parse();
-        assert!(pool.made(to, *next_id, node(last.unwrap())));
+        assert!(pool.made(to, *next_id, node(last.unwrap()), now_ns));
         *next_id += 1;
         count += 1;
     }
