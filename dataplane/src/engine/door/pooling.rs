@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use dwcp_api::{Failure, SessionId, monotonic_ns};
-use dwcp_drivers::tcp::socket::{deepen_if_far, stats};
+use dwcp_drivers::tcp::socket::{deepen_if_far, learn_anew, stats};
 use rustix::net::SendFlags;
 use rustix::net::sockopt;
 
@@ -81,10 +81,16 @@ impl Door {
                 )
             }
         };
+        let told = stats(&stranger.fd)?;
+        if told.congestion_name() == KEEPS_ITS_WINDOW {
+            // Its window stays. What it believes of the path ages while it waits, and it would empty its window amid
+            // the session to see whether that still holds, at the same moment as all the others.
+            learn_anew(&stranger.fd).map_err(std::io::Error::other)?;
+        }
         let certified = stranger.node;
         self.say_hello(stranger, proof, certified)?;
         stranger.flush()?;
-        let rtt_ns = stats(&stranger.fd).map_or(0, |stats| u64::from(stats.rtt_us) * 1_000);
+        let rtt_ns = u64::from(told.rtt_us) * 1_000;
         stranger.deadline_ns = monotonic_ns() + ANSWER_NS + 3 * rtt_ns;
         Ok(())
     }
