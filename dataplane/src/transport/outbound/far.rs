@@ -34,6 +34,10 @@ const FRAME_NS: u64 = 30_000_000;
 const LEAN_NS: u64 = 10_000_000;
 /// And so much of what the path is known to carry.
 const LEAN_PERCENT: u64 = 115;
+/// The path is full when so much of what may be on the way is: the rest is the queue that keeps it so.
+const FULL_PERCENT: u64 = 70;
+/// With less than this of it on the way, the line stands still for a while to come.
+const ROOM_PERCENT: u64 = 50;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -109,6 +113,32 @@ impl FarPath {
     #[must_use]
     pub fn may_send(&self) -> bool {
         !self.is_far || self.on_the_way_bytes() < self.wire_limit_bytes()
+    }
+
+    /// Is there as much on the way as the path itself holds? Then it is what limits, though nothing waits for it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let full = self.wire_limit_bytes() / 100 * FULL_PERCENT;
+        self.is_far && self.on_the_way_bytes() >= full
+    }
+
+    /// Is it a far path with room on it for what may not be needed?
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let some = self.wire_limit_bytes() / 100 * ROOM_PERCENT;
+        self.is_far && self.on_the_way_bytes() < some && !self.is_starting()
+    }
+
+    /// What was sent longer ago over a path with room on it, and is not known to have come, is late.
+    #[must_use]
+    pub const fn late_ns(&self) -> u64 {
+        self.delay_ns + self.delay_ns / 2 + self.loss_delay_ns + FRAME_NS
+    }
+
+    /// What may be on the way.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.wire_limit_bytes()
     }
 
     /// Is the path's rate still being found out?
@@ -191,16 +221,21 @@ impl FarPath {
     }
 
     /// What may be held between the hypervisors on a far path, raw bytes: up to `limit_bytes` while the one
-    /// there keeps up, which takes `rate_bytes_per_s` at best.
+    /// there keeps up, which takes `rate_bytes_per_s` at best. While it does not, as much as it takes in the time
+    /// that bytes need to come to it, and the slack: to stop until it has caught up would leave the path empty
+    /// for one more round trip each time.
     #[must_use]
     pub fn held_limit_bytes(&self, rate_bytes_per_s: u64, limit_bytes: u64) -> u64 {
-        let slack = u128::from(rate_bytes_per_s) * u128::from(SLACK_NS) / 1_000_000_000;
+        let taken_in = |ns: u64| {
+            let bytes = u128::from(rate_bytes_per_s) * u128::from(ns) / 1_000_000_000;
+            u64::try_from(bytes).unwrap_or(u64::MAX)
+        };
         let behind = self.confirmed_bytes.saturating_sub(self.delivered_bytes);
-        if u128::from(behind) <= slack.max(u128::from(self.floor_bytes)) {
-            limit_bytes
-        } else {
-            self.floor_bytes
+        if behind <= taken_in(SLACK_NS).max(self.floor_bytes) {
+            return limit_bytes;
         }
+        let on_its_way = taken_in(self.delay_ns + SLACK_NS);
+        on_its_way.max(self.floor_bytes).min(limit_bytes)
     }
 
     /// Wire bytes a second at best, and whether the path may carry more than was seen.
