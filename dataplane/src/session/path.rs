@@ -293,6 +293,7 @@ impl Session {
         let Some(sample) = self.path.sample(now_ns, ping_ns, lanes_up) else {
             return;
         };
+        link.outbound.note_rtt(u64::from(sample.rtt_us) * 1_000);
         let doubts = !guest_waits && !link.outbound.is_at_best(sample.bytes_per_s);
         if self.path.floor.sample(sample.rtt_us, doubts, now_ns) {
             self.bundle.up().for_each(|id| hands.lanes.learn_anew(id));

@@ -38,6 +38,8 @@ const LEAN_PERCENT: u64 = 115;
 const FULL_PERCENT: u64 = 70;
 /// With less than this of it on the way, the line stands still for a while to come.
 const ROOM_PERCENT: u64 = 50;
+/// A queue of less than this may be one of packets that came together.
+const QUEUE_NS_MIN: u64 = 25_000_000;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -88,6 +90,16 @@ impl FarPath {
     pub const fn expect_delay(&mut self, delay_ns: u64) {
         self.is_far = delay_ns >= FAR_NS;
         self.delay_ns = delay_ns;
+    }
+
+    /// A packet takes so long at present. A queue in front of it says that the path carries no more: what is on the
+    /// way grows no further, or the queue would overflow and every lane have to mend what it lost at once.
+    pub fn note_rtt(&mut self, rtt_ns: u64) {
+        let queue_ns = rtt_ns.saturating_sub(self.delay_ns);
+        if self.is_far && queue_ns > QUEUE_NS_MIN.max(self.delay_ns / 2) {
+            self.wire.end_startup();
+            self.guess_over = true;
+        }
     }
 
     /// The network below sends this share of its packets again. A frame of many packets is then whole one more
@@ -305,6 +317,21 @@ mod tests {
             assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
             assert!(path.carried_bytes_per_s().0 < rate * 11 / 10);
         }
+    }
+
+    #[test]
+    fn a_queue_ends_the_search_for_more() {
+        let (rate, delay_ns) = (25_000_000, 80 * MS);
+        let mut path = far(delay_ns);
+        run(&mut path, 0, 400, rate, delay_ns);
+        path.note_rtt(100 * MS);
+        assert!(path.is_starting(), "no queue to speak of");
+        path.note_rtt(130 * MS);
+        assert!(!path.is_starting());
+        run(&mut path, 400, 1_000, rate, delay_ns);
+        let (_, most) = run(&mut path, 1_500, 1_000, rate, delay_ns);
+        let product = rate / 1_000 * (delay_ns + FRAME_NS) / MS;
+        assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
     }
 
     #[test]
