@@ -175,4 +175,35 @@ mod tests {
             assert_eq!(gone, first);
         }
     }
+
+    #[test]
+    fn connections_that_wait_are_counted_apart_and_bounded() {
+        use crate::transport::NodeId;
+        use crate::transport::handshake::{Acceptor, Proof};
+        use crate::transport::wire::keys::Psk;
+        let mut lobby = Lobby::default();
+        let mut park = |peer: [u8; 4]| {
+            if !lobby.has_place(SocketAddr::from((peer, 2))) {
+                return false;
+            }
+            let node = NodeId::of_name("b");
+            let acceptor = Acceptor::parked(Proof::Node(Psk([0; 32])), node, 0);
+            lobby.add(Stranger {
+                side: Side::Parked(Box::new(acceptor)),
+                ..stranger(peer)
+            });
+            true
+        };
+        for nth in 0..=PARKED_NEIGHBOURS_MAX {
+            assert_eq!(park([10, 0, 0, 1]), nth < PARKED_NEIGHBOURS_MAX);
+        }
+        for nth in PARKED_NEIGHBOURS_MAX..=PARKED_MAX {
+            let [_, _, high, low] = (nth as u32).to_be_bytes();
+            assert_eq!(park([10, 1, high, low]), nth < PARKED_MAX);
+        }
+        assert_eq!((lobby.parked(), lobby.knocking()), (PARKED_MAX, 0));
+        // None of them goes for a stranger.
+        assert_eq!(come(&mut lobby, [10, 0, 0, 1]), None);
+        assert_eq!(lobby.parked(), PARKED_MAX);
+    }
 }
