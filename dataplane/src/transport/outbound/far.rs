@@ -20,6 +20,8 @@ const FAR_NS: u64 = 5_000_000;
 /// The far hypervisor may have so much yet to take of what has come, in time at its best rate: a hole in the
 /// sequence that is filled hands it all that came behind the hole at once.
 const SLACK_NS: u64 = 50_000_000;
+/// And at least this part of all that may be held.
+const BEHIND_PART: u64 = 4;
 /// What a path is taken to carry while its rate is still being found out, bytes a second. The connections
 /// below begin slowly whatever they are given; with less than this they would be kept waiting as well.
 const FIRST_GUESS_BYTES_PER_S: u64 = 40_000_000;
@@ -243,7 +245,9 @@ impl FarPath {
             u64::try_from(bytes).unwrap_or(u64::MAX)
         };
         let behind = self.confirmed_bytes.saturating_sub(self.delivered_bytes);
-        if behind <= taken_in(SLACK_NS).max(self.floor_bytes) {
+        // At the beginning nobody knows yet what it takes at best.
+        let unseen = self.floor_bytes.max(limit_bytes / BEHIND_PART);
+        if behind <= taken_in(SLACK_NS).max(unseen) {
             return limit_bytes;
         }
         let on_its_way = taken_in(self.delay_ns + SLACK_NS);
@@ -364,15 +368,17 @@ mod tests {
     }
 
     #[test]
-    fn reading_stops_while_the_far_hypervisor_does_not_keep_up() {
+    fn reading_slows_down_while_the_far_hypervisor_does_not_keep_up() {
         let mut path = far(80 * MS);
-        path.on_confirmed(10 * FLOOR);
-        path.on_ack(9 * FLOOR, Nanos(MS));
+        path.on_confirmed(FLOOR + LIMIT / BEHIND_PART);
+        path.on_ack(FLOOR, Nanos(MS));
         assert_eq!(path.held_limit_bytes(0, LIMIT), LIMIT);
         path.on_confirmed(1);
         assert_eq!(path.held_limit_bytes(0, LIMIT), FLOOR);
-        // One that takes 100 MB a second may be 5 MB behind.
-        assert_eq!(path.held_limit_bytes(100_000_000, LIMIT), LIMIT);
+        // What it takes while bytes come to it, and the slack.
+        assert_eq!(path.held_limit_bytes(100_000_000, LIMIT), 13_000_000);
+        // One that takes 400 MB a second may be 20 MB behind.
+        assert_eq!(path.held_limit_bytes(400_000_000, LIMIT), LIMIT);
     }
 
     #[test]
