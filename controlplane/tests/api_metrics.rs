@@ -73,6 +73,10 @@ fn picture(workers: u64) -> Picture {
         door: (workers > 0).then(|| DoorFigures {
             under_way: 7,
             admitted: 6,
+            pool_ready: 16,
+            pool_parked: 11,
+            pool_lanes: [12, 13],
+            pool_padding_bytes: 14,
             reloads: 8,
             reload_failures: 9,
             refused: vec![("expired", 5), ("revoked", 0)],
@@ -245,6 +249,11 @@ fn figures_are_those_of_the_workers_and_the_table() {
         ("dwcp_peers_refused_total{reason=\"revoked\"}", 0.0),
         ("dwcp_lanes_admitted_total", 6.0),
         ("dwcp_handshakes_under_way", 7.0),
+        ("dwcp_pool_connections{dialled_by=\"us\"}", 16.0),
+        ("dwcp_pool_connections{dialled_by=\"peers\"}", 11.0),
+        ("dwcp_pool_lanes_total{outcome=\"hit\"}", 12.0),
+        ("dwcp_pool_lanes_total{outcome=\"miss\"}", 13.0),
+        ("dwcp_pool_padding_bytes_total", 14.0),
         ("dwcp_certificate_reloads_total{outcome=\"refused\"}", 9.0),
         (
             "dwcp_hugepage_fallbacks_total",

@@ -4,6 +4,7 @@
 
 mod baseline;
 mod driver;
+mod pool;
 mod tls;
 
 use std::io::ErrorKind::NotFound;
@@ -20,6 +21,7 @@ pub use driver::{
     BadDriverText, Cidr, CongestionControl, DpdkConfig, DpdkDevice, Driver, RdmaConfig,
     TcpCongestion,
 };
+pub use pool::PoolConfig;
 pub use tls::TlsConfig;
 
 /// Largest shared key file, in bytes.
@@ -148,6 +150,8 @@ pub struct Config {
     pub rdma: Option<RdmaConfig>,
     /// Lanes run over TCP when the driver that they are to run over does not carry.
     pub driver_fallback: bool,
+    /// Connections that are ready before a session wants them.
+    pub pool: PoolConfig,
     /// Blocks that are kept on disk; without it none are.
     pub baseline: Option<BaselineConfig>,
     /// How long a link may be gone before a session fails closed.
@@ -188,6 +192,7 @@ impl Default for Config {
             dpdk: None,
             rdma: None,
             driver_fallback: true,
+            pool: PoolConfig::default(),
             baseline: None,
             resume_limit_ms: 30_000,
             setup_limit_ms: 60_000,
@@ -390,6 +395,24 @@ impl Config {
             "encoders",
             self.encoders.unwrap_or_default().to_string(),
             "0 to 64",
+        )?;
+        limit(
+            (1..=64).contains(&self.pool.lanes),
+            "pool.lanes",
+            self.pool.lanes.to_string(),
+            "1 to 64",
+        )?;
+        limit(
+            (1..=86_400).contains(&self.pool.keep_s),
+            "pool.keep_s",
+            self.pool.keep_s.to_string(),
+            "1 to 86400 seconds",
+        )?;
+        limit(
+            self.pool.peers.len() <= PoolConfig::PEERS_MAX,
+            "pool.peers",
+            format!("{} of them", self.pool.peers.len()),
+            "at most 32 addresses",
         )?;
         if let Some(baseline) = &self.baseline {
             limit(

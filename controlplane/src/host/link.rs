@@ -11,7 +11,7 @@ use dwcp_api::layout::{DOOR_OFFSET, SESSION_STRIDE, SESSIONS_OFFSET, WORKER_STRI
 use dwcp_api::session::{SESSIONS_MAX, SessionSnapshot};
 use dwcp_api::switches::Switches;
 use dwcp_api::worker::WorkerCounters;
-use dwcp_hugepages::counters::SeqCell;
+use dwcp_hugepages::counters::{Counter, SeqCell};
 use dwcp_hugepages::doorbell::Doorbell;
 use dwcp_hugepages::ring::Producer;
 use dwcp_hugepages::segment::Segment;
@@ -26,6 +26,14 @@ pub struct DoorFigures {
     pub under_way: u64,
     /// Lanes let in.
     pub admitted: u64,
+    /// Connections to peers that are ready to be lanes.
+    pub pool_ready: u64,
+    /// Peers' connections that are parked here.
+    pub pool_parked: u64,
+    /// Lanes that came up on a ready connection, and those for which there was none.
+    pub pool_lanes: [u64; 2],
+    /// Bytes of padding sent.
+    pub pool_padding_bytes: u64,
     /// Times that changed certificates came into use.
     pub reloads: u64,
     /// Times that they did not.
@@ -129,6 +137,10 @@ impl Link {
         Ok(DoorFigures {
             under_way: door.under_way.get(),
             admitted: door.admitted_total.get(),
+            pool_ready: door.pool_ready.get(),
+            pool_parked: door.pool_parked.get(),
+            pool_lanes: [&door.pool_hits_total, &door.pool_misses_total].map(Counter::get),
+            pool_padding_bytes: door.pool_padding_bytes_total.get(),
             reloads: door.reloads_total.get(),
             reload_failures: door.reload_failures_total.get(),
             refused: Refusal::ALL.iter().map(refused).collect(),

@@ -91,6 +91,14 @@ pub struct HandshakeHealth {
     pub admitted: u64,
     /// Peers turned away since then, by reason; reasons that never came are left out.
     pub refused: std::collections::BTreeMap<&'static str, u64>,
+    /// Connections to peers that are ready to be lanes.
+    pub pool_ready: u64,
+    /// Connections of peers that wait here until they are wanted.
+    pub pool_parked: u64,
+    /// Lanes that came up on a connection that was ready.
+    pub pool_hits: u64,
+    /// Lanes for which there was none.
+    pub pool_misses: u64,
     /// Times that changed certificate files came into use.
     pub certificate_reloads: u64,
     /// Times that they could not be used.
@@ -196,6 +204,10 @@ impl Health {
                 .copied()
                 .filter(|(_, count)| *count > 0)
                 .collect(),
+            pool_ready: door.pool_ready,
+            pool_parked: door.pool_parked,
+            pool_hits: door.pool_lanes[0],
+            pool_misses: door.pool_lanes[1],
             certificate_reloads: door.reloads,
             certificate_reload_failures: door.reload_failures,
         });

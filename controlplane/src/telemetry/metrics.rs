@@ -469,6 +469,28 @@ fn door_families(out: &mut Families<'_>, door: &DoorFigures) -> fmt::Result {
         "Handshakes with peers that dialled this node and have not proved themselves yet",
         door.under_way as f64,
     )?;
+    out.gauges(
+        "dwcp_pool_connections",
+        "Connections made before a session wants them, by which side dialled them",
+        vec![
+            (label("dialled_by", "us"), door.pool_ready as f64),
+            (label("dialled_by", "peers"), door.pool_parked as f64),
+        ],
+    )?;
+    let [hits, misses] = door.pool_lanes;
+    out.counters(
+        "dwcp_pool_lanes",
+        "Lanes wanted, by whether a connection was ready",
+        vec![
+            (label("outcome", "hit"), hits),
+            (label("outcome", "miss"), misses),
+        ],
+    )?;
+    out.counter(
+        "dwcp_pool_padding_bytes",
+        "Bytes sent so that connections in the pool find out what their path carries",
+        door.pool_padding_bytes,
+    )?;
     out.counters(
         "dwcp_certificate_reloads",
         "Times that the certificate files changed and were read anew, by outcome",

@@ -63,6 +63,16 @@ pub struct DoorCounters {
     pub under_way: Counter,
     /// Lanes let in.
     pub admitted_total: Counter,
+    /// Connections to peers that are ready to be lanes.
+    pub pool_ready: Counter,
+    /// Connections of peers that are parked here until they are wanted.
+    pub pool_parked: Counter,
+    /// Lanes that came up on a connection that was ready.
+    pub pool_hits_total: Counter,
+    /// Lanes for which there was none.
+    pub pool_misses_total: Counter,
+    /// Bytes sent to have such connections find out what their path carries.
+    pub pool_padding_bytes_total: Counter,
     /// Times the certificates were read anew.
     pub reloads_total: Counter,
     /// Times that failed: the old ones stay in use.
@@ -73,6 +83,11 @@ pub struct DoorCounters {
 impl_shared_pod!(DoorCounters {
     under_way,
     admitted_total,
+    pool_ready,
+    pool_parked,
+    pool_hits_total,
+    pool_misses_total,
+    pool_padding_bytes_total,
     reloads_total,
     reload_failures_total,
     refused_total

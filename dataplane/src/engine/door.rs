@@ -13,12 +13,16 @@
 //! | [`lobby`] | all of them, and how many there may be |
 //! | [`known`] | the sessions they come for |
 //! | [`greet`] | the steps of the handshake |
+//! | [`pool`] | which connections are kept ready for lanes |
+//! | [`pooling`] | making them ready, and parking those of peers |
 //! | [`error`] | why one is turned away |
 
 mod error;
 mod greet;
 mod known;
 mod lobby;
+mod pool;
+mod pooling;
 mod stranger;
 
 use std::collections::VecDeque;
@@ -34,11 +38,11 @@ use dwcp_drivers::tcp::socket::{SocketTuning, tune};
 use super::board::Board;
 use super::drivers::{Drivers, LaneEnd};
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, Dial, Expected, LaneUp, Offer, ToDoor, ToWorker};
+use super::messages::{DestinationOrder, Dial, Errand, Expected, LaneUp, Offer, ToDoor, ToWorker};
 use super::path_choice::PathChoice;
 use super::poller::{Poller, Token};
 use super::sockets;
-use crate::config::PassiveTarget;
+use crate::config::{PassiveTarget, PoolConfig};
 use crate::tls::credentials::{Credentials, Reloaded};
 use crate::transport::handshake::{Agreed, Purpose, RefuseReason, SessionParams, Way};
 use crate::transport::wire::keys::Psk;
@@ -46,6 +50,7 @@ use crate::transport::{NodeId, Version};
 use error::DoorError;
 use known::Sessions;
 use lobby::Lobby;
+use pool::Pool;
 use stranger::{Side, Stranger};
 
 /// A handshake that is not done by then is given up.
@@ -79,6 +84,8 @@ pub struct Door {
     next_worker: usize,
     sessions: Sessions,
     lobby: Lobby,
+    pool: Pool,
+    pool_looked_ns: u64,
     poller: Poller,
     paths: PathChoice,
 }
@@ -101,6 +108,8 @@ pub struct DoorOptions {
     pub drivers: Drivers,
     /// What decides over the rate of a TCP lane.
     pub paths: PathChoice,
+    /// Which connections are kept ready.
+    pub pool: PoolConfig,
     /// Where it counts.
     pub board: Arc<Board>,
 }
@@ -135,6 +144,8 @@ impl Door {
             next_worker: 0,
             sessions: Sessions::default(),
             lobby: Lobby::default(),
+            pool: Pool::new(options.pool),
+            pool_looked_ns: 0,
             poller,
             paths: options.paths,
         })
@@ -174,9 +185,12 @@ impl Door {
             }
             self.expire();
             self.look_at_files();
+            self.tend_pool();
             self.drivers.tend();
             if let Ok(counters) = self.board.door() {
                 counters.under_way.set(self.lobby.knocking() as u64);
+                counters.pool_ready.set(self.pool.ready() as u64);
+                counters.pool_parked.set(self.lobby.parked() as u64);
             }
         }
     }
@@ -196,6 +210,7 @@ impl Door {
                 ToDoor::Dial(dial) => self.dial(dial),
                 ToDoor::Forget(session) => {
                     self.sessions.forget(session);
+                    self.pool.ends(session, monotonic_ns());
                     self.lobby
                         .retain(|one| one.dial().is_none_or(|dial| dial.session != session));
                 }
@@ -227,6 +242,12 @@ impl Door {
     }
 
     fn dial(&mut self, dial: Box<Dial>) {
+        if let Some(dial) = self.dial_ready(dial) {
+            self.dial_anew(dial);
+        }
+    }
+
+    fn dial_anew(&mut self, dial: Box<Dial>) {
         let peer = dial.peer.address;
         match sockets::dial_tcp(peer) {
             Ok(fd) => self.admit(fd, Side::Connecting(dial), peer),
@@ -252,6 +273,7 @@ impl Door {
             fd,
             tls: None,
             node: None,
+            was_parked: false,
             side,
             unsent: VecDeque::new(),
             deadline_ns,
@@ -264,6 +286,14 @@ impl Door {
         let Some(mut stranger) = self.lobby.take(id) else {
             return;
         };
+        if matches!(stranger.side, Side::Ready) {
+            if Self::is_still_ready(&mut stranger) {
+                self.lobby.put_back(id, stranger);
+            } else {
+                self.pool.lost(id, monotonic_ns());
+            }
+            return;
+        }
         let was_turned_away = matches!(stranger.side, Side::TurnedAway);
         match self.advance(&mut stranger) {
             Ok(Next::Wait) => {}
@@ -273,7 +303,14 @@ impl Door {
                 self.hand_over(*agreed, stranger);
                 return;
             }
+            Ok(Next::Ready(node)) => {
+                self.note_ready(id, stranger, node);
+                return;
+            }
             Err(error) => {
+                if self.dials_anew(&mut stranger, &error) {
+                    return;
+                }
                 if !was_turned_away {
                     self.give_up(&stranger, &error);
                 }
@@ -292,7 +329,7 @@ impl Door {
         self.lobby.put_back(id, stranger);
     }
 
-    fn give_up(&self, stranger: &Stranger, error: &DoorError) {
+    fn give_up(&mut self, stranger: &Stranger, error: &DoorError) {
         match stranger.dial() {
             Some(dial) => {
                 let (failure, fatal) = error.verdict();
@@ -300,6 +337,8 @@ impl Door {
             }
             // It has been counted and told.
             None if matches!(stranger.side, Side::TurnedAway) => {}
+            // It was not needed after all.
+            None if stranger.is_parked() && error.is_farewell() => {}
             None => {
                 self.count(error.refusal());
                 tracing::warn!(peer = %stranger.peer, %error, "a stranger was turned away");
@@ -335,6 +374,9 @@ impl Door {
             return;
         };
         let outcome = credentials.reload();
+        if outcome.is_ok() {
+            self.let_go_of_secured();
+        }
         let Ok(counters) = self.board.door() else {
             return;
         };
@@ -359,7 +401,11 @@ impl Door {
         }
     }
 
-    fn dial_failed(&self, dial: &Dial, failure: Failure, detail: &str, fatal: bool) {
+    fn dial_failed(&mut self, dial: &Dial, failure: Failure, detail: &str, fatal: bool) {
+        if dial.errand == Errand::Pool {
+            self.pool_failed(dial, failure, detail);
+            return;
+        }
         let message = ToWorker::LaneFailed {
             session: dial.session,
             lane: dial.lane,
@@ -405,7 +451,10 @@ impl Door {
     fn hand_over(&mut self, agreed: Agreed, stranger: Stranger) {
         let session = SessionId(agreed.session.0);
         let (worker, dialled) = match stranger.dial() {
-            Some(dial) => (Some(dial.worker), true),
+            Some(dial) => {
+                self.note_up(dial, stranger.was_parked);
+                (Some(dial.worker), true)
+            }
             None => (self.sessions.get(session).map(|known| known.worker), false),
         };
         let Some(worker) = worker.map(|index| self.workers[index].clone()) else {
@@ -413,6 +462,10 @@ impl Door {
         };
         let end = match agreed.way.acceptor {
             Way::Tcp => {
+                if stranger.was_parked {
+                    // A lane has other ways to see that it is dead. Where this fails it ends by both.
+                    let _ = pooling::keep_alive(&stranger.fd, false);
+                }
                 self.paths.choose(&stranger.fd);
                 LaneEnd::Socket(stranger.fd)
             }
@@ -433,8 +486,10 @@ impl Door {
     }
 
     fn expire(&mut self) {
-        for stranger in self.lobby.late(monotonic_ns()) {
-            self.give_up(&stranger, &DoorError::TooLate);
+        for mut stranger in self.lobby.late(monotonic_ns()) {
+            if !self.dials_anew(&mut stranger, &DoorError::TooLate) {
+                self.give_up(&stranger, &DoorError::TooLate);
+            }
         }
     }
 }
@@ -443,6 +498,8 @@ enum Next {
     Wait,
     Close,
     Lane(Box<Agreed>),
+    /// To this node.
+    Ready(NodeId),
 }
 
 fn lane_up(agreed: Agreed, peer: SocketAddr, dialled: bool, end: LaneEnd) -> LaneUp {

@@ -194,6 +194,32 @@ pub struct Dial {
     pub offer: Offer,
     /// What the lane is to run over.
     pub way: Way,
+    /// What for.
+    pub errand: Errand,
+}
+
+/// What a connection is dialled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// To be a lane; one that is ready will do.
+    Lane,
+    /// To be a lane; one that is ready will not do.
+    FreshLane,
+    /// To be ready for a lane.
+    Pool,
+}
+
+impl Errand {
+    /// Of a lane over `way`, of a session whose versions these are. v1 has every lane dialled, and a device needs
+    /// no more than the handshake of the connection.
+    #[must_use]
+    pub fn of_lane(versions: [Version; 2], way: Way) -> Self {
+        if versions == [Version::V3; 2] && way == Way::Tcp {
+            Self::Lane
+        } else {
+            Self::FreshLane
+        }
+    }
 }
 
 /// One side's limits, before the two sides have agreed.

@@ -114,6 +114,7 @@ impl Engine {
             targets: config.incoming.clone(),
             drivers,
             paths: PathChoice::new(config.tcp_congestion),
+            pool: config.pool.clone(),
             board: Arc::clone(&board),
         };
         let mut door = Door::new(door_options, door_mail, senders.clone())

@@ -14,7 +14,7 @@ use super::link::{Link, LinkOptions};
 use super::loss::Loss;
 use super::{Fault, Hands, Session, encoding};
 use crate::engine::drivers::{LaneEndpoint, endpoint};
-use crate::engine::messages::{Dial, LaneUp, Peer, ToDoor};
+use crate::engine::messages::{LaneUp, Peer};
 use crate::engine::routes::Route;
 use crate::transport::handshake::Way;
 use crate::transport::outbound::{SendStep, Verdict};
@@ -26,8 +26,6 @@ use crate::transport::{LaneIx, Nanos, Version};
 const SENDS_PER_TURN: usize = 64;
 /// Pause before a lane is dialled again.
 const REDIAL_NS: u64 = 250_000_000;
-/// A dial that was not answered after this long is given up and begun anew.
-const DIAL_LIMIT_NS: u64 = 2_500_000_000;
 /// Lanes are looked at this often.
 const CHECK_EVERY_NS: u64 = 20_000_000;
 
@@ -40,9 +38,9 @@ pub(super) enum Slot {
 
 /// A session's lanes.
 pub struct Bundle {
-    peer: Option<Peer>,
+    pub(super) peer: Option<Peer>,
     /// How often any of them was dialled.
-    dials: u32,
+    pub(super) dials: u32,
     pub(super) slots: Vec<Slot>,
     /// What the network below each lane had sent again when it was last asked, and who was asked last.
     pub(super) retransmits: Vec<u32>,
@@ -525,41 +523,6 @@ impl Session {
         self.picture.lanes_replaced += 1;
         if let Some(link) = self.link.as_mut() {
             link.outbound.lane_down(lane);
-        }
-    }
-
-    fn dial_missing<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
-        if self.is_given_up() {
-            return;
-        }
-        let Some(peer) = &self.bundle.peer else {
-            return;
-        };
-        let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
-        for (index, slot) in self.bundle.slots.iter_mut().enumerate().take(wanted) {
-            let due = match *slot {
-                Slot::Up(..) => false,
-                Slot::Down { dial_at_ns } => dial_at_ns <= hands.now_ns,
-                Slot::Dialling { since_ns } => since_ns + DIAL_LIMIT_NS <= hands.now_ns,
-            };
-            if !due {
-                continue;
-            }
-            self.bundle.dials = self.bundle.dials.saturating_add(1);
-            let dial = Dial {
-                attempt: self.bundle.dials,
-                session: self.id,
-                worker: self.worker,
-                lane: LaneIx(index as u16),
-                peer: peer.clone(),
-                offer: self.offer,
-                way: self.bundle.way,
-            };
-            if hands.door.send(ToDoor::Dial(Box::new(dial))).is_ok() {
-                *slot = Slot::Dialling {
-                    since_ns: hands.now_ns,
-                };
-            }
         }
     }
 

@@ -11,10 +11,13 @@ use dwcp_drivers::lane::LaneGroup;
 
 use super::bundle::{Bundle, Slot};
 use super::{Fault, Hands, Session};
+use crate::engine::messages::{Dial, Errand, ToDoor};
 use crate::transport::LaneIx;
 use crate::transport::handshake::Way;
 use crate::transport::streams::{Load, PathKind};
 
+/// A dial that was not answered after this long is given up and begun anew.
+const DIAL_LIMIT_NS: u64 = 2_500_000_000;
 /// A lane that was not needed for this long is closed.
 const RETIRE_NS: u64 = 5_000_000_000;
 
@@ -81,6 +84,44 @@ impl Session {
         self.streams
             .look(hands.now_ns, sent, load, rtt_ns)
             .min(agreed)
+    }
+
+    /// Dials the lanes that there should be and are not.
+    pub(super) fn dial_missing<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        if self.is_given_up() {
+            return;
+        }
+        let Some(peer) = &self.bundle.peer else {
+            return;
+        };
+        let wanted = usize::try_from(self.picture.lanes_wanted).unwrap_or(usize::MAX);
+        let versions = [self.offer.max_version, hands.switches.read().amst];
+        for (index, slot) in self.bundle.slots.iter_mut().enumerate().take(wanted) {
+            let due = match *slot {
+                Slot::Up(..) => false,
+                Slot::Down { dial_at_ns } => dial_at_ns <= hands.now_ns,
+                Slot::Dialling { since_ns } => since_ns + DIAL_LIMIT_NS <= hands.now_ns,
+            };
+            if !due {
+                continue;
+            }
+            self.bundle.dials = self.bundle.dials.saturating_add(1);
+            let dial = Dial {
+                attempt: self.bundle.dials,
+                session: self.id,
+                worker: self.worker,
+                lane: LaneIx(index as u16),
+                peer: peer.clone(),
+                offer: self.offer,
+                way: self.bundle.way,
+                errand: Errand::of_lane(versions, self.bundle.way),
+            };
+            if hands.door.send(ToDoor::Dial(Box::new(dial))).is_ok() {
+                *slot = Slot::Dialling {
+                    since_ns: hands.now_ns,
+                };
+            }
+        }
     }
 
     /// What holds the session up now.

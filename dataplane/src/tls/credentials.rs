@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig};
 use webpki::KeyUsage;
@@ -29,6 +29,8 @@ pub struct Credentials {
     stamp: Stamp,
     /// Our certificate as it was last good.
     own: Own,
+    /// Whom we trust.
+    peers: Arc<Peers>,
     /// For peers that dial us.
     pub server: Arc<ServerConfig>,
     /// For peers that we dial.
@@ -91,6 +93,7 @@ impl Credentials {
             provider,
             stamp,
             own,
+            peers,
             server,
             client,
         })
@@ -119,17 +122,34 @@ impl Credentials {
         let peers = peers(&self.config, &self.provider)?;
         let renewed = own(&self.config, &self.node, &peers)
             .and_then(|own| Ok((settings(&peers, &own, &self.provider)?, own)));
-        match renewed {
+        let reloaded = match renewed {
             Ok((settings, own)) => {
                 (self.server, self.client) = settings;
                 self.own = own;
-                Ok(Reloaded::All)
+                Reloaded::All
             }
             Err(fault) => {
                 (self.server, self.client) = settings(&peers, &self.own, &self.provider)?;
-                Ok(Reloaded::TrustAlone(fault))
+                Reloaded::TrustAlone(fault)
             }
-        }
+        };
+        self.peers = peers;
+        Ok(reloaded)
+    }
+
+    /// Is the certificate of a peer that was let in before, which dialled us or not, still good?
+    ///
+    /// # Errors
+    /// [`Flaw`].
+    pub fn check_again(&self, chain: &[CertificateDer<'_>], has_dialled: bool) -> Result<(), Flaw> {
+        let (own, between) = chain.split_first().ok_or(Flaw::Broken)?;
+        let usage = if has_dialled {
+            KeyUsage::client_auth()
+        } else {
+            KeyUsage::server_auth()
+        };
+        let judged = self.peers.node_of(own, between, UnixTime::now(), usage);
+        judged.map(|_| ())
     }
 }
 

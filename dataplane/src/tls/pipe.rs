@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Connection, Error, ServerConfig,
     ServerConnection,
@@ -154,9 +154,14 @@ impl Pipe {
         if self.connection.alpn_protocol() != Some(PROTOCOL) {
             return Err(TlsError::OtherProtocol);
         }
-        let chain = self.connection.peer_certificates().unwrap_or_default();
-        let own = chain.first().ok_or(TlsError::NoCertificate)?;
+        let own = self.chain().first().ok_or(TlsError::NoCertificate)?;
         peers::node_in(own).ok_or(TlsError::Certificate(peers::Flaw::NotForMigration))
+    }
+
+    /// The certificates that the peer showed.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        self.connection.peer_certificates().unwrap_or_default()
     }
 
     /// What both ends of this connection know and nobody else.

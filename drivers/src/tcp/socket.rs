@@ -195,7 +195,10 @@ const FAR_RECV_BYTES: usize = 1 << 20;
 
 /// Lets the kernel take more ahead where the path is a far one, in both directions. What lies there is bounded
 /// by whoever counts the bytes on the way.
-pub(super) fn deepen_if_far(fd: BorrowedFd<'_>) -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel refused, as a rule because this is not a TCP socket.
+pub fn deepen_if_far(fd: BorrowedFd<'_>) -> io::Result<()> {
     if stats(fd)?.rtt_min_us < FAR_RTT_US {
         return Ok(());
     }

@@ -20,6 +20,9 @@ pub enum Config {
     /// The product, its data planes speaking TLS and every page encrypted.
     #[value(name = "dwcp-tls")]
     DwcpTls,
+    /// The product, its connections made and warm before the command.
+    #[value(name = "dwcp-pool")]
+    DwcpPool,
     /// The product, with the golden image of the guest's disk as a baseline on both hosts.
     #[value(name = "dwcp-baseline")]
     DwcpBaseline,
@@ -49,6 +52,7 @@ impl Config {
         match self {
             Self::Dwcp => "dwcp",
             Self::DwcpTls => "dwcp-tls",
+            Self::DwcpPool => "dwcp-pool",
             Self::DwcpBaseline => "dwcp-baseline",
             Self::DwcpAgain => "dwcp-again",
             Self::Plain => "plain",
@@ -63,7 +67,7 @@ impl Config {
     /// Is it one of the product's?
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Dwcp | Self::DwcpTls) || self.uses_baselines()
+        matches!(self, Self::Dwcp | Self::DwcpTls | Self::DwcpPool) || self.uses_baselines()
     }
 
     /// Do both hosts have something of the guest on disk?

@@ -17,7 +17,7 @@ use dwcp_lab::guest::{Arrival, Guest, GuestConfig};
 use dwcp_lab::netns::{Cable, Host};
 use dwcp_lab::pki::Authority;
 use dwcp_lab::qemu::QemuVersion;
-use dwcp_lab::stack::{Node, NodeConfig};
+use dwcp_lab::stack::{DATA_PORT, Node, NodeConfig};
 use dwcp_lab::ticks::Side;
 use dwcp_lab::watchdog::poll_until;
 use serde_json::{Value, json};
@@ -33,6 +33,8 @@ use crate::processes::cpu_ms;
 pub(super) const LIMIT: Duration = Duration::from_secs(300);
 /// What a restored guest is given to get back to its work.
 const SETTLE: Duration = Duration::from_secs(2);
+/// What connections are given to be made and to become warm.
+const POOL_FILLS: Duration = Duration::from_secs(5);
 /// How long the guest is watched after the switchover.
 const AFTER: Duration = Duration::from_millis(1_500);
 /// How often both hypervisors are asked; the resolution of the total time.
@@ -132,6 +134,9 @@ pub(super) fn once_then(
         prepare(config, &mut source, &mut destination)?;
     }
     std::thread::sleep(SETTLE);
+    if config == Config::DwcpPool {
+        std::thread::sleep(POOL_FILLS);
+    }
     saved.works(&source, Side::Source, 0)?;
 
     let qemus = [source.process().id(), destination.process().id()];
@@ -188,12 +193,14 @@ fn mover<'h>(
         _ => None,
     };
     let node = |index: usize, name, management| {
-        let mut config = NodeConfig::new(name, addresses[index], management);
+        let mut made = NodeConfig::new(name, addresses[index], management);
         let table = authority.as_ref().map(|authority| authority.table(name));
         let shelf = shelves.map(|shelves| shelves[index].table());
-        let tables = [table, shelf].map(Option::unwrap_or_default).concat();
-        config.dataplane_extra = format!("{}\n{tables}", own_core(index));
-        Node::start(hosts[index], config)
+        let pool = (config == Config::DwcpPool && index == 0)
+            .then(|| format!("[pool]\npeers = [\"{}:{DATA_PORT}\"]\n", addresses[1]));
+        let tables = [table, shelf, pool].map(Option::unwrap_or_default).concat();
+        made.dataplane_extra = format!("{}\n{tables}", own_core(index));
+        Node::start(hosts[index], made)
     };
     Ok(Mover::Product {
         nodes: Box::new([node(0, "a", management.a)?, node(1, "b", management.b)?]),

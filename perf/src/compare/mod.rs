@@ -111,7 +111,7 @@ pub struct Arguments {
     /// Lines: wan200, lossy100, fast900, far150, lan; commas between them, or all
     #[arg(long, value_parser = several::<Link>)]
     link: Several<Link>,
-    /// Ways: dwcp, dwcp-tls, dwcp-baseline, dwcp-again, plain, xbzrle, multifd4, multifd8, multifd4-zstd, multifd8-zstd; commas, or all
+    /// Ways: dwcp, dwcp-tls, dwcp-pool, dwcp-baseline, dwcp-again, plain, xbzrle, multifd4, multifd8, multifd4-zstd, multifd8-zstd; commas, or all
     #[arg(long, value_parser = several::<Config>, default_value = "all")]
     configs: Several<Config>,
     /// Runs of each way

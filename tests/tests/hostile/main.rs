@@ -12,6 +12,7 @@ mod door;
 mod hypervisor;
 mod liar;
 mod peer;
+mod pool;
 mod starve;
 mod tls;
 mod tls_strangers;

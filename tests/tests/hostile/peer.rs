@@ -108,7 +108,11 @@ pub fn ends(stream: &mut TcpStream) -> bool {
 
 /// Goes through a handshake.
 pub fn knock(address: SocketAddr, config: &InitiatorConfig) -> Knocked {
-    let mut stream = dial(address);
+    knock_on(dial(address), address, config)
+}
+
+/// The same on a connection that is there.
+pub fn knock_on(mut stream: TcpStream, address: SocketAddr, config: &InitiatorConfig) -> Knocked {
     let nonce = *blake3::hash(&fresh_id().0).as_bytes();
     let (mut initiator, hello) = Initiator::new(config.clone(), nonce);
     let mut said = vec![hello.to_vec()];

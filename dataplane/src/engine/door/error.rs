@@ -74,6 +74,11 @@ impl DoorError {
         }
     }
 
+    /// The peer has only let go of the connection, or nobody needed it.
+    pub const fn is_farewell(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Ended | Self::TooLate)
+    }
+
     /// Under what a peer that dialled us is counted.
     pub const fn refusal(&self) -> Refusal {
         match self {
@@ -100,7 +105,9 @@ pub const fn refusal_for(reason: RefuseReason) -> Refusal {
         RefuseReason::WrongKey => Refusal::WrongKey,
         RefuseReason::UnknownSession => Refusal::UnknownSession,
         RefuseReason::VersionMismatch => Refusal::Version,
-        RefuseReason::TooManySessions | RefuseReason::Busy => Refusal::Busy,
+        RefuseReason::TooManySessions | RefuseReason::Busy | RefuseReason::PoolFull => {
+            Refusal::Busy
+        }
         RefuseReason::PassiveTargetUnknown => Refusal::UnknownTarget,
         RefuseReason::SessionGone => Refusal::SessionGone,
         RefuseReason::TlsRequired => Refusal::TlsRequired,

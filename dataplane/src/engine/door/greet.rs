@@ -12,6 +12,7 @@ use super::error::{DoorError, refusal_for};
 use super::stranger::{Got, NO_TLS_ALERT, Opening, READ_BYTES, Side, Stranger};
 use super::{Door, Next, fresh_bytes, lane_up, params, wire_version};
 use crate::engine::drivers::LaneEnd;
+use crate::engine::messages::Errand;
 use crate::engine::sockets;
 use crate::tls::pipe::Pipe;
 use crate::transport::handshake::{
@@ -38,6 +39,9 @@ impl Door {
                 Side::TurnedAway => {
                     let gone = stranger.see_off();
                     return Ok(if gone { Next::Close } else { Next::Wait });
+                }
+                Side::Welcomed(agreed) if agreed.purpose == Purpose::Pool => {
+                    self.park_peer(stranger, &agreed)?;
                 }
                 Side::Welcomed(agreed) => return Ok(Next::Lane(agreed)),
                 side => stranger.side = side,
@@ -100,7 +104,7 @@ impl Door {
         }
     }
 
-    fn say_hello(
+    pub(super) fn say_hello(
         &mut self,
         stranger: &mut Stranger,
         proof: Proof,
@@ -110,14 +114,17 @@ impl Door {
             return Ok(());
         };
         let peer = certified.or_else(|| dial.peer.node.as_deref().map(NodeId::of_name));
-        let purpose = match &dial.peer.target {
-            None => Purpose::Expected,
-            Some(name) => Purpose::Passive {
+        let purpose = match (dial.errand, &dial.peer.target) {
+            (Errand::Pool, _) => Purpose::Pool,
+            (_, None) => Purpose::Expected,
+            (_, Some(name)) => Purpose::Passive {
                 target: ArrayString::from(name).map_err(|_| DoorError::TargetTooLong)?,
             },
         };
         let nonce = match proof {
-            Proof::Tls(_) => self.sessions.our_half(dial.session, fresh_bytes),
+            Proof::Tls(_) if dial.errand != Errand::Pool => {
+                self.sessions.our_half(dial.session, fresh_bytes)
+            }
             _ => fresh_bytes(),
         };
         let config = InitiatorConfig {
@@ -201,6 +208,9 @@ impl Door {
                     match step {
                         None => {}
                         Some(InitiatorStep::Send(message)) => stranger.say(&message)?,
+                        Some(InitiatorStep::Done { agreed, .. }) if dial.errand == Errand::Pool => {
+                            return Ok(Some(Next::Ready(agreed.acceptor)));
+                        }
                         Some(InitiatorStep::Done { agreed, .. }) => {
                             if !self.sessions.note_ours(dial.session, &agreed.key) {
                                 return Err(DoorError::OtherKey);
@@ -213,9 +223,12 @@ impl Door {
                     }
                     taken
                 }
-                Side::Acceptor(acceptor) => {
+                Side::Acceptor(acceptor) | Side::Parked(acceptor) => {
                     let (taken, step) = acceptor.feed(rest)?;
                     if let Some(step) = step {
+                        if stranger.is_parked() {
+                            self.wake(stranger)?;
+                        }
                         self.step(stranger, step)?;
                     }
                     taken
@@ -240,6 +253,9 @@ impl Door {
                 stranger.side = Side::TurnedAway;
                 stranger.say(&message)
             }
+            AcceptorStep::Proven(proven) if proven.purpose == Purpose::Pool => {
+                self.answer_parking(stranger, proven)
+            }
             AcceptorStep::Proven(proven) => match self.admission(proven.session, &proven.purpose) {
                 Ok(()) => self.welcome(stranger, proven),
                 Err(reason) => self.refuse(stranger, reason),
@@ -255,6 +271,10 @@ impl Door {
         let Side::Acceptor(acceptor) = &mut stranger.side else {
             return Ok(());
         };
+        if hello.by_session && hello.purpose == Purpose::Pool {
+            // What is parked belongs to no session.
+            return self.refuse(stranger, RefuseReason::NotYourSession);
+        }
         if hello.by_session {
             // Of a session that has no key this asks for a proof that nobody can give.
             let proof = match known.and_then(super::known::Known::key) {
@@ -294,6 +314,9 @@ impl Door {
         if hello.node != node {
             return self.refuse(stranger, RefuseReason::WrongNode);
         }
+        if hello.purpose == Purpose::Pool {
+            return self.answer_parking_tls(stranger);
+        }
         let session = SessionId(hello.session.0);
         if let Err(reason) = self.admission(session, &hello.purpose) {
             return self.refuse(stranger, reason);
@@ -314,7 +337,11 @@ impl Door {
         }
     }
 
-    fn answered(&self, stranger: &mut Stranger, answer: &Answer) -> Result<(), DoorError> {
+    pub(super) fn answered(
+        &self,
+        stranger: &mut Stranger,
+        answer: &Answer,
+    ) -> Result<(), DoorError> {
         match answer {
             Answer::Challenge(message) => stranger.say(message),
             Answer::VersionMismatch(message) => {
@@ -327,6 +354,9 @@ impl Door {
 
     /// Lets a lane in, if the session is this peer's.
     fn welcome(&mut self, stranger: &mut Stranger, proven: Proven) -> Result<(), DoorError> {
+        if proven.purpose == Purpose::Pool {
+            return self.answer_parking(stranger, proven);
+        }
         let node = stranger.node;
         let Some(known) = self.sessions.get_mut(SessionId(proven.session.0)) else {
             return self.refuse(stranger, RefuseReason::UnknownSession);
@@ -350,7 +380,11 @@ impl Door {
         stranger.say(&message)
     }
 
-    fn refuse(&self, stranger: &mut Stranger, reason: RefuseReason) -> Result<(), DoorError> {
+    pub(super) fn refuse(
+        &self,
+        stranger: &mut Stranger,
+        reason: RefuseReason,
+    ) -> Result<(), DoorError> {
         let Side::Acceptor(acceptor) = &mut stranger.side else {
             return Ok(());
         };

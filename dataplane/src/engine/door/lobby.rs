@@ -4,7 +4,8 @@
 //! [`STRANGERS_MAX`] who dialled us are under handshake at once, and [`NEIGHBOURS_MAX`] from one address;
 //! for one more, the one who has stood there longest goes, of that address, or of those addresses that
 //! have most. An honest peer is through in a few round trips, so those who say nothing keep nobody out but
-//! themselves.
+//! themselves. Connections that were proven and wait for a lane take no place of theirs: of those there are at most
+//! [`PARKED_MAX`], and [`PARKED_NEIGHBOURS_MAX`] from one address.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,6 +16,11 @@ use super::stranger::{Stranger, neighbourhood};
 pub const STRANGERS_MAX: usize = 256;
 /// Those from one address: two sessions' lanes at their most.
 pub const NEIGHBOURS_MAX: usize = 128;
+
+/// Peers' connections that wait for their lanes.
+pub const PARKED_MAX: usize = 512;
+/// Those from one address.
+pub const PARKED_NEIGHBOURS_MAX: usize = 64;
 
 /// See the module.
 #[derive(Default)]
@@ -53,6 +59,25 @@ impl Lobby {
     /// How many of them dialled us.
     pub fn knocking(&self) -> usize {
         self.knockers().count()
+    }
+
+    /// Those for whom it holds.
+    pub fn which(&self, holds: impl Fn(&Stranger) -> bool) -> Vec<u64> {
+        let which = |(id, one): (&u64, &Stranger)| holds(one).then_some(*id);
+        self.strangers.iter().filter_map(which).collect()
+    }
+
+    /// How many peers' connections wait here.
+    pub fn parked(&self) -> usize {
+        let parked = self.strangers.values().filter(|one| one.is_parked());
+        parked.count()
+    }
+
+    /// May one more of this peer's wait here?
+    pub fn has_place(&self, peer: SocketAddr) -> bool {
+        let here = neighbourhood(peer);
+        let is_here = |one: &Stranger| one.is_parked() && neighbourhood(one.peer) == here;
+        self.parked() < PARKED_MAX && self.which(is_here).len() < PARKED_NEIGHBOURS_MAX
     }
 
     fn knockers(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
@@ -104,6 +129,7 @@ mod tests {
             fd: OwnedFd::from(socket),
             tls: None,
             node: None,
+            was_parked: false,
             side: Side::Silent,
             unsent: VecDeque::new(),
             deadline_ns: 0,
@@ -148,5 +174,36 @@ mod tests {
             let first = first.map(|[_, _, high, low]| SocketAddr::from(([10, 1, high, low], 1)));
             assert_eq!(gone, first);
         }
+    }
+
+    #[test]
+    fn connections_that_wait_are_counted_apart_and_bounded() {
+        use crate::transport::NodeId;
+        use crate::transport::handshake::{Acceptor, Proof};
+        use crate::transport::wire::keys::Psk;
+        let mut lobby = Lobby::default();
+        let mut park = |peer: [u8; 4]| {
+            if !lobby.has_place(SocketAddr::from((peer, 2))) {
+                return false;
+            }
+            let node = NodeId::of_name("b");
+            let acceptor = Acceptor::parked(Proof::Node(Psk([0; 32])), node, 0);
+            lobby.add(Stranger {
+                side: Side::Parked(Box::new(acceptor)),
+                ..stranger(peer)
+            });
+            true
+        };
+        for nth in 0..=PARKED_NEIGHBOURS_MAX {
+            assert_eq!(park([10, 0, 0, 1]), nth < PARKED_NEIGHBOURS_MAX);
+        }
+        for nth in PARKED_NEIGHBOURS_MAX..=PARKED_MAX {
+            let [_, _, high, low] = (nth as u32).to_be_bytes();
+            assert_eq!(park([10, 1, high, low]), nth < PARKED_MAX);
+        }
+        assert_eq!((lobby.parked(), lobby.knocking()), (PARKED_MAX, 0));
+        // None of them goes for a stranger.
+        assert_eq!(come(&mut lobby, [10, 0, 0, 1]), None);
+        assert_eq!(lobby.parked(), PARKED_MAX);
     }
 }

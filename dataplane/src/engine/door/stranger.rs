@@ -32,6 +32,10 @@ pub enum Side {
     Securing(Box<Dial>),
     /// Dialled; HELLO is said.
     Initiator(Box<Initiator>, Box<Dial>),
+    /// Dialled, proven, and nothing said since: it waits for a lane.
+    Ready,
+    /// Has dialled, is proven, and waits until its lane is wanted.
+    Parked(Box<Acceptor>),
     /// Has dialled and said nothing yet.
     Silent,
     /// Has dialled.
@@ -50,6 +54,8 @@ pub struct Stranger {
     pub tls: Option<Box<Pipe>>,
     /// Whose certificate it showed.
     pub node: Option<NodeId>,
+    /// It has waited, or waits, for its lane.
+    pub was_parked: bool,
     /// How far it has come.
     pub side: Side,
     /// What it has yet to be sent.
@@ -83,8 +89,17 @@ impl Stranger {
     pub const fn knocks(&self) -> bool {
         !matches!(
             self.side,
-            Side::Connecting(_) | Side::Securing(_) | Side::Initiator(..)
+            Side::Connecting(_)
+                | Side::Securing(_)
+                | Side::Initiator(..)
+                | Side::Ready
+                | Side::Parked(_)
         )
+    }
+
+    /// Does it wait here until its lane is wanted?
+    pub const fn is_parked(&self) -> bool {
+        matches!(self.side, Side::Parked(_))
     }
 
     /// Our order to dial it, if there was one.
@@ -95,6 +110,17 @@ impl Stranger {
         }
     }
 
+    /// Takes our order to dial it out of it.
+    pub fn take_order(&mut self) -> Option<Box<Dial>> {
+        match std::mem::replace(&mut self.side, Side::TurnedAway) {
+            Side::Connecting(dial) | Side::Securing(dial) | Side::Initiator(_, dial) => Some(dial),
+            side => {
+                self.side = side;
+                None
+            }
+        }
+    }
+
     /// The node that our order to dial it names, if it names one.
     pub fn expected_node(&self) -> Option<&str> {
         self.dial().and_then(|dial| dial.peer.node.as_deref())
@@ -102,19 +128,22 @@ impl Stranger {
 
     /// One that we dialled has come as far as `next` makes of our order.
     pub fn dialled(&mut self, next: impl FnOnce(Box<Dial>) -> Side) {
-        match std::mem::replace(&mut self.side, Side::TurnedAway) {
-            Side::Connecting(dial) | Side::Securing(dial) | Side::Initiator(_, dial) => {
-                self.side = next(dial);
-            }
-            side => self.side = side,
+        if let Some(dial) = self.take_order() {
+            self.side = next(dial);
         }
     }
 
     /// Writes what it can. Says whether all of it is written.
     pub fn flush(&mut self) -> Result<bool, DoorError> {
+        self.flush_with(SendFlags::empty())
+    }
+
+    /// The same, with more flags.
+    pub fn flush_with(&mut self, more: SendFlags) -> Result<bool, DoorError> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more;
         while !self.unsent.is_empty() {
             let (bytes, _) = self.unsent.as_slices();
-            match rustix::net::send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match rustix::net::send(&self.fd, bytes, flags) {
                 Ok(sent) => {
                     self.unsent.drain(..sent);
                 }
@@ -143,7 +172,7 @@ impl Stranger {
         let wanted = match (&self.tls, &self.side) {
             (Some(tls), _) => tls.wanted(),
             (None, Side::Initiator(initiator, _)) => initiator.wanted(),
-            (None, Side::Acceptor(acceptor)) => acceptor.wanted(),
+            (None, Side::Acceptor(acceptor) | Side::Parked(acceptor)) => acceptor.wanted(),
             (None, _) => 1,
         };
         match rustix::io::read(&self.fd, &mut bytes[..wanted.clamp(1, READ_BYTES)]) {

@@ -11,8 +11,9 @@ use super::super::wire::keys::Psk;
 use super::super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 use super::message::{
     BASELINES_AGREED, BY_SESSION, HANDSHAKE_REVISION, KIND_ANSWER, KIND_CHALLENGE, KIND_HELLO,
-    KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello, RawParams,
-    RawProof, RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame, parse_exact,
+    KIND_PAD, KIND_PROOF, KIND_REFUSE, KIND_WELCOME, MAGIC, MacPurpose, RawChallenge, RawHello,
+    RawParams, RawProof, RawRefuse, RawWelcome, Reader, Transcript, WITH_BASELINES, frame,
+    parse_exact,
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
@@ -93,6 +94,8 @@ pub struct Acceptor {
     reader: Reader,
     transcript: Transcript,
     state: State,
+    /// Bytes of padding that may still come before HELLO.
+    padding_left: usize,
 }
 
 impl Acceptor {
@@ -107,6 +110,16 @@ impl Acceptor {
             reader,
             transcript,
             state: State::WaitHello,
+            padding_left: 0,
+        }
+    }
+
+    /// One on a connection that is parked: before HELLO there may be so many bytes of padding.
+    #[must_use]
+    pub fn parked(proof: Proof, node: NodeId, padding_bytes: usize) -> Self {
+        Self {
+            padding_left: padding_bytes,
+            ..Self::new(proof, node)
         }
     }
 
@@ -126,6 +139,12 @@ impl Acceptor {
         }
         let (taken, whole) = self.reader.feed(bytes)?;
         if !whole {
+            return Ok((taken, None));
+        }
+        if matches!(self.state, State::WaitHello) && self.reader.body().first() == Some(&KIND_PAD) {
+            let left = self.padding_left.checked_sub(self.reader.message().len());
+            self.padding_left = left.ok_or(HandshakeError::TooMuchPadding)?;
+            self.reader.clear();
             return Ok((taken, None));
         }
         let step = match std::mem::replace(&mut self.state, State::Ended) {

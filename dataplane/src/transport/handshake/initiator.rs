@@ -103,6 +103,7 @@ impl Initiator {
         let (purpose, name) = match &config.purpose {
             Purpose::Expected => (0, ""),
             Purpose::Passive { target } => (1, target.as_str()),
+            Purpose::Pool => (2, ""),
         };
         let versions = match (config.highest, config.params.baselines) {
             (Version::V3, true) => OFFERS_V1 | OFFERS_V3 | WITH_BASELINES,

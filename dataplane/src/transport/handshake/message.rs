@@ -23,6 +23,9 @@ pub const KIND_REFUSE: u8 = 5;
 /// A CHALLENGE to a HELLO that proves itself: no PROOF is to follow.
 pub const KIND_ANSWER: u8 = 6;
 
+/// What a parked connection may be sent before its HELLO; it says nothing.
+pub const KIND_PAD: u8 = 7;
+
 /// In `RawHello::offers`: v1.
 pub const OFFERS_V1: u8 = 1;
 /// In `RawHello::offers`: v3. Bit 1 was v3 with other payloads: with a peer that knows no better, v1 is agreed on.
@@ -65,7 +68,7 @@ pub struct RawHello {
     pub offers: u8,
     /// 0 new, 1 lane, 2 resume.
     pub join: u8,
-    /// 0 expected, 1 passive.
+    /// 0 expected, 1 passive, 2 pool.
     pub purpose: u8,
     pub session: [u8; 16],
     pub node: [u8; 16],
@@ -184,6 +187,7 @@ impl RawHello {
         };
         match (self.purpose, name.len()) {
             (0, 0) => Ok(Purpose::Expected),
+            (2, 0) => Ok(Purpose::Pool),
             (1, 1..=MAX_TARGET_BYTES) => {
                 let name = std::str::from_utf8(name).map_err(|_| bad.clone())?;
                 let target = ArrayString::from(name).map_err(|_| bad)?;
@@ -217,6 +221,12 @@ pub fn frame(parts: [&[u8]; 2]) -> Message {
         debug_assert!(fits.is_ok());
     }
     message
+}
+
+/// A message of so many bytes, its length included, that says nothing.
+pub fn pad(bytes: usize) -> Message {
+    let body_bytes = bytes.clamp(LENGTH_BYTES + 1, MAX_MESSAGE_BYTES) - LENGTH_BYTES;
+    frame([&[KIND_PAD], &[0; MAX_MESSAGE_BYTES][..body_bytes - 1]])
 }
 
 /// The fixed-size message `T` of `kind`, which must be all of `body`.

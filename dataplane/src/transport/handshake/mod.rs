@@ -20,6 +20,10 @@
 //! later dial of its lane than any other), and over TLS (see [`proof`]), there is no PROOF, and WELCOME or REFUSE
 //! follows the answer to HELLO at once: one round trip less.
 //!
+//! A connection whose handshake was for no session yet ([`Purpose::Pool`]) is parked after its WELCOME: what comes on it
+//! next is a HELLO with everything that follows one, as on a fresh connection, and before that as many PADs as fit
+//! into a fixed number of bytes.
+//!
 //! Each message is its length (u16, little-endian) and a body of 1 to 1022 bytes. The MACs are
 //! keyed BLAKE3 over a hash chain of all messages so far, their keys differ by sender and purpose.
 
@@ -36,6 +40,7 @@ use super::{BatchSeq, LaneIx, NodeId, SessionEpoch, SessionId, Version};
 
 pub use acceptor::{Acceptor, AcceptorStep, Answer, Hello};
 pub use initiator::{Initiator, InitiatorConfig, InitiatorStep};
+pub use message::pad;
 pub use proof::Proof;
 pub use way::{Guard, LaneSecret, LaneWay, Way};
 
@@ -89,6 +94,8 @@ pub enum Purpose {
         /// The name, 1 to [`MAX_TARGET_BYTES`] bytes.
         target: ArrayString<MAX_TARGET_BYTES>,
     },
+    /// None yet: the connection is to be parked until a lane is wanted.
+    Pool,
 }
 
 /// How the lane relates to the session.
@@ -254,6 +261,11 @@ pub enum RefuseReason {
         "the certificate is another node's: issue one for the name that `node` says in the configuration"
     )]
     WrongNode = 10,
+    /// No more connections are kept for later.
+    #[error(
+        "the peer parks no more connections: lanes are dialled when they are wanted; lower pool.lanes to share its places"
+    )]
+    PoolFull = 11,
 }
 
 impl RefuseReason {
@@ -269,6 +281,7 @@ impl RefuseReason {
             8 => Self::TlsRequired,
             9 => Self::NotYourSession,
             10 => Self::WrongNode,
+            11 => Self::PoolFull,
             _ => return None,
         })
     }
@@ -322,6 +335,11 @@ pub enum HandshakeError {
         /// The node that answers.
         got: NodeId,
     },
+    /// Padding where there may be none, or more of it than there may be.
+    #[error(
+        "the peer sends more padding than a parked connection may have: close, the peer is faulty"
+    )]
+    TooMuchPadding,
     /// The caller asked for a step that is not due.
     #[error("this step of the handshake is not due: close, this is a fault of the caller")]
     OutOfTurn,

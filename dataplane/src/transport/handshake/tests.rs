@@ -560,3 +560,26 @@ fn an_answer_that_a_man_in_the_middle_made_another_ends_in_no_lane() {
         assert_eq!(matches!(said, Some(InitiatorStep::Send(_))), at_once);
     }
 }
+
+#[test]
+fn padding_comes_before_a_parked_hello_alone_and_only_so_much_of_it() {
+    let node = NodeId::of_name("destination");
+    let proof = || Proof::Node(Psk(KEY));
+    let (_, hello) = Initiator::new(config(KEY), [1; 32]);
+    let piece = pad(160);
+    assert_eq!(piece.len(), 160);
+    let mut parked = Acceptor::parked(proof(), node, 320);
+    for _ in 0..2 {
+        assert!(matches!(parked.feed(&piece), Ok((160, None))));
+    }
+    let step = parked.feed(&hello).unwrap().1;
+    assert!(matches!(step, Some(AcceptorStep::Hello(_))), "{step:?}");
+    let mut parked = Acceptor::parked(proof(), node, 319);
+    assert!(parked.feed(&piece).is_ok());
+    assert_eq!(
+        parked.feed(&piece).unwrap_err(),
+        HandshakeError::TooMuchPadding
+    );
+    let stranger = Acceptor::new(proof(), node).feed(&piece).unwrap_err();
+    assert_eq!(stranger, HandshakeError::TooMuchPadding);
+}
