@@ -7,6 +7,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use super::prefetch::prefetch;
 use crate::stream::{BlockId, PageAddr};
 
 /// An open-addressing table with linear probing. An entry is the upper half of the hash and, below
@@ -41,6 +42,11 @@ impl AddrIndex {
 
     fn tag(&self, addr: PageAddr) -> u32 {
         (self.hasher.hash_one((addr.block.0, addr.index)) >> 32) as u32
+    }
+
+    /// Soon `addr` is looked for, or given a slot.
+    pub(super) fn prefetch(&self, addr: PageAddr) {
+        prefetch(&self.entries[self.tag(addr) as usize & self.mask()]);
     }
 
     /// The slot that [`set_owner`](Self::set_owner) last gave to `addr`.

@@ -248,6 +248,7 @@ impl Encoder {
                 known: &mut self.known,
                 simd: self.simd,
             };
+            sections.are_gathered = choice.method != Method::Stored;
             v3::encode(Items::new(raw, tokens), history, sections, &mut stats);
         }
         Classified {
@@ -386,12 +387,13 @@ impl Encoder {
 
     /// The capacities that must never grow.
     #[cfg(test)]
-    pub(super) fn capacities(&self) -> [usize; 6] {
+    pub(super) fn capacities(&self) -> [usize; 7] {
         let sections = &self.sections;
         [
             sections.ops.capacity(),
             sections.patches.capacity(),
             sections.raw.capacity(),
+            sections.places.capacity(),
             sections.literals.capacity(),
             sections.kinds.capacity(),
             sections.filtered.capacity(),

@@ -28,6 +28,7 @@ mod known;
 mod lz4;
 mod method;
 mod ops;
+mod prefetch;
 mod rates;
 mod rebuild;
 mod sections;

@@ -56,8 +56,12 @@ pub struct Sections {
     pub(super) patches: Vec<u8>,
     /// The raw stretches.
     pub(super) raw: Vec<u8>,
-    /// The context, and behind it the literal pages that no filter was applied to.
+    /// Where in the raw bytes each literal page begins.
+    pub(super) places: Vec<u32>,
+    /// The context, and behind it, if they were gathered, the literal pages that no filter was applied to.
     pub(super) literals: Vec<u8>,
+    /// The literal pages are in `literals`; else only `places` says where they are.
+    pub(super) are_gathered: bool,
     /// For each literal page, in order, the number of its filter; empty if there is none.
     pub(super) kinds: Vec<u8>,
     /// The literal pages that were filtered.
@@ -75,7 +79,9 @@ impl Sections {
             ops,
             patches,
             raw,
+            places: Vec::with_capacity(MAX_BATCH_RAW_BYTES / PAGE_BYTES),
             literals: Vec::with_capacity(CONTEXT_BYTES_MAX + capacity),
+            are_gathered: false,
             kinds: Vec::with_capacity(MAX_BATCH_RAW_BYTES / PAGE_BYTES),
             filtered,
             context_pages: 0,
@@ -93,6 +99,8 @@ impl Sections {
         ] {
             section.clear();
         }
+        self.places.clear();
+        self.are_gathered = false;
         self.context_pages = 0;
     }
 
@@ -113,8 +121,20 @@ impl Sections {
 
     /// All bytes that are to be squeezed.
     pub(super) const fn clear_bytes(&self) -> usize {
-        let literals = self.literals.len() - self.context_len();
+        let literals = self.places.len() * PAGE_BYTES;
         self.ops.len() + self.patches.len() + self.raw.len() + literals
+    }
+
+    /// Brings the literal pages of a batch with these raw bytes together, unless they are.
+    pub(super) fn gather(&mut self, raw: &[u8]) {
+        if !self.are_gathered {
+            self.literals.truncate(context_len(self.context_pages));
+            for &at in &self.places {
+                let at = at as usize;
+                self.literals.extend_from_slice(&raw[at..at + PAGE_BYTES]);
+            }
+            self.are_gathered = true;
+        }
     }
 
     /// Where the literals begin.
@@ -122,10 +142,24 @@ impl Sections {
         context_len(self.context_pages)
     }
 
-    /// Writes the payload to `out`, which is at least [`OVERHEAD_BYTES`] longer than the sections.
-    /// Answers its length.
-    pub(super) fn write(&self, squeeze: Squeeze, zstd: &mut Compressor, out: &mut [u8]) -> usize {
+    /// Writes the payload to `out`, which is at least [`OVERHEAD_BYTES`] longer than the sections. `raw` are
+    /// the batch's raw bytes. Answers the payload's length.
+    pub(super) fn write(
+        &mut self,
+        squeeze: Squeeze,
+        raw: &[u8],
+        zstd: &mut Compressor,
+        out: &mut [u8],
+    ) -> usize {
+        if squeeze != Squeeze::Nothing {
+            self.gather(raw);
+        }
         let (context, literals) = self.literals.split_at(self.context_len());
+        let scattered = if self.are_gathered {
+            &[][..]
+        } else {
+            &self.places[..]
+        };
         let sections = [
             &self.ops[..],
             &self.patches,
@@ -137,11 +171,22 @@ impl Sections {
         let mut present = 0;
         let mut at = 1;
         for (i, section) in sections.into_iter().enumerate() {
+            let (header, body) = out[at..].split_at_mut(HEADER_BYTES);
+            if i == LITERALS && !scattered.is_empty() {
+                let (pages, _) = body.as_chunks_mut::<PAGE_BYTES>();
+                for (page, &at) in pages.iter_mut().zip(scattered) {
+                    page.copy_from_slice(&raw[at as usize..at as usize + PAGE_BYTES]);
+                }
+                present |= 1 << i;
+                let len = scattered.len() * PAGE_BYTES;
+                put_header(header, STORED, len, len);
+                at += HEADER_BYTES + len;
+                continue;
+            }
             if section.is_empty() {
                 continue;
             }
             present |= 1 << i;
-            let (header, body) = out[at..].split_at_mut(HEADER_BYTES);
             let with_context = match squeeze {
                 Squeeze::Zstd { level } if i == LITERALS && self.context_pages > 0 => {
                     self.write_with_context(level, context, section, zstd, body)
@@ -150,9 +195,7 @@ impl Sections {
             };
             let (codec, len) =
                 with_context.unwrap_or_else(|| write_body(section, squeeze, zstd, body));
-            header[0] = codec;
-            header[1..5].copy_from_slice(&(section.len() as u32).to_le_bytes());
-            header[5..9].copy_from_slice(&(len as u32).to_le_bytes());
+            put_header(header, codec, section.len(), len);
             at += HEADER_BYTES + len;
         }
         out[0] = present;
@@ -181,6 +224,12 @@ const fn context_len(pages: u32) -> usize {
     } else {
         CONTEXT_HEAD.len() + pages as usize * PAGE_BYTES
     }
+}
+
+fn put_header(header: &mut [u8], codec: u8, clear_len: usize, len: usize) {
+    header[0] = codec;
+    header[1..5].copy_from_slice(&(clear_len as u32).to_le_bytes());
+    header[5..9].copy_from_slice(&(len as u32).to_le_bytes());
 }
 
 /// Less than the section: what does not shrink does not fit.

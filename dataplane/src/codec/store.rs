@@ -8,6 +8,7 @@
 use dwcp_hugepages::arena::{Arena, ArenaConfig, BackingPolicy};
 
 use super::addr_index::AddrIndex;
+use super::prefetch::prefetch_page;
 use super::{PAGE_BYTES, Page};
 use crate::stream::PageAddr;
 
@@ -56,6 +57,8 @@ pub struct PageStore {
     used: u32,
     /// The slot that the next new address takes.
     clock: u32,
+    /// Behind the slot that was found or written last: there the next page often is.
+    likely: u32,
 }
 
 impl PageStore {
@@ -88,6 +91,7 @@ impl PageStore {
             slots,
             used: 0,
             clock: 0,
+            likely: 0,
         })
     }
 
@@ -104,6 +108,31 @@ impl PageStore {
     /// The slot of the last page inserted under `addr`, unless it was evicted.
     pub fn lookup(&self, addr: PageAddr) -> Option<SlotId> {
         self.index.find(addr).map(SlotId)
+    }
+
+    /// As [`lookup`](Self::lookup): fastest for pages in the order in which they were stored.
+    pub(super) fn find(&mut self, addr: PageAddr) -> Option<SlotId> {
+        let likely = self.likely;
+        // An address owns one slot at most, and every used slot has an owner.
+        let slot = if likely < self.used && self.index.owner(likely) == addr {
+            likely
+        } else {
+            self.index.find(addr)?
+        };
+        self.likely = slot + 1;
+        Some(SlotId(slot))
+    }
+
+    /// Soon the page behind the one found last is looked for, or `addr`, if it is another.
+    pub(super) fn prefetch(&self, addr: PageAddr) {
+        let likely = self.likely;
+        if likely < self.used && self.index.owner(likely) == addr {
+            if let Some(page) = self.page(SlotId(likely)) {
+                prefetch_page(page);
+            }
+        } else {
+            self.index.prefetch(addr);
+        }
     }
 
     /// The page in `slot`. `None`: no page was ever there.
@@ -147,12 +176,8 @@ impl PageStore {
     /// Stores `page` as the last copy of `addr`: over the previous copy if there is one, else in the
     /// slot that was filled longest ago.
     pub fn insert(&mut self, addr: PageAddr, page: &Page) -> SlotId {
-        let slot = match self.lookup(addr) {
-            Some(slot) => slot,
-            None => self.take_slot(addr),
-        };
-        self.write(slot, page);
-        slot
+        let found = self.find(addr);
+        self.insert_at(found, addr, page)
     }
 
     /// Like [`insert`](Self::insert) for an address whose slot the caller has just looked up.
@@ -165,7 +190,19 @@ impl PageStore {
         debug_assert_eq!(looked_up, self.lookup(addr));
         let slot = looked_up.unwrap_or_else(|| self.take_slot(addr));
         self.write(slot, page);
+        self.likely = slot.0 + 1;
         slot
+    }
+
+    /// The page in `slot`, to be changed into the next copy of its address. `None`: no page was ever there.
+    pub(super) fn page_mut(&mut self, slot: SlotId) -> Option<&mut Page> {
+        if slot.0 >= self.used {
+            return None;
+        }
+        let start = slot.0 as usize * PAGE_BYTES;
+        // SAFETY: raw memory of the arena, as in `page`; `&mut self` means that no other reference into it is
+        // alive.
+        Some(unsafe { &mut *self.arena.as_ptr().add(start).cast::<Page>() })
     }
 
     fn take_slot(&mut self, addr: PageAddr) -> SlotId {
@@ -286,7 +323,9 @@ mod tests {
                 }
                 for index in 0..20 {
                     let stored = oracle.iter().any(|entry| entry.0 == index);
-                    prop_assert_eq!(store.lookup(addr(index)).is_some(), stored);
+                    let found = store.lookup(addr(index));
+                    prop_assert_eq!(found.is_some(), stored);
+                    prop_assert_eq!(store.find(addr(index)), found);
                 }
             }
         }

@@ -66,9 +66,10 @@ impl Strand {
         Self::check_room(raw.len(), out)?;
         let choice = classified.choice;
         if choice.method == Method::Zstd && choice.level >= FILTER_LEVEL_MIN {
+            sections.gather(raw);
             self.filter(sections);
         }
-        let mut write = |squeeze| sections.write(squeeze, &mut self.zstd, out);
+        let mut write = |squeeze| sections.write(squeeze, raw, &mut self.zstd, out);
         let (method, len) = match choice.method {
             Method::Passthrough => {
                 if !classified.raw_as_is {
