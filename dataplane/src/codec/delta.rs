@@ -5,16 +5,21 @@
 //! them together cover exactly the 512 words of a page, so that no length is needed. Promises: what
 //! [`put`] writes, [`apply`] turns back into the page; [`apply`] ends after at most 512 runs.
 
+use std::mem::MaybeUninit;
+
 use super::PAGE_BYTES;
 use super::Page;
 use super::simd::WordBitmap;
-use super::varint::{self, Reader};
+use super::varint::Reader;
 
 const WORDS: usize = PAGE_BYTES / 8;
 
 /// A delta of more changed words than this is not worth its bytes: the XOR of unrelated words does
 /// not compress, while the page itself may.
 pub(super) const CHANGED_WORDS_MAX: u32 = 224;
+
+/// The most bytes of a delta: changed words with two varints each, and the last skip.
+const BYTES_MAX: usize = CHANGED_WORDS_MAX as usize * 12 + 2;
 
 /// The number of words that `bitmap` marks as changed.
 pub(super) fn changed_words(bitmap: &WordBitmap) -> u32 {
@@ -39,24 +44,57 @@ fn next(bitmap: &WordBitmap, from: usize, set: bool) -> usize {
     WORDS
 }
 
-/// Appends the delta that turns `old` into `new`. `bitmap` marks their differing words.
+/// Appends the delta that turns `old` into `new`. `bitmap` marks their differing words, of which there are at most
+/// [`CHANGED_WORDS_MAX`].
 pub(super) fn put(out: &mut Vec<u8>, old: &Page, new: &Page, bitmap: &WordBitmap) {
     let (old, _) = old.as_chunks::<8>();
     let (new, _) = new.as_chunks::<8>();
+    // Room for all of it at once: to ask for every few bytes costs more than they do.
+    out.reserve(BYTES_MAX);
+    let before = out.len();
+    let mut to = Writer {
+        room: out.spare_capacity_mut(),
+        len: 0,
+    };
     let mut at = 0;
     while at < WORDS {
         let start = next(bitmap, at, true);
-        varint::put(out, (start - at) as u64);
+        to.count(start - at);
         if start == WORDS {
-            return;
+            break;
         }
         let end = next(bitmap, start, false);
-        varint::put(out, (end - start) as u64);
+        to.count(end - start);
         for (old, new) in old[start..end].iter().zip(&new[start..end]) {
             let xor = u64::from_le_bytes(*old) ^ u64::from_le_bytes(*new);
-            out.extend_from_slice(&xor.to_le_bytes());
+            to.bytes(xor.to_le_bytes());
         }
         at = end;
+    }
+    let written = to.len;
+    // SAFETY: the vector's own memory grows by what `Writer` wrote behind its end, checked against its room.
+    unsafe { out.set_len(before + written) };
+}
+
+/// Writes behind the end of a vector.
+struct Writer<'a> {
+    room: &'a mut [MaybeUninit<u8>],
+    len: usize,
+}
+
+impl Writer<'_> {
+    fn bytes<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.room[self.len..self.len + N].copy_from_slice(&bytes.map(MaybeUninit::new));
+        self.len += N;
+    }
+
+    /// A varint of 0 to 512.
+    fn count(&mut self, count: usize) {
+        if count < 0x80 {
+            self.bytes([count as u8]);
+        } else {
+            self.bytes([count as u8 | 0x80, (count >> 7) as u8]);
+        }
     }
 }
 
@@ -86,6 +124,7 @@ pub(super) fn apply(delta: &mut Reader<'_>, page: &mut Page) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::super::simd::Simd;
+    use super::super::varint;
     use super::*;
     use proptest::prelude::*;
 
@@ -102,6 +141,7 @@ mod tests {
                 new[at..end].fill(value);
             }
             let bitmap = Simd::detect().differing_words(&old, &new);
+            prop_assume!(changed_words(&bitmap) <= CHANGED_WORDS_MAX);
             let mut bytes = Vec::new();
             put(&mut bytes, &old, &new, &bitmap);
             // The bound that `max_encoded_len` rests on: no more than the words and two varints each.

@@ -108,6 +108,9 @@ impl<'a> Rebuild<'a> {
         fill: impl FnOnce(&mut Page) -> Option<()>,
     ) -> Result<(), DecodeError> {
         let malformed = self.malformed();
+        if self.history {
+            self.store.prefetch_slot();
+        }
         fill(self.room(addr, header)?).ok_or(malformed)?;
         self.store_page(addr);
         Ok(())

@@ -107,14 +107,14 @@ impl PageStore {
 
     /// The slot of the last page inserted under `addr`, unless it was evicted.
     pub fn lookup(&self, addr: PageAddr) -> Option<SlotId> {
-        self.index.find(addr).map(SlotId)
+        self.index.peek(addr).map(SlotId)
     }
 
     /// As [`lookup`](Self::lookup): fastest for pages in the order in which they were stored.
     pub(super) fn find(&mut self, addr: PageAddr) -> Option<SlotId> {
         let likely = self.likely;
         // An address owns one slot at most, and every used slot has an owner.
-        let slot = if likely < self.used && self.index.owner(likely) == addr {
+        let slot = if likely < self.used && self.index.owns(likely, addr) {
             likely
         } else {
             self.index.find(addr)?
@@ -124,14 +124,21 @@ impl PageStore {
     }
 
     /// Soon the page behind the one found last is looked for, or `addr`, if it is another.
-    pub(super) fn prefetch(&self, addr: PageAddr) {
+    pub(super) fn prefetch(&mut self, addr: PageAddr) {
         let likely = self.likely;
-        if likely < self.used && self.index.owner(likely) == addr {
+        if likely < self.used && self.index.owns(likely, addr) {
             if let Some(page) = self.page(SlotId(likely)) {
                 prefetch_page(page);
             }
         } else {
             self.index.prefetch(addr);
+        }
+    }
+
+    /// Soon a new address takes a slot.
+    pub(super) fn prefetch_slot(&self) {
+        if let Some(page) = self.page(SlotId(self.clock)) {
+            prefetch_page(page);
         }
     }
 
@@ -209,7 +216,7 @@ impl PageStore {
         let slot = self.clock;
         self.clock = if slot + 1 == self.slots { 0 } else { slot + 1 };
         if slot < self.used {
-            self.index.remove(self.index.owner(slot));
+            self.index.remove(slot);
         }
         self.index.set_owner(slot, addr);
         SlotId(slot)
