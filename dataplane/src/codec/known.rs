@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use dwcp_baseline::block::digest;
 use dwcp_baseline::Baseline;
+use dwcp_baseline::block::digest;
 
 use super::ops::{BlockJump, Class, Op};
 use super::varint::Reader;
@@ -116,7 +116,11 @@ impl KnownBlocks {
 
     /// Reads every block that the untrusted operations refer to into its place in `out`, the batch's raw bytes.
     /// Answers whether there are any baselines.
-    pub(super) fn fetch(&mut self, mut ops: Reader<'_>, out: &mut [u8]) -> Result<bool, DecodeError> {
+    pub(super) fn fetch(
+        &mut self,
+        mut ops: Reader<'_>,
+        out: &mut [u8],
+    ) -> Result<bool, DecodeError> {
         self.missing.clear();
         if self.list.is_empty() {
             return Ok(false);

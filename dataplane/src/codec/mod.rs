@@ -31,6 +31,7 @@ mod ops;
 mod prefetch;
 mod rates;
 mod rebuild;
+mod recent;
 mod sections;
 mod simd;
 mod store;

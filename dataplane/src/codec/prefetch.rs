@@ -14,7 +14,8 @@ pub(super) fn prefetch<T>(value: &T) {
 
 /// All of a page.
 pub(super) fn prefetch_page(page: &Page) {
-    page.chunks(LINE_BYTES).for_each(|chunk| line(chunk.as_ptr()));
+    page.chunks(LINE_BYTES)
+        .for_each(|chunk| line(chunk.as_ptr()));
 }
 
 fn line(at: *const u8) {

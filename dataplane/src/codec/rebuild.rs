@@ -108,9 +108,6 @@ impl<'a> Rebuild<'a> {
         fill: impl FnOnce(&mut Page) -> Option<()>,
     ) -> Result<(), DecodeError> {
         let malformed = self.malformed();
-        if self.history {
-            self.store.prefetch_slot();
-        }
         fill(self.room(addr, header)?).ok_or(malformed)?;
         self.store_page(addr);
         Ok(())
@@ -123,7 +120,7 @@ impl<'a> Rebuild<'a> {
             // The sender never stores a page of zeros, however it came.
             && !self.simd.is_zero(page)
         {
-            self.store.insert(addr, page);
+            self.store.insert_past_caches(self.simd, addr, page);
         }
         self.at += PAGE_BYTES;
     }

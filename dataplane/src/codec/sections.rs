@@ -2,13 +2,14 @@
 //!
 //! In: the sections in the clear. Out: one byte with a bit for each section that is not empty, then for each
 //! of those, in order: codec byte (0 stored, 1 LZ4, 2 zstd, 3 zstd with a context), length in the clear and
-//! length here (both 32 bits, little endian), bytes. Codec 3 is for literals alone: its bytes begin with a
-//! number of pages (16 bits, little endian), those that the history took last before this batch, which the
-//! frame may refer to. Promises: a section that does not shrink is stored, so a payload is at most
+//! length here (both 32 bits, little endian), bytes. Codec 3 is for literals alone: its bytes begin with the
+//! list of the pages of the history, as it was before this batch, which the frame may refer to (see
+//! [`recent`](super::recent)). Promises: a section that does not shrink is stored, so a payload is at most
 //! [`OVERHEAD_BYTES`] longer than its sections; on the way back the lengths in the clear are summed and
 //! bounded before anything is decompressed.
 
 use super::lz4;
+use super::recent::{self, Recent};
 use super::varint::Reader;
 use super::zstd::{Compressor, Decompressor};
 use super::{DecodeError, Encoder, MAX_BATCH_RAW_BYTES, PAGE_BYTES, PageStore};
@@ -28,15 +29,11 @@ const LZ4: u8 = 1;
 const ZSTD: u8 = 2;
 const ZSTD_CONTEXT: u8 = 3;
 
-/// The number of pages before a frame with a context.
-const CONTEXT_COUNT_BYTES: usize = 2;
-/// The most pages that a context may have.
-pub(super) const CONTEXT_PAGES_MAX: u32 = 256;
 /// Before the pages of a context: they could begin like a dictionary of zstd's, which is more than a context.
 const CONTEXT_HEAD: [u8; 8] = [0; 8];
 /// The most bytes of a context.
 pub(super) const CONTEXT_BYTES_MAX: usize =
-    CONTEXT_HEAD.len() + CONTEXT_PAGES_MAX as usize * PAGE_BYTES;
+    CONTEXT_HEAD.len() + recent::PAGES_MAX as usize * PAGE_BYTES;
 
 /// What may be done to sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +65,8 @@ pub struct Sections {
     pub(super) filtered: Vec<u8>,
     /// Pages in the context.
     context_pages: u32,
+    /// What names them.
+    context_list: Vec<u8>,
 }
 
 impl Sections {
@@ -85,6 +84,7 @@ impl Sections {
             kinds: Vec::with_capacity(MAX_BATCH_RAW_BYTES / PAGE_BYTES),
             filtered,
             context_pages: 0,
+            context_list: Recent::list(),
         }
     }
 
@@ -102,21 +102,17 @@ impl Sections {
         self.places.clear();
         self.are_gathered = false;
         self.context_pages = 0;
+        self.context_list.clear();
     }
 
-    /// Takes the pages that `store` took last, at most `pages`, as the context of the literals, of which
-    /// there are none yet.
-    pub(super) fn take_context(&mut self, store: &PageStore, pages: u32) {
+    /// Takes the last of the `recent` pages, at most `pages`, as the context of the literals, of which there are
+    /// none yet.
+    pub(super) fn take_context(&mut self, store: &PageStore, recent: &Recent, pages: u32) {
         debug_assert!(self.literals.is_empty());
-        let pages = pages.min(store.used()).min(CONTEXT_PAGES_MAX);
-        if pages > 0
-            && let Some(parts) = store.recent(pages)
-        {
-            self.context_pages = pages;
-            self.literals.extend_from_slice(&CONTEXT_HEAD);
-            self.literals.extend_from_slice(parts[0]);
-            self.literals.extend_from_slice(parts[1]);
-        }
+        self.literals.extend_from_slice(&CONTEXT_HEAD);
+        let (list, context) = (&mut self.context_list, &mut self.literals);
+        self.context_pages = recent.take(store, pages, list, context);
+        self.literals.truncate(context_len(self.context_pages));
     }
 
     /// All bytes that are to be squeezed.
@@ -210,11 +206,12 @@ impl Sections {
         zstd: &mut Compressor,
         body: &mut [u8],
     ) -> Option<(u8, usize)> {
-        let (count, frame) = body.split_at_mut(CONTEXT_COUNT_BYTES);
-        let room = room(section).checked_sub(CONTEXT_COUNT_BYTES)?;
+        let list = &self.context_list;
+        let room = room(section).checked_sub(list.len())?;
+        let (head, frame) = body.split_at_mut(list.len());
         let len = zstd.compress(level, context, section, &mut frame[..room])?;
-        count.copy_from_slice(&(self.context_pages as u16).to_le_bytes());
-        Some((ZSTD_CONTEXT, CONTEXT_COUNT_BYTES + len))
+        head.copy_from_slice(list);
+        Some((ZSTD_CONTEXT, list.len() + len))
     }
 }
 
@@ -314,11 +311,16 @@ pub(super) fn open<'a>(
             if i != LITERALS {
                 return Err(DecodeError::BadSections);
             }
-            let (taken, rest) = scratch
-                .split_at_mut_checked(CONTEXT_BYTES_MAX)
+            // What is decompressed lies right behind it.
+            let (head, room) = scratch
+                .split_first_chunk_mut()
                 .ok_or(DecodeError::BadSections)?;
-            scratch = rest;
-            (context, body) = take_context(body, store, taken)?;
+            *head = CONTEXT_HEAD;
+            let mut list = Reader::new(body);
+            let len = CONTEXT_HEAD.len() + recent::read(&mut list, store, room)?;
+            body = list.rest();
+            let (taken, rest) = scratch.split_at_mut(len);
+            (context, scratch) = (&*taken, rest);
         }
         let (clear, rest) = scratch
             .split_at_mut_checked(clear_len)
@@ -344,31 +346,4 @@ pub(super) fn open<'a>(
         kinds,
         filtered,
     })
-}
-
-/// The context that `body` names, at the end of `room` so that what is decompressed lies right behind it, and
-/// the frame.
-fn take_context<'b, 'r>(
-    body: &'b [u8],
-    store: Option<&PageStore>,
-    room: &'r mut [u8],
-) -> Result<(&'r [u8], &'b [u8]), DecodeError> {
-    let (count, frame) = body
-        .split_first_chunk::<CONTEXT_COUNT_BYTES>()
-        .ok_or(DecodeError::BadSections)?;
-    let pages = u32::from(u16::from_le_bytes(*count));
-    if pages == 0 || pages > CONTEXT_PAGES_MAX {
-        return Err(DecodeError::BadContext { pages });
-    }
-    let parts = store
-        .and_then(|store| store.recent(pages))
-        .ok_or(DecodeError::BadContext { pages })?;
-    let from = room.len() - context_len(pages);
-    let context = &mut room[from..];
-    let mut at = 0;
-    for part in [&CONTEXT_HEAD, parts[0], parts[1]] {
-        context[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
-    }
-    Ok((context, frame))
 }

@@ -11,9 +11,10 @@ use super::encoder::EncodeStats;
 use super::filter::Filter;
 use super::items::{Item, Items};
 use super::known::{BlockCursor, KnownPages};
-use super::prefetch::prefetch_page;
 use super::ops::{BlockJump, Class, Jump, Op};
+use super::prefetch::prefetch_page;
 use super::rebuild::Rebuild;
+use super::recent::Recent;
 use super::sections::{Opened, Sections};
 use super::simd::Simd;
 use super::store::SlotId;
@@ -31,6 +32,7 @@ pub(super) struct History<'a> {
     pub(super) contents: &'a mut ContentIndex,
     /// Blocks that the receiver holds.
     pub(super) known: &'a mut KnownPages,
+    pub(super) recent: &'a mut Recent,
     pub(super) simd: Simd,
 }
 
@@ -190,6 +192,9 @@ impl History<'_> {
         };
         let slot = self.store.insert_at(own, addr, page);
         self.contents.note(hash, slot);
+        if class == Class::Literal {
+            self.recent.note(slot);
+        }
         (class, block)
     }
 

@@ -11,8 +11,8 @@ mod plain;
 
 use anyhow::{Context as _, ensure};
 use dwcp_dataplane::codec::{
-    Choice, ChoiceReason, CodecConfig, CodecVersion, Decoder, EncodeStats, Encoder, Method, Page,
-    Sections, Strand,
+    Choice, ChoiceReason, CodecConfig, CodecVersion, Decoder, EncodeStats, Encoder, Page, Sections,
+    Strand,
 };
 use dwcp_dataplane::stream::PAGE_BYTES;
 use dwcp_hugepages::arena::BackingPolicy;
@@ -100,7 +100,7 @@ fn config() -> CodecConfig {
         backing: BackingPolicy::PreferHuge,
         key: [7; 32],
         zstd_level_min: 1,
-        zstd_level_max: 1,
+        zstd_level_max: 9,
     }
 }
 
@@ -110,11 +110,11 @@ fn measure(path: Path, data: &[Page], rounds: usize) -> anyhow::Result<Samples> 
     let (mut encoder, mut decoder) = (Encoder::new(&config)?, Decoder::new(&config)?);
     encoder.use_baselines(feed.baselines());
     decoder.use_baselines(feed.baselines());
-    let mut plain = Plain::new(path.method())?;
+    let mut plain = Plain::new(path.method(), path.level())?;
     let mut bench = Bench {
         choice: Choice {
             method: path.method(),
-            level: i32::from(path.method() == Method::Zstd),
+            level: path.level(),
             reason: ChoiceReason::Soonest,
         },
         strand: Strand::new(&config)?,

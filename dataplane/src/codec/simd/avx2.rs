@@ -3,9 +3,9 @@
 //! In and out: see the parent. Promise: called only where AVX2 and POPCNT were seen.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_castsi256_pd, _mm256_cmpeq_epi8, _mm256_cmpeq_epi32, _mm256_cmpeq_epi64,
-    _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_movemask_pd, _mm256_or_si256,
-    _mm256_testz_si256,
+    __m256i, _mm_sfence, _mm256_castsi256_pd, _mm256_cmpeq_epi8, _mm256_cmpeq_epi32,
+    _mm256_cmpeq_epi64, _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_movemask_pd,
+    _mm256_or_si256, _mm256_stream_si256, _mm256_testz_si256,
 };
 
 use super::{COMPARED_FROM, WordBitmap};
@@ -57,4 +57,23 @@ pub(super) fn is_zero(page: &Page) -> bool {
         }
         _mm256_testz_si256(or, or) == 1
     })
+}
+
+/// May [`copy_past_caches`] write there?
+pub(super) fn is_aligned(to: &Page) -> bool {
+    to.as_ptr().addr().is_multiple_of(32)
+}
+
+/// `to` is aligned, or the copy panics.
+#[target_feature(enable = "avx2")]
+pub(super) fn copy_past_caches(from: &Page, to: &mut Page) {
+    assert!(is_aligned(to), "the processor would refuse the store");
+    let (from, _) = from.as_chunks::<32>();
+    let (to, _) = to.as_chunks_mut::<32>();
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: a store through a pointer; the reference covers exactly the 32 bytes written, and is aligned.
+        unsafe { _mm256_stream_si256(to.as_mut_ptr().cast(), load(from)) };
+    }
+    // Such stores wait in buffers of their own: nobody, this thread among them, may read there before this.
+    _mm_sfence();
 }

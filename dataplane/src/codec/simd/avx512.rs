@@ -3,8 +3,8 @@
 //! In and out: see the parent. Promise: called only where AVX-512 F was seen. What few pages need stays with 256 bits.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_cmpneq_epi64_mask, _mm512_loadu_si512, _mm512_or_si512,
-    _mm512_test_epi64_mask,
+    __m512i, _mm_sfence, _mm512_cmpneq_epi64_mask, _mm512_loadu_si512, _mm512_or_si512,
+    _mm512_stream_si512, _mm512_test_epi64_mask,
 };
 
 use super::WordBitmap;
@@ -41,4 +41,23 @@ pub(super) fn is_zero(page: &Page) -> bool {
         }
         _mm512_test_epi64_mask(or, or) == 0
     })
+}
+
+/// May [`copy_past_caches`] write there?
+pub(super) fn is_aligned(to: &Page) -> bool {
+    to.as_ptr().addr().is_multiple_of(64)
+}
+
+/// `to` is aligned, or the copy panics.
+#[target_feature(enable = "avx512f")]
+pub(super) fn copy_past_caches(from: &Page, to: &mut Page) {
+    assert!(is_aligned(to), "the processor would refuse the store");
+    let (from, _) = from.as_chunks::<64>();
+    let (to, _) = to.as_chunks_mut::<64>();
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: a store through a pointer; the reference covers exactly the 64 bytes written, and is aligned.
+        unsafe { _mm512_stream_si512(to.as_mut_ptr().cast(), load(from)) };
+    }
+    // Such stores wait in buffers of their own: nobody, this thread among them, may read there before this.
+    _mm_sfence();
 }

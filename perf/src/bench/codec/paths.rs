@@ -27,10 +27,11 @@ pub(super) enum Path {
     Stored,
     Lz4,
     Zstd1,
+    Random,
 }
 
 impl Path {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Zero,
         Self::Same,
         Self::Copy,
@@ -40,6 +41,7 @@ impl Path {
         Self::Stored,
         Self::Lz4,
         Self::Zstd1,
+        Self::Random,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -53,14 +55,23 @@ impl Path {
             Self::Stored => "new pages, stored",
             Self::Lz4 => "new pages, LZ4",
             Self::Zstd1 => "new pages, zstd 1",
+            Self::Random => "new random pages, zstd 9",
         }
     }
 
     pub(super) const fn method(self) -> Method {
         match self {
             Self::Lz4 => Method::Lz4,
-            Self::Zstd1 => Method::Zstd,
+            Self::Zstd1 | Self::Random => Method::Zstd,
             _ => Method::Stored,
+        }
+    }
+
+    pub(super) const fn level(self) -> i32 {
+        match self {
+            Self::Zstd1 => 1,
+            Self::Random => 9,
+            _ => 0,
         }
     }
 
@@ -71,7 +82,7 @@ impl Path {
             Self::Same | Self::Copy => stats.dup,
             Self::SmallDelta | Self::Delta => stats.delta,
             Self::Known => stats.known,
-            Self::Stored | Self::Lz4 | Self::Zstd1 => stats.literal,
+            Self::Stored | Self::Lz4 | Self::Zstd1 | Self::Random => stats.literal,
         }
     }
 }
@@ -98,7 +109,7 @@ impl Feed {
         feed.pages = match path {
             Path::Zero => vec![[0; PAGE_BYTES]; PAGES],
             Path::Same | Path::Copy | Path::SmallDelta | Path::Delta => random(PAGES),
-            Path::Known | Path::Stored => random(2 * PAGES),
+            Path::Known | Path::Stored | Path::Random => random(2 * PAGES),
             // Each page but with a stamp, so that none repeats.
             Path::Lz4 | Path::Zstd1 => (0..2 * PAGES)
                 .map(|at| {

@@ -14,13 +14,14 @@ use crate::encode::batches::Batch;
 /// See the module.
 pub(super) struct Plain {
     method: Method,
+    level: i32,
     context: Option<NonNull<zstd_sys::ZSTD_CCtx>>,
     pages: Vec<u8>,
     out: Vec<u8>,
 }
 
 impl Plain {
-    pub(super) fn new(method: Method) -> anyhow::Result<Self> {
+    pub(super) fn new(method: Method, level: i32) -> anyhow::Result<Self> {
         let context = if method == Method::Zstd {
             // SAFETY: a C function that takes nothing; `drop` gives back what it makes.
             let made = unsafe { zstd_sys::ZSTD_createCCtx() };
@@ -30,6 +31,7 @@ impl Plain {
         };
         Ok(Self {
             method,
+            level,
             context,
             pages: Vec::with_capacity(1 << 20),
             out: vec![0; 2 << 20],
@@ -86,7 +88,7 @@ impl Plain {
                 self.out.len(),
                 self.pages.as_ptr().cast::<c_void>(),
                 self.pages.len(),
-                1,
+                c_int::from(self.level),
             )
         };
         // SAFETY: a C function over an integer.
