@@ -19,6 +19,9 @@ const SAMPLE_BYTES: usize = 64;
 const NEWEST: f64 = 0.2;
 /// And of the first: one batch may be unlike all others.
 const FIRST: f64 = 0.5;
+/// A batch that took so many times longer a byte than was known counts as if it had taken that: its thread had to
+/// wait for a core. A method that became slow for good is known to be after a few batches all the same.
+const SLOWER_MAX: f64 = 4.0;
 
 impl Kind {
     /// All bytes alike.
@@ -65,6 +68,7 @@ struct Rate {
 impl Rate {
     fn take(&mut self, s: f64, ratio: f64) {
         let newest = if self.seen { NEWEST } else { FIRST };
+        let s = s.min(self.s * SLOWER_MAX);
         self.s += newest * (s - self.s);
         self.ratio += newest * (ratio - self.ratio);
         self.seen = true;
@@ -140,6 +144,18 @@ mod tests {
             (Kind::of(&[]), Kind::of(&text), Kind::of(&noise)),
             (Kind(0), Kind(0), Kind(3))
         );
+    }
+
+    #[test]
+    fn a_thread_that_waited_for_a_core_once_does_not_make_a_method_slow() {
+        let mut rates = Rates::guessed(1e-9, 0.5);
+        (0..50).for_each(|_| rates.observe(Kind(1), 4e-9, 0.2));
+        rates.observe(Kind(1), 4e-6, 0.2);
+        let after_one = rates.of(Kind(1)).0;
+        assert!(after_one < 8e-9, "{after_one}");
+        (0..20).for_each(|_| rates.observe(Kind(1), 40e-9, 0.2));
+        let for_good = rates.of(Kind(1)).0;
+        assert!(for_good > 38e-9, "{for_good}");
     }
 
     #[test]

@@ -220,6 +220,10 @@ impl Session {
         link.outbound.lane_up(up.lane)?;
         link.outbound.heard(now);
         link.inbound.want_ack();
+        if self.bundle.count_up() == 1 {
+            // A batch that is cut before the path is known to be far would be in its lane for long.
+            self.learn_delay(hands);
+        }
         if matches!(
             self.state,
             SessionState::Waiting | SessionState::Reconnecting
@@ -362,7 +366,7 @@ impl Session {
         }
         self.look_at_share(hands);
         if let Some(link) = self.link.as_mut() {
-            let waiting = link.outbound.has_queued();
+            let waiting = link.outbound.has_queued() || link.outbound.is_path_full();
             link.wire_rate
                 .look(hands.now_ns, self.picture.wire_bytes_sent, waiting);
             let resent = link.outbound.resent_batches();
@@ -451,19 +455,7 @@ impl Session {
         self.want_lanes(hands);
         self.retire_lanes(hands);
         self.pace_lanes(hands);
-        // The kernel's own smallest sample knows nothing of queues or of a busy processor, nor of a path that
-        // became longer since.
-        let first = self.bundle.up().next();
-        if let (Some(link), Some(id)) = (self.link.as_mut(), first)
-            && let Some(stats) = hands.lanes.stats(id)
-        {
-            self.path.floor.note_below(stats.rtt_min_us);
-            let floor_us = self.path.floor.us();
-            link.outbound.expect_delay(u64::from(floor_us) * 1_000);
-            let carried = link.outbound.carried_bytes_per_s();
-            link.wire_rate.set_path(floor_us, carried);
-            self.note_path(floor_us);
-        }
+        self.learn_delay(hands);
         self.count_retransmits(hands);
         while let Some(verdict) = self
             .link
@@ -494,6 +486,22 @@ impl Session {
         }
         self.dial_missing(hands);
         Ok(())
+    }
+
+    /// Learns how long the path is: from the kernel's own smallest sample, which knows nothing of queues or of a
+    /// busy processor, nor of a path that became longer since.
+    fn learn_delay<G: LaneGroup>(&mut self, hands: &Hands<'_, G>) {
+        let first = self.bundle.up().next();
+        if let (Some(link), Some(id)) = (self.link.as_mut(), first)
+            && let Some(stats) = hands.lanes.stats(id)
+        {
+            self.path.floor.note_below(stats.rtt_min_us);
+            let floor_us = self.path.floor.us();
+            link.outbound.expect_delay(u64::from(floor_us) * 1_000);
+            let carried = link.outbound.carried_bytes_per_s();
+            link.wire_rate.set_path(floor_us, carried);
+            self.note_path(floor_us);
+        }
     }
 
     /// Counts what the network below a lane sent again: one lane after the other, for it may cost a

@@ -288,12 +288,14 @@ impl Session {
             }
         }
         let ping_ns = link.outbound.take_ping_ns();
-        // Nobody waits for a probe while a guest does.
-        let may_probe = !self.share.in_tail && !self.destination_may_run;
+        // Nobody waits for a probe while a guest does, nor while the path carries what it can.
+        let guest_waits = self.share.in_tail || self.destination_may_run;
         let Some(sample) = self.path.sample(now_ns, ping_ns, lanes_up) else {
             return;
         };
-        if self.path.floor.sample(sample.rtt_us, may_probe, now_ns) {
+        link.outbound.note_rtt(u64::from(sample.rtt_us) * 1_000);
+        let doubts = !guest_waits && !link.outbound.is_at_best(sample.bytes_per_s);
+        if self.path.floor.sample(sample.rtt_us, doubts, now_ns) {
             self.bundle.up().for_each(|id| hands.lanes.learn_anew(id));
             self.streams.begin_anew();
         }

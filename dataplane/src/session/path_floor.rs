@@ -117,19 +117,19 @@ impl PathFloor {
         held.saturating_add(held / 2)
     }
 
-    /// A sample's round trip. `may_probe`: bulk may wait for a moment. Says whether the path has become a much
-    /// shorter one.
-    pub(super) fn sample(&mut self, rtt_us: u32, may_probe: bool, now_ns: u64) -> bool {
+    /// A sample's round trip. `doubts`: bulk may wait for a moment, and the path does not carry what it carried at
+    /// best, so that the queue cannot be the session's own. Says whether the path has become a much shorter one.
+    pub(super) fn sample(&mut self, rtt_us: u32, doubts: bool, now_ns: u64) -> bool {
         self.lower(rtt_us);
         if let Probe::Asked { at_ns } = self.probe
             && now_ns.saturating_sub(at_ns) > ANSWER_NS
         {
             self.rest(REST_NS, now_ns);
         }
-        let longer = self.below_us > 0 && rtt_us > self.doubt_us();
+        let longer = doubts && self.below_us > 0 && rtt_us > self.doubt_us();
         self.longer = if longer { self.longer + 1 } else { 0 };
         let due = self.longer >= LONGER_SAMPLES && now_ns >= self.rests_until_ns;
-        if due && may_probe && self.probe == Probe::None && rtt_us <= PROBED_US_MAX {
+        if due && self.probe == Probe::None && rtt_us <= PROBED_US_MAX {
             let empty_ns = u64::from(rtt_us + GRACE_US) * 1_000;
             self.probe = Probe::Emptying {
                 until_ns: now_ns + empty_ns,
@@ -285,16 +285,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_waits_in_the_first_seconds_or_in_a_switchover() {
+    fn nothing_waits_in_the_first_seconds_or_in_a_switchover_or_at_the_best_rate() {
         let mut floor = near();
         assert_eq!(run(&mut floor, 0, 2_900, 80_000, 0), 0);
         for ms in 30..60 {
             floor.sample(80_000, false, ms * 100 * MS);
             assert!(!floor.holds_back());
         }
-        floor.sample(80_000, true, 6_000 * MS);
+        for ms in 60..63 {
+            floor.sample(80_000, true, ms * 100 * MS);
+            assert!(!floor.holds_back());
+        }
+        floor.sample(80_000, true, 6_300 * MS);
         assert!(floor.holds_back());
-        floor.give_up(6_010 * MS);
+        floor.give_up(6_310 * MS);
         assert!(!floor.holds_back() && !floor.wants_ping(9_000 * MS));
     }
 

@@ -40,6 +40,8 @@ impl<F: FrameHandle> Outbound<F> {
         if let State::InFlight(lane) = slot.state {
             self.lanes.take_off_the_way(lane, slot.wire_bytes);
         }
+        self.drop_hedge(seq);
+        let slot = &mut self.slots[slot_of(seq)];
         if slot.state != State::Received && slot.times_sent > 0 {
             self.far.on_received(slot.first_wire_bytes);
         }

@@ -20,6 +20,8 @@ const FAR_NS: u64 = 5_000_000;
 /// The far hypervisor may have so much yet to take of what has come, in time at its best rate: a hole in the
 /// sequence that is filled hands it all that came behind the hole at once.
 const SLACK_NS: u64 = 50_000_000;
+/// And at least this part of all that may be held.
+const BEHIND_PART: u64 = 4;
 /// What a path is taken to carry while its rate is still being found out, bytes a second. The connections
 /// below begin slowly whatever they are given; with less than this they would be kept waiting as well.
 const FIRST_GUESS_BYTES_PER_S: u64 = 40_000_000;
@@ -34,6 +36,12 @@ const FRAME_NS: u64 = 30_000_000;
 const LEAN_NS: u64 = 10_000_000;
 /// And so much of what the path is known to carry.
 const LEAN_PERCENT: u64 = 115;
+/// The path is full when so much of what may be on the way is: the rest is the queue that keeps it so.
+const FULL_PERCENT: u64 = 70;
+/// With less than this of it on the way, the line stands still for a while to come.
+const ROOM_PERCENT: u64 = 50;
+/// A queue of less than this may be one of packets that came together.
+const QUEUE_NS_MIN: u64 = 25_000_000;
 /// Packets of a frame, more or less.
 const FRAME_PACKETS: f32 = 50.0;
 
@@ -86,6 +94,16 @@ impl FarPath {
         self.delay_ns = delay_ns;
     }
 
+    /// A packet takes so long at present. A queue in front of it says that the path carries no more: what is on the
+    /// way grows no further, or the queue would overflow and every lane have to mend what it lost at once.
+    pub fn note_rtt(&mut self, rtt_ns: u64) {
+        let queue_ns = rtt_ns.saturating_sub(self.delay_ns);
+        if self.is_far && queue_ns > QUEUE_NS_MIN.max(self.delay_ns / 2) {
+            self.wire.end_startup();
+            self.guess_over = true;
+        }
+    }
+
     /// The network below sends this share of its packets again. A frame of many packets is then whole one more
     /// round trip later as a rule, and that much more is on the way.
     pub fn expect_loss(&mut self, share: f32) {
@@ -109,6 +127,32 @@ impl FarPath {
     #[must_use]
     pub fn may_send(&self) -> bool {
         !self.is_far || self.on_the_way_bytes() < self.wire_limit_bytes()
+    }
+
+    /// Is there as much on the way as the path itself holds? Then it is what limits, though nothing waits for it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let full = self.wire_limit_bytes() / 100 * FULL_PERCENT;
+        self.is_far && self.on_the_way_bytes() >= full
+    }
+
+    /// Is it a far path with room on it for what may not be needed?
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let some = self.wire_limit_bytes() / 100 * ROOM_PERCENT;
+        self.is_far && self.on_the_way_bytes() < some && !self.is_starting()
+    }
+
+    /// What was sent longer ago over a path with room on it, and is not known to have come, is late.
+    #[must_use]
+    pub const fn late_ns(&self) -> u64 {
+        self.delay_ns + self.delay_ns / 2 + self.loss_delay_ns + FRAME_NS
+    }
+
+    /// What may be on the way.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.wire_limit_bytes()
     }
 
     /// Is the path's rate still being found out?
@@ -191,16 +235,23 @@ impl FarPath {
     }
 
     /// What may be held between the hypervisors on a far path, raw bytes: up to `limit_bytes` while the one
-    /// there keeps up, which takes `rate_bytes_per_s` at best.
+    /// there keeps up, which takes `rate_bytes_per_s` at best. While it does not, as much as it takes in the time
+    /// that bytes need to come to it, and the slack: to stop until it has caught up would leave the path empty
+    /// for one more round trip each time.
     #[must_use]
     pub fn held_limit_bytes(&self, rate_bytes_per_s: u64, limit_bytes: u64) -> u64 {
-        let slack = u128::from(rate_bytes_per_s) * u128::from(SLACK_NS) / 1_000_000_000;
+        let taken_in = |ns: u64| {
+            let bytes = u128::from(rate_bytes_per_s) * u128::from(ns) / 1_000_000_000;
+            u64::try_from(bytes).unwrap_or(u64::MAX)
+        };
         let behind = self.confirmed_bytes.saturating_sub(self.delivered_bytes);
-        if u128::from(behind) <= slack.max(u128::from(self.floor_bytes)) {
-            limit_bytes
-        } else {
-            self.floor_bytes
+        // At the beginning nobody knows yet what it takes at best.
+        let unseen = self.floor_bytes.max(limit_bytes / BEHIND_PART);
+        if behind <= taken_in(SLACK_NS).max(unseen) {
+            return limit_bytes;
         }
+        let on_its_way = taken_in(self.delay_ns + SLACK_NS);
+        on_its_way.max(self.floor_bytes).min(limit_bytes)
     }
 
     /// Wire bytes a second at best, and whether the path may carry more than was seen.
@@ -273,6 +324,21 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_ends_the_search_for_more() {
+        let (rate, delay_ns) = (25_000_000, 80 * MS);
+        let mut path = far(delay_ns);
+        run(&mut path, 0, 400, rate, delay_ns);
+        path.note_rtt(100 * MS);
+        assert!(path.is_starting(), "no queue to speak of");
+        path.note_rtt(130 * MS);
+        assert!(!path.is_starting());
+        run(&mut path, 400, 1_000, rate, delay_ns);
+        let (_, most) = run(&mut path, 1_500, 1_000, rate, delay_ns);
+        let product = rate / 1_000 * (delay_ns + FRAME_NS) / MS;
+        assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
+    }
+
+    #[test]
     fn a_near_path_is_not_limited_here() {
         let mut path = far(200_000);
         for _ in 0..1_000 {
@@ -302,15 +368,17 @@ mod tests {
     }
 
     #[test]
-    fn reading_stops_while_the_far_hypervisor_does_not_keep_up() {
+    fn reading_slows_down_while_the_far_hypervisor_does_not_keep_up() {
         let mut path = far(80 * MS);
-        path.on_confirmed(10 * FLOOR);
-        path.on_ack(9 * FLOOR, Nanos(MS));
+        path.on_confirmed(FLOOR + LIMIT / BEHIND_PART);
+        path.on_ack(FLOOR, Nanos(MS));
         assert_eq!(path.held_limit_bytes(0, LIMIT), LIMIT);
         path.on_confirmed(1);
         assert_eq!(path.held_limit_bytes(0, LIMIT), FLOOR);
-        // One that takes 100 MB a second may be 5 MB behind.
-        assert_eq!(path.held_limit_bytes(100_000_000, LIMIT), LIMIT);
+        // What it takes while bytes come to it, and the slack.
+        assert_eq!(path.held_limit_bytes(100_000_000, LIMIT), 13_000_000);
+        // One that takes 400 MB a second may be 20 MB behind.
+        assert_eq!(path.held_limit_bytes(400_000_000, LIMIT), LIMIT);
     }
 
     #[test]

@@ -5,6 +5,9 @@
 use super::Outbound;
 use crate::transport::{FrameHandle, Nanos};
 
+/// Less than this of the best rate says that the path changed, or that another shares it.
+const AT_BEST_PERCENT: u64 = 85;
+
 impl<F: FrameHandle> Outbound<F> {
     /// Does a batch wait for a lane?
     pub fn has_queued(&mut self) -> bool {
@@ -33,6 +36,19 @@ impl<F: FrameHandle> Outbound<F> {
         } else {
             self.window.bytes()
         }
+    }
+
+    /// See [`super::far::FarPath::is_full`].
+    #[must_use]
+    pub fn is_path_full(&self) -> bool {
+        self.far.is_full()
+    }
+
+    /// Is this about as much as a far path carried at best, bytes a second?
+    #[must_use]
+    pub fn is_at_best(&self, bytes_per_s: u64) -> bool {
+        let (best, _) = self.far.carried_bytes_per_s();
+        self.far.is_far() && bytes_per_s >= best / 100 * AT_BEST_PERCENT
     }
 
     /// Wire bytes that a frame should have at most on a far path, so that none holds the sequence up for

@@ -11,6 +11,7 @@ pub mod credit;
 mod express;
 pub mod far;
 mod figures;
+mod hedge;
 pub mod lanes;
 mod reserved;
 pub mod silence;
@@ -24,6 +25,7 @@ use super::{
 };
 use credit::Credit;
 use far::FarPath;
+use hedge::Hedges;
 use lanes::{Lanes, SmoothedRtt};
 use silence::Silence;
 pub use step::{SendStep, Verdict};
@@ -106,6 +108,8 @@ struct Slot<F> {
     /// Of the frame as it was last sent, and as it first was.
     wire_bytes: u64,
     first_wire_bytes: u64,
+    /// The lane of a second copy, while the first is in flight.
+    hedge: Option<LaneIx>,
 }
 
 /// See the module.
@@ -126,6 +130,7 @@ pub struct Outbound<F> {
     credit: Credit,
     window: Window,
     far: FarPath,
+    hedges: Hedges,
     /// See [`Self::open_reserve`].
     reserve_bytes: u64,
     batch_rtt: SmoothedRtt,
@@ -159,6 +164,7 @@ impl<F: FrameHandle> Outbound<F> {
             times_sent: 0,
             wire_bytes: 0,
             first_wire_bytes: 0,
+            hedge: None,
         };
         Self {
             slots: (0..MAX_IN_FLIGHT).map(|_| slot()).collect(),
@@ -171,6 +177,7 @@ impl<F: FrameHandle> Outbound<F> {
             credit: Credit::new(),
             window: Window::new(config.window_floor_bytes, config.window_limit_bytes, now),
             far: FarPath::new(config.window_floor_bytes, config.window_limit_bytes, now),
+            hedges: Hedges::default(),
             reserve_bytes: 0,
             batch_rtt: SmoothedRtt::default(),
             ping_rtt: SmoothedRtt::default(),
@@ -273,7 +280,7 @@ impl<F: FrameHandle> Outbound<F> {
             return SendStep::Idle;
         }
         let Some(seq) = self.oldest_express().or_else(|| self.oldest_queued()) else {
-            return SendStep::Idle;
+            return self.hedge(now, allow_v3, &mut backlog_bytes);
         };
         let slot = &mut self.slots[slot_of(seq)];
         if !allow_v3 && slot.meta.version == Version::V3 {
@@ -313,6 +320,10 @@ impl<F: FrameHandle> Outbound<F> {
     /// The lane would not take the frame that [`Self::poll_send`] just gave for it: the batch waits
     /// again.
     pub fn take_back(&mut self, seq: BatchSeq) {
+        if self.drop_hedge(seq) {
+            // The first copy is where it was.
+            return;
+        }
         let slot = &mut self.slots[slot_of(seq)];
         if let State::InFlight(lane) = slot.state
             && (self.base..self.next).contains(&seq)
@@ -421,6 +432,8 @@ impl<F: FrameHandle> Outbound<F> {
         if let State::InFlight(lane) = slot.state {
             self.lanes.take_off_the_way(lane, slot.wire_bytes);
         }
+        self.drop_hedge(seq);
+        let slot = &mut self.slots[slot_of(seq)];
         // Its first copy arrived after all, while it waited to go out again.
         self.express_queued -= usize::from(slot.meta.express && slot.state == State::Queued);
         slot.state = State::Received;
@@ -494,7 +507,13 @@ impl<F: FrameHandle> Outbound<F> {
     fn requeue(&mut self, lane: LaneIx) {
         for seq in (self.base.0..self.next.0).rev().map(BatchSeq) {
             let slot = &mut self.slots[slot_of(seq)];
+            if slot.hedge == Some(lane) {
+                self.drop_hedge(seq);
+            }
+            let slot = &mut self.slots[slot_of(seq)];
             if slot.state == State::InFlight(lane) {
+                self.drop_hedge(seq);
+                let slot = &mut self.slots[slot_of(seq)];
                 slot.state = State::Queued;
                 self.lanes.take_off_the_way(lane, slot.wire_bytes);
                 self.express_queued += usize::from(slot.meta.express);

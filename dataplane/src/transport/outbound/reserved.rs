@@ -44,6 +44,7 @@ impl<F: FrameHandle> Outbound<F> {
             times_sent: 0,
             wire_bytes: 0,
             first_wire_bytes: 0,
+            hedge: None,
         };
         self.next = seq.next();
         Ok(seq)

@@ -463,3 +463,77 @@ fn what_the_peer_has_and_cannot_use_goes_out_again_in_another_encoding() {
     }
     assert!(send_all(&mut outbound, at(5)).is_empty());
 }
+
+/// A far path of 100 ms whose rate is known, with nothing on it.
+fn far_and_known(outbound: &mut Outbound<Frame>) -> u64 {
+    outbound.expect_delay(100 * MS);
+    for round in 0..30 {
+        push(outbound, Version::V1, at(round * 100));
+        send_all(outbound, at(round * 100));
+        let seq = outbound.next_seq().0;
+        outbound
+            .on_ack(&ack(seq, &[]), at(round * 100 + 100), |_| ())
+            .unwrap();
+    }
+    outbound.next_seq().0
+}
+
+#[test]
+fn a_late_batch_gets_one_copy_over_another_lane_while_there_is_room() {
+    let mut outbound = outbound(4);
+    let first = far_and_known(&mut outbound);
+    push(&mut outbound, Version::V1, at(5_000));
+    let sent = send_all(&mut outbound, at(5_000));
+    assert_eq!(sent.len(), 1);
+    let lane = sent[0].0;
+    assert_eq!(send_all(&mut outbound, at(5_170)), [], "not late yet");
+    let copies = send_all(&mut outbound, at(5_190));
+    assert_eq!(copies.len(), 1);
+    assert_eq!(copies[0].1, first);
+    assert_ne!(copies[0].0, lane);
+    assert_eq!(send_all(&mut outbound, at(5_600)), [], "once");
+    // The copy's lane goes: another may be made, for the first copy is where it was.
+    outbound.lane_down(LaneIx(copies[0].0));
+    assert_eq!(send_all(&mut outbound, at(5_700)).len(), 1);
+    // So does the lane of the first: it is sent again as ever, and nothing is left on any lane's account.
+    outbound.lane_down(LaneIx(lane));
+    assert_eq!(send_all(&mut outbound, at(5_800)).len(), 1);
+    outbound
+        .on_ack(&ack(first + 1, &[]), at(5_900), |_| ())
+        .unwrap();
+    for lane in 0..4 {
+        assert_eq!(outbound.lanes.on_the_way_bytes(LaneIx(lane)), 0);
+    }
+}
+
+#[test]
+fn a_copy_that_its_lane_refuses_leaves_the_first_where_it_was() {
+    let mut outbound = outbound(2);
+    let first = far_and_known(&mut outbound);
+    push(&mut outbound, Version::V3, at(5_000));
+    let SendStep::Send(lane, _) = outbound.poll_send(at(5_000), true, |_| 0) else {
+        panic!()
+    };
+    let late = at(5_400);
+    assert!(matches!(
+        outbound.poll_send(late, false, |_| 0),
+        SendStep::Idle
+    ));
+    let SendStep::Send(other, _) = outbound.poll_send(at(5_410), true, |_| 0) else {
+        panic!("no copy")
+    };
+    assert_ne!(other, lane);
+    outbound.take_back(BatchSeq(first));
+    assert_eq!(outbound.lanes.on_the_way_bytes(other), 0);
+    assert_eq!(outbound.lanes.on_the_way_bytes(lane), 8);
+    outbound.lane_down(lane);
+    assert_eq!(send_all(&mut outbound, at(5_500)), [(other.0, first)]);
+}
+
+#[test]
+fn nothing_is_copied_on_a_near_path() {
+    let mut outbound = outbound(2);
+    push(&mut outbound, Version::V1, at(0));
+    assert_eq!(send_all(&mut outbound, at(0)).len(), 1);
+    assert_eq!(send_all(&mut outbound, at(900)), []);
+}

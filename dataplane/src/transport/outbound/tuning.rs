@@ -12,6 +12,11 @@ impl<F: FrameHandle> Outbound<F> {
         self.far.expect_delay(delay_ns);
     }
 
+    /// See [`super::far::FarPath::note_rtt`].
+    pub fn note_rtt(&mut self, rtt_ns: u64) {
+        self.far.note_rtt(rtt_ns);
+    }
+
     /// See [`super::far::FarPath::set_lean`].
     pub const fn set_lean(&mut self, is_lean: bool) {
         self.far.set_lean(is_lean);

@@ -297,6 +297,13 @@ impl Window {
         self.rate.max()
     }
 
+    /// The path is known to carry no more than was seen.
+    pub const fn end_startup(&mut self) {
+        if matches!(self.phase, Phase::Startup { .. }) {
+            self.phase = Phase::Cruise;
+        }
+    }
+
     /// Does the rate still grow, so that the path may carry more than was seen?
     #[must_use]
     pub const fn is_starting(&self) -> bool {
