@@ -73,7 +73,9 @@ pub(super) fn put(out: &mut Vec<u8>, old: &Page, new: &Page, bitmap: &WordBitmap
         }
         at = end;
     }
-    len += put_count(&mut room[len..], WORDS - at);
+    if at < WORDS {
+        len += put_count(&mut room[len..], WORDS - at);
+    }
     // SAFETY: the vector's own memory, of which the bytes behind its end, up to `len`, were written just now.
     unsafe { out.set_len(before + len) };
 }

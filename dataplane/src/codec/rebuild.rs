@@ -146,7 +146,13 @@ impl<'a> Rebuild<'a> {
         slot: SlotId,
     ) -> Result<(), DecodeError> {
         self.copy(addr, header, slot)?;
-        self.store_page(addr);
+        // Copies tend to come from nearby, so what they overwrite is in the caches already.
+        if let Some(page) = self.out[self.at..].first_chunk::<PAGE_BYTES>()
+            && !self.simd.is_zero(page)
+        {
+            self.store.insert(addr, page);
+        }
+        self.at += PAGE_BYTES;
         Ok(())
     }
 
