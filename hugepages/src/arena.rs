@@ -138,6 +138,10 @@ impl Arena {
             bytes,
             source,
         })?;
+        if backing == BackingPolicy::PreferHuge && bytes >= HUGE_PAGE_BYTES {
+            // A page fault for each 4 KiB costs more than what is then written there.
+            mapping.advise_huge();
+        }
         Ok(Self::over(
             name,
             mapping,

@@ -185,7 +185,7 @@ impl<'a> Adding<'a> {
         };
         self.entries.push(Entry {
             digest,
-            hash: self.store.secret.hash(block),
+            hash: self.store.hash.of(block),
             place,
         });
         if self.buffer.len() >= WRITE_BYTES {

@@ -1,20 +1,26 @@
 //! A manifest in memory.
 //!
 //! In: the contents of a page, or the number of a block. Out: the number of the block that is equal, or the
-//! block. Promises: a block is equal only if its BLAKE3 digest is, and is handed out only if its digest
-//! agrees, whatever became of the disk; finding takes no system call, reading takes one; neither allocates.
+//! block. Promises: a block is equal only if its BLAKE3 digest is, and is handed out only if its digest, or in
+//! a run its fast hash, agrees, whatever became of the disk; finding takes no system call, reading one a block
+//! or one a run; none allocates.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use crate::block::{BLOCK_BYTES, Block, Digest, Secret, digest};
+use crate::block::{BLOCK_BYTES, Block, Digest, digest};
+use crate::hash::PageHash;
 use crate::manifest::{Entry, Kind};
 use crate::names::{ManifestId, Tenant};
 
 /// Memory that one block of a loaded manifest takes, at most, in bytes: digest 32, hash 8, place 8, and up to
 /// four table entries of 4.
 pub const BYTES_A_BLOCK: usize = 64;
+
+/// Blocks that are read with one call at most.
+const RUN_MAX: usize = 64;
 
 /// Why a block was not handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +43,7 @@ pub struct Baseline {
     segments: Vec<File>,
     /// Block number plus one by the low bits of its hash; zero is empty.
     table: Box<[u32]>,
-    secret: Arc<Secret>,
+    hash: Arc<PageHash>,
 }
 
 impl std::fmt::Debug for Baseline {
@@ -56,7 +62,7 @@ impl Baseline {
         (id, kind): (ManifestId, Kind),
         entries: &[Entry],
         segments: Vec<(u32, File)>,
-        secret: Arc<Secret>,
+        hash: Arc<PageHash>,
     ) -> Option<Self> {
         let mut places = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -83,7 +89,7 @@ impl Baseline {
             places: places.into_boxed_slice(),
             segments: segments.into_iter().map(|(_, file)| file).collect(),
             table,
-            secret,
+            hash,
         })
     }
 
@@ -114,7 +120,7 @@ impl Baseline {
     /// The fast hash that [`find`](Self::find) takes; the same for all manifests of a store.
     #[must_use]
     pub fn hash(&self, page: &Block) -> u64 {
-        self.secret.hash(page)
+        self.hash.of(page)
     }
 
     /// The block that is equal to a page of the fast hash `hash`. `page_digest` is asked for the page's digest
@@ -158,6 +164,74 @@ impl Baseline {
             Ok(())
         } else {
             Err(BlockError::Damaged)
+        }
+    }
+
+    /// Reads successive blocks from `first` on, each into the next of `pages`, and checks each by its fast hash:
+    /// nothing but chance, one in 2^64, lets damage pass. (Whoever releases blocks to a guest holds all of a batch
+    /// against a digest that the sender made of its own bytes.) `damaged` is told the place in the run of each
+    /// block that cannot be read, is not what it was, or does not exist; its page holds nothing of use then.
+    pub fn read_run<'a>(
+        &self,
+        first: u32,
+        pages: &mut dyn Iterator<Item = &'a mut Block>,
+        damaged: &mut dyn FnMut(u32),
+    ) {
+        let mut pages = pages.enumerate().peekable();
+        while let Some(&(nth, _)) = pages.peek() {
+            let from = first as usize + nth;
+            let mut run: [_; RUN_MAX] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+            let mut count = 0;
+            while count < RUN_MAX && self.follows(from, count) {
+                let Some((_, page)) = pages.next() else { break };
+                run[count] = IoSliceMut::new(page);
+                count += 1;
+            }
+            if count == 0 {
+                damaged(nth as u32);
+                pages.next();
+            }
+            self.read_together(from, &mut run[..count], &mut |at| damaged(nth as u32 + at));
+        }
+    }
+
+    /// Is there a block `from + count`, and does it lie `count` behind block `from`?
+    fn follows(&self, from: usize, count: usize) -> bool {
+        match (self.places.get(from), self.places.get(from + count)) {
+            (Some(begin), Some(place)) => {
+                begin.0 == place.0 && u64::from(begin.1) + count as u64 == u64::from(place.1)
+            }
+            _ => false,
+        }
+    }
+
+    /// Blocks that lie one behind the other, with one call if all can be read.
+    fn read_together(
+        &self,
+        from: usize,
+        mut run: &mut [IoSliceMut<'_>],
+        damaged: &mut dyn FnMut(u32),
+    ) {
+        let mut nth = 0;
+        while !run.is_empty() {
+            let (segment, index) = self.places[from + nth];
+            let at = u64::from(index) * BLOCK_BYTES as u64;
+            let bytes = rustix::io::preadv(&self.segments[segment as usize], run, at).unwrap_or(0);
+            let whole = (bytes / BLOCK_BYTES).min(run.len());
+            for page in &run[..whole] {
+                let page = page.first_chunk::<BLOCK_BYTES>();
+                if page.map(|page| self.hash.of(page)) != Some(self.hashes[from + nth]) {
+                    damaged(nth as u32);
+                }
+                nth += 1;
+            }
+            run = &mut run[whole..];
+            // The next one is what stopped it.
+            if !run.is_empty() {
+                damaged(nth as u32);
+                nth += 1;
+                run = &mut run[1..];
+            }
         }
     }
 

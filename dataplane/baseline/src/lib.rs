@@ -9,7 +9,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`names`] | tenants and manifest ids |
-//! | [`block`] | blocks, their digest and their fast keyed hash |
+//! | [`block`] | blocks and their digest |
+//! | [`hash`] | the fast keyed hash of a page |
 //! | [`manifest`] | the manifest file |
 //! | [`baseline`] | a manifest in memory: find a block by its contents, read one by its number |
 //! | [`store`] | the folder: open, list, load, remove, collect what is left over |
@@ -33,6 +34,7 @@ pub mod block;
 pub mod check;
 pub mod error;
 mod files;
+pub mod hash;
 pub mod image;
 pub mod manifest;
 pub mod names;

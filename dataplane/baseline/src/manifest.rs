@@ -54,17 +54,22 @@ impl Kind {
 
 /// One block of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) digest: Digest,
-    pub(crate) hash: u64,
-    pub(crate) place: Place,
+pub struct Entry {
+    /// What it is.
+    pub digest: Digest,
+    /// The fast hash of it under the store's key.
+    pub hash: u64,
+    /// Where it lies.
+    pub place: Place,
 }
 
 /// Where a block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Place {
-    pub(crate) segment: u32,
-    pub(crate) index: u32,
+pub struct Place {
+    /// Number of the segment.
+    pub segment: u32,
+    /// Blocks before it there.
+    pub index: u32,
 }
 
 /// What a manifest says of itself.
@@ -96,7 +101,8 @@ pub(crate) fn id_of<'a>(digests: impl Iterator<Item = &'a Digest>) -> ManifestId
 }
 
 /// The file for `summary`, whose id and number of blocks follow from `entries`.
-pub(crate) fn encode(summary: &Summary, entries: &[Entry]) -> Vec<u8> {
+#[must_use]
+pub fn encode(summary: &Summary, entries: &[Entry]) -> Vec<u8> {
     let mut end = summary.name.len().min(NAME_BYTES_MAX);
     while !summary.name.is_char_boundary(end) {
         end -= 1;
@@ -147,6 +153,9 @@ fn head(bytes: &[u8], file_bytes: u64) -> Option<(Summary, usize)> {
         _ => return None,
     };
     let name_bytes = usize::from(*fixed.get(41)?);
+    if name_bytes > NAME_BYTES_MAX {
+        return None;
+    }
     let blocks = word(64)?;
     let count = usize::try_from(blocks)
         .ok()
@@ -179,8 +188,9 @@ fn parse(bytes: &[u8]) -> Option<Head<'_>> {
     agrees.then_some(Head { summary, entries })
 }
 
-/// Reads a whole file.
-pub(crate) fn decode(bytes: &[u8]) -> Option<(Summary, Vec<Entry>)> {
+/// Reads a whole file; `None` if it is not what [`encode`] writes.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Option<(Summary, Vec<Entry>)> {
     let Head { summary, entries } = parse(bytes)?;
     let (chunks, _) = entries.as_chunks::<ENTRY_BYTES>();
     let entries = chunks
@@ -202,6 +212,21 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Summary, Vec<Entry>)> {
         })
         .collect();
     Some((summary, entries))
+}
+
+/// Makes id and checksum of a file those of its entries and bytes, as far as it has any: what is left to
+/// [`decode`] is all else that may be wrong with it. For fuzzing.
+pub fn put_right(file: &mut [u8]) {
+    let name_bytes = file.get(41).map_or(0, |len| usize::from(*len));
+    let Some((signed, checksum)) = file.split_last_chunk_mut::<CHECKSUM_BYTES>() else {
+        return;
+    };
+    if let Some(entries) = signed.get(HEAD_BYTES + name_bytes..) {
+        let (chunks, _) = entries.as_chunks::<ENTRY_BYTES>();
+        let id = id_of(chunks.iter().filter_map(|entry| entry.first_chunk::<32>()));
+        signed[8..40].copy_from_slice(&id.0);
+    }
+    *checksum = *blake3::hash(signed).as_bytes();
 }
 
 /// Reads what a file says of itself, without its checksum.
@@ -279,6 +304,33 @@ mod tests {
         let (summary, entries) = sample(1, &"é".repeat(150));
         let (read, _) = decode(&encode(&summary, &entries)).unwrap();
         assert_eq!(read.name, "é".repeat(100));
+    }
+
+    /// The fuzzer begins with a whole file, and with one whose id and checksum it must put right. After a change of
+    /// the format, run this with `WRITE_FUZZ_SEEDS=1` in the environment.
+    #[test]
+    fn the_fuzz_seeds_are_manifests() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/manifest");
+        let (summary, entries) = sample(3, "seed");
+        let whole = encode(&summary, &entries);
+        let mut bent = whole.clone();
+        bent[8] ^= 1;
+        bent[80] ^= 1;
+        for (name, kind, file) in [("whole", 0, whole), ("bent", 1, bent)] {
+            let path = folder.join(name);
+            if std::env::var_os("WRITE_FUZZ_SEEDS").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&path, [&[kind], &file[..]].concat()).unwrap();
+            }
+            let seed = std::fs::read(&path).unwrap();
+            let (kind, file) = seed.split_first().unwrap();
+            let mut file = file.to_vec();
+            assert_eq!(decode(&file).is_some(), *kind == 0);
+            put_right(&mut file);
+            let (summary, entries) = decode(&file).unwrap();
+            assert_eq!((summary.name.as_str(), entries.len()), ("seed", 3));
+            assert!(encode(&summary, &entries) == file);
+        }
     }
 
     proptest! {

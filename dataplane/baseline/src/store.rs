@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::baseline::{BYTES_A_BLOCK, Baseline};
-use crate::block::{BLOCK_BYTES, Secret};
+use crate::block::BLOCK_BYTES;
 use crate::error::StoreError;
 use crate::files;
+use crate::hash::PageHash;
 use crate::manifest::{self, Entry, Kind, Place, Summary};
 use crate::names::{ManifestId, Tenant};
 
@@ -36,7 +37,7 @@ pub struct Limits {
 pub struct Store {
     pub(crate) dir: PathBuf,
     pub(crate) limits: Limits,
-    pub(crate) secret: Arc<Secret>,
+    pub(crate) hash: Arc<PageHash>,
 }
 
 /// A manifest that is being written: its blocks are in use although no file names them yet.
@@ -67,11 +68,12 @@ impl Store {
     pub fn open(dir: &Path, limits: Limits) -> Result<Self, StoreError> {
         files::make_folder(&dir.join("tenants"))?;
         let lock = lock_file(dir)?;
-        let secret = Arc::new(Secret::new(&read_or_make_secret(dir, &lock)?));
+        let key = read_or_make_secret(dir, &lock)?;
+        let hash = Arc::new(PageHash::new(&key, b"dwcp baseline block hash"));
         let store = Self {
             dir: dir.to_owned(),
             limits,
-            secret,
+            hash,
         };
         if lock.try_lock().is_ok() {
             let writing = Writing { _lock: lock };
@@ -238,7 +240,7 @@ impl Store {
             named,
             &entries,
             segments,
-            Arc::clone(&self.secret),
+            Arc::clone(&self.hash),
         )
         .ok_or(StoreError::BadManifest(id))
     }

@@ -7,31 +7,55 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use super::prefetch::prefetch;
 use crate::stream::{BlockId, PageAddr};
 
 /// An open-addressing table with linear probing. An entry is the upper half of the hash and, below
 /// it, the slot plus one; zero is empty. Half of the entries at least stay empty.
 pub(super) struct AddrIndex {
     entries: Box<[u64]>,
-    owners: Box<[PageAddr]>,
+    owners: Box<[Owner]>,
     hasher: RandomState,
+    /// Of the addresses asked about last, by the lowest bit of their page: each is asked about some times.
+    tags: [(PageAddr, u32); 2],
+}
+
+/// The address of a slot with its tag, in 16 bytes.
+#[derive(Clone, Copy)]
+struct Owner {
+    index: u64,
+    block: BlockId,
+    tag: u32,
+}
+
+impl Owner {
+    fn is(self, addr: PageAddr) -> bool {
+        self.index == addr.index && self.block == addr.block
+    }
 }
 
 impl AddrIndex {
     /// An index of `slots` slots. 32 to 48 bytes a slot.
     pub(super) fn new(slots: u32) -> Self {
         let entries = (slots as usize * 2).next_power_of_two();
+        let hasher = RandomState::new();
+        let tags = [0, 1].map(|index| {
+            let addr = PageAddr {
+                block: BlockId(0),
+                index,
+            };
+            (addr, tag(&hasher, addr))
+        });
+        let nobody = Owner {
+            index: 0,
+            block: BlockId(0),
+            tag: 0,
+        };
         Self {
             entries: vec![0; entries].into_boxed_slice(),
-            owners: vec![
-                PageAddr {
-                    block: BlockId(0),
-                    index: 0
-                };
-                slots as usize
-            ]
-            .into_boxed_slice(),
-            hasher: RandomState::new(),
+            owners: vec![nobody; slots as usize].into_boxed_slice(),
+            hasher,
+            tags,
         }
     }
 
@@ -39,33 +63,53 @@ impl AddrIndex {
         self.entries.len() - 1
     }
 
-    fn tag(&self, addr: PageAddr) -> u32 {
-        (self.hasher.hash_one((addr.block.0, addr.index)) >> 32) as u32
+    fn tag(&mut self, addr: PageAddr) -> u32 {
+        let known = &mut self.tags[addr.index as usize & 1];
+        if known.0 != addr {
+            *known = (addr, tag(&self.hasher, addr));
+        }
+        known.1
+    }
+
+    /// Soon `addr` is looked for, or given a slot.
+    pub(super) fn prefetch(&mut self, addr: PageAddr) {
+        let at = self.tag(addr) as usize & self.mask();
+        prefetch(&self.entries[at]);
     }
 
     /// The slot that [`set_owner`](Self::set_owner) last gave to `addr`.
-    pub(super) fn find(&self, addr: PageAddr) -> Option<u32> {
-        self.position(addr).map(|at| self.entries[at] as u32 - 1)
+    pub(super) fn find(&mut self, addr: PageAddr) -> Option<u32> {
+        let tag = self.tag(addr);
+        self.find_tagged(addr, tag)
     }
 
-    fn position(&self, addr: PageAddr) -> Option<usize> {
-        let tag = self.tag(addr);
+    /// As [`find`](Self::find).
+    pub(super) fn peek(&self, addr: PageAddr) -> Option<u32> {
+        self.find_tagged(addr, tag(&self.hasher, addr))
+    }
+
+    fn find_tagged(&self, addr: PageAddr, tag: u32) -> Option<u32> {
         let mut at = tag as usize & self.mask();
         loop {
             let entry = self.entries[at];
-            if entry == 0 {
-                return None;
-            }
-            if (entry >> 32) as u32 == tag && self.owners[entry as u32 as usize - 1] == addr {
-                return Some(at);
+            let slot = (entry as u32).checked_sub(1)?;
+            if (entry >> 32) as u32 == tag && self.owners[slot as usize].is(addr) {
+                return Some(slot);
             }
             at = (at + 1) & self.mask();
         }
     }
 
+    /// Is `slot` that of `addr`? Meaningless for a slot that was never given away.
+    pub(super) fn owns(&self, slot: u32, addr: PageAddr) -> bool {
+        self.owners[slot as usize].is(addr)
+    }
+
     /// The address that owns `slot`; meaningless for a slot that was never given away.
+    #[cfg(test)]
     pub(super) fn owner(&self, slot: u32) -> PageAddr {
-        self.owners[slot as usize]
+        let Owner { index, block, .. } = self.owners[slot as usize];
+        PageAddr { block, index }
     }
 
     /// Gives `slot` to `addr`, which owns no slot yet. The slot's previous owner, if any, was removed.
@@ -76,16 +120,23 @@ impl AddrIndex {
             at = (at + 1) & self.mask();
         }
         self.entries[at] = u64::from(tag) << 32 | (u64::from(slot) + 1);
-        self.owners[slot as usize] = addr;
+        let PageAddr { block, index } = addr;
+        self.owners[slot as usize] = Owner { index, block, tag };
     }
 
-    /// Forgets `addr`. Later entries of the same probe chain move up, so no tombstone stays behind
-    /// and chains do not grow with age.
-    pub(super) fn remove(&mut self, addr: PageAddr) {
-        let Some(mut hole) = self.position(addr) else {
-            return;
-        };
+    /// Takes `slot`, which was given away, from its owner. Later entries of the same probe chain move up, so no
+    /// tombstone stays behind and chains do not grow with age.
+    pub(super) fn remove(&mut self, slot: u32) {
         let mask = self.mask();
+        let tag = self.owners[slot as usize].tag;
+        let wanted = u64::from(tag) << 32 | (u64::from(slot) + 1);
+        let mut hole = tag as usize & mask;
+        while self.entries[hole] != wanted {
+            if self.entries[hole] == 0 {
+                return;
+            }
+            hole = (hole + 1) & mask;
+        }
         let mut at = hole;
         loop {
             at = (at + 1) & mask;
@@ -102,6 +153,10 @@ impl AddrIndex {
         }
         self.entries[hole] = 0;
     }
+}
+
+fn tag(hasher: &RandomState, addr: PageAddr) -> u32 {
+    (hasher.hash_one((addr.block.0, addr.index)) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -125,15 +180,20 @@ mod tests {
                         oracle.insert(addr, slot);
                     },
                     (false, Some(slot)) => {
-                        index.remove(addr);
+                        index.remove(slot);
                         oracle.remove(&addr);
                         free.push(slot);
                     }
-                    _ => index.remove(PageAddr { block: BlockId(9), index: page }),
+                    // Nobody has it, so nothing happens.
+                    _ => if let Some(&slot) = free.first() {
+                        index.remove(slot);
+                    },
                 }
                 for (&addr, &slot) in &oracle {
                     prop_assert_eq!(index.find(addr), Some(slot));
+                    prop_assert_eq!(index.peek(addr), Some(slot));
                     prop_assert_eq!(index.owner(slot), addr);
+                    prop_assert!(index.owns(slot, addr));
                 }
             }
         }

@@ -5,7 +5,7 @@
 //! it sends a reference. Memory and work are fixed whatever contents a guest chooses: a set holds
 //! eight entries, the oldest falls out, and the hash is keyed.
 
-use xxhash_rust::xxh3::xxh3_64_with_secret;
+use dwcp_baseline::hash::PageHash;
 
 use super::Page;
 use super::store::SlotId;
@@ -25,26 +25,22 @@ struct Set([u64; WAYS]);
 /// A set-associative table.
 pub(super) struct ContentIndex {
     sets: Box<[Set]>,
-    secret: [u8; 192],
+    hash: PageHash,
 }
 
 impl ContentIndex {
-    /// An index for `slots` slots, about 16 to 32 bytes a slot. `key` must be unknown to guests.
+    /// An index for `slots` slots, 32 to 64 bytes a slot: with fewer, sets that happen to be full lose one
+    /// content in twenty. `key` must be unknown to guests.
     pub(super) fn new(slots: u32, key: &[u8; 32]) -> Self {
-        let sets = (slots as usize * 2).next_power_of_two().div_ceil(WAYS);
-        let mut secret = [0; 192];
-        blake3::Hasher::new_keyed(key)
-            .update(b"dwcp page content index")
-            .finalize_xof()
-            .fill(&mut secret);
+        let sets = (slots as usize * 4).next_power_of_two().div_ceil(WAYS);
         Self {
             sets: vec![Set([0; WAYS]); sets].into_boxed_slice(),
-            secret,
+            hash: PageHash::new(key, b"dwcp page content index"),
         }
     }
 
     pub(super) fn hash(&self, page: &Page) -> ContentHash {
-        ContentHash(xxh3_64_with_secret(page, &self.secret))
+        ContentHash(self.hash.of(page))
     }
 
     const fn set_of(&self, hash: ContentHash) -> usize {

@@ -53,7 +53,7 @@ impl Decoder {
         })
     }
 
-    /// From the next batch on pages may be blocks of these, in this order; takes a MiB of memory.
+    /// From the next batch on pages may be blocks of these, in this order.
     pub fn use_baselines(&mut self, list: Vec<Arc<Baseline>>) {
         self.known = KnownBlocks::new(list);
     }
@@ -120,8 +120,8 @@ impl Decoder {
             Method::Stored | Method::Lz4 | Method::Zstd => {
                 let before = history.then_some(&*store);
                 let opened = sections::open(payload, clear_max, before, &mut self.zstd, scratch)?;
-                let known = self.known.fetch(opened.ops.clone(), raw_bytes)?;
-                v3::decode(opened, known, Rebuild::new(out, store, history, simd))
+                let has_known = self.known.fetch(opened.ops.clone(), out)?;
+                v3::decode(opened, has_known, Rebuild::new(out, store, history, simd))
             }
         }
     }

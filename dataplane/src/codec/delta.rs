@@ -5,10 +5,12 @@
 //! them together cover exactly the 512 words of a page, so that no length is needed. Promises: what
 //! [`put`] writes, [`apply`] turns back into the page; [`apply`] ends after at most 512 runs.
 
+use std::mem::MaybeUninit;
+
 use super::PAGE_BYTES;
 use super::Page;
 use super::simd::WordBitmap;
-use super::varint::{self, Reader};
+use super::varint::Reader;
 
 const WORDS: usize = PAGE_BYTES / 8;
 
@@ -16,47 +18,76 @@ const WORDS: usize = PAGE_BYTES / 8;
 /// not compress, while the page itself may.
 pub(super) const CHANGED_WORDS_MAX: u32 = 224;
 
+/// The most bytes of a delta: changed words with two varints each, and the last skip.
+const BYTES_MAX: usize = CHANGED_WORDS_MAX as usize * 12 + 2;
+
 /// The number of words that `bitmap` marks as changed.
 pub(super) fn changed_words(bitmap: &WordBitmap) -> u32 {
     bitmap.iter().map(|bits| bits.count_ones()).sum()
 }
 
-/// The first word at or after `from` whose bit equals `set`; 512 when there is none.
-fn next(bitmap: &WordBitmap, from: usize, set: bool) -> usize {
-    let mut at = from;
-    while at < WORDS {
-        let bits = if set {
-            bitmap[at / 64]
-        } else {
-            !bitmap[at / 64]
-        };
-        let bits = bits >> (at % 64);
-        if bits != 0 {
-            return at + bits.trailing_zeros() as usize;
+/// The runs of words that `bitmap` marks, in order, as begin and end.
+fn runs(bitmap: &WordBitmap) -> impl Iterator<Item = (usize, usize)> {
+    let (mut at, mut bits) = (0, bitmap[0]);
+    std::iter::from_fn(move || {
+        while bits == 0 {
+            at += 64;
+            bits = *bitmap.get(at / 64)?;
         }
-        at = (at / 64 + 1) * 64;
-    }
-    WORDS
+        let lowest = bits.trailing_zeros() as usize;
+        let start = at + lowest;
+        let mut len = (!(bits >> lowest)).trailing_zeros() as usize;
+        // Adding to the lowest bit of a run carries through all of it.
+        bits &= bits.wrapping_add(1 << lowest);
+        let mut end = start + len;
+        // One that reaches the end of a word goes on in the next.
+        while end == at + 64 && end < WORDS {
+            at += 64;
+            bits = bitmap[at / 64];
+            len = (!bits).trailing_zeros() as usize;
+            end += len;
+            if len > 0 {
+                bits &= bits.wrapping_add(1);
+            }
+        }
+        Some((start, end))
+    })
 }
 
-/// Appends the delta that turns `old` into `new`. `bitmap` marks their differing words.
+/// Appends the delta that turns `old` into `new`. `bitmap` marks their differing words, of which there are at most
+/// [`CHANGED_WORDS_MAX`].
 pub(super) fn put(out: &mut Vec<u8>, old: &Page, new: &Page, bitmap: &WordBitmap) {
     let (old, _) = old.as_chunks::<8>();
     let (new, _) = new.as_chunks::<8>();
-    let mut at = 0;
-    while at < WORDS {
-        let start = next(bitmap, at, true);
-        varint::put(out, (start - at) as u64);
-        if start == WORDS {
-            return;
-        }
-        let end = next(bitmap, start, false);
-        varint::put(out, (end - start) as u64);
+    // Room for all of it at once: to ask for every few bytes costs more than they do.
+    let (before, mut len, mut at) = (out.len(), 0, 0);
+    out.reserve(BYTES_MAX);
+    let room = &mut out.spare_capacity_mut()[..BYTES_MAX];
+    for (start, end) in runs(bitmap) {
+        len += put_count(&mut room[len..], start - at);
+        len += put_count(&mut room[len..], end - start);
         for (old, new) in old[start..end].iter().zip(&new[start..end]) {
             let xor = u64::from_le_bytes(*old) ^ u64::from_le_bytes(*new);
-            out.extend_from_slice(&xor.to_le_bytes());
+            room[len..len + 8].write_copy_of_slice(&xor.to_le_bytes());
+            len += 8;
         }
         at = end;
+    }
+    if at < WORDS {
+        len += put_count(&mut room[len..], WORDS - at);
+    }
+    // SAFETY: the vector's own memory, of which the bytes behind its end, up to `len`, were written just now.
+    unsafe { out.set_len(before + len) };
+}
+
+/// Writes a varint of 0 to 512 and answers its length.
+fn put_count(to: &mut [MaybeUninit<u8>], count: usize) -> usize {
+    if count < 0x80 {
+        to[0].write(count as u8);
+        1
+    } else {
+        to[..2].write_copy_of_slice(&[count as u8 | 0x80, (count >> 7) as u8]);
+        2
     }
 }
 
@@ -86,6 +117,7 @@ pub(super) fn apply(delta: &mut Reader<'_>, page: &mut Page) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::super::simd::Simd;
+    use super::super::varint;
     use super::*;
     use proptest::prelude::*;
 
@@ -102,6 +134,7 @@ mod tests {
                 new[at..end].fill(value);
             }
             let bitmap = Simd::detect().differing_words(&old, &new);
+            prop_assume!(changed_words(&bitmap) <= CHANGED_WORDS_MAX);
             let mut bytes = Vec::new();
             put(&mut bytes, &old, &new, &bitmap);
             // The bound that `max_encoded_len` rests on: no more than the words and two varints each.

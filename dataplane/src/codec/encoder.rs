@@ -19,6 +19,7 @@ use super::content_index::ContentIndex;
 use super::items::{Items, check_cover};
 use super::known::KnownPages;
 use super::rates::Kind;
+use super::recent::Recent;
 use super::sections::{self, Sections};
 use super::simd::Simd;
 use super::strand::Strand;
@@ -110,6 +111,7 @@ pub struct Encoder {
     store: PageStore,
     contents: ContentIndex,
     known: KnownPages,
+    recent: Recent,
     simd: Simd,
     chooser: Chooser,
     /// For [`encode`](Self::encode).
@@ -132,6 +134,7 @@ impl Encoder {
             contents: ContentIndex::new(store.slots(), &cfg.key),
             store,
             known: KnownPages::default(),
+            recent: Recent::new(),
             simd: Simd::detect(),
             chooser: Chooser::new(min, max),
             sections: Sections::new(),
@@ -240,14 +243,16 @@ impl Encoder {
             if choice.method == Method::Zstd {
                 let pages = tokens.iter().filter(|token| token.is_page()).count();
                 let per_page = context_per_page(choice.level);
-                sections.take_context(&self.store, per_page * pages as u32);
+                sections.take_context(&self.store, &self.recent, per_page * pages as u32);
             }
             let history = v3::History {
                 store: &mut self.store,
                 contents: &mut self.contents,
                 known: &mut self.known,
+                recent: &mut self.recent,
                 simd: self.simd,
             };
+            sections.are_gathered = choice.method != Method::Stored;
             v3::encode(Items::new(raw, tokens), history, sections, &mut stats);
         }
         Classified {
@@ -386,12 +391,13 @@ impl Encoder {
 
     /// The capacities that must never grow.
     #[cfg(test)]
-    pub(super) fn capacities(&self) -> [usize; 6] {
+    pub(super) fn capacities(&self) -> [usize; 7] {
         let sections = &self.sections;
         [
             sections.ops.capacity(),
             sections.patches.capacity(),
             sections.raw.capacity(),
+            sections.places.capacity(),
             sections.literals.capacity(),
             sections.kinds.capacity(),
             sections.filtered.capacity(),

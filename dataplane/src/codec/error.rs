@@ -78,8 +78,8 @@ pub enum DecodeError {
     /// A context of pages that the history does not hold, in a batch without history, or too large.
     #[error("a section refers to {pages} pages that the history does not offer: end the session")]
     BadContext {
-        /// The pages asked for.
-        pages: u32,
+        /// The pages asked for, those that it has among them.
+        pages: u64,
     },
     /// Compressed bytes that do not decompress to the length announced.
     #[error("a section does not decompress to its length: end the session")]

@@ -7,7 +7,7 @@
 //! sequence of tokens grows by more than a constant a page.
 
 use super::ops::{Cursor, INDEX_END, Jump};
-use super::{EncodeError, Page};
+use super::{EncodeError, PAGE_BYTES, Page};
 use crate::stream::{PageAddr, Token};
 
 /// A ZERO record takes 9 bytes; 5 for its operation leave 4 for that of the raw stretch it ends.
@@ -23,6 +23,8 @@ pub(super) enum Item<'a> {
         addr: PageAddr,
         jump: Option<Jump>,
         header: bool,
+        /// Where in the batch `page` begins.
+        at: usize,
         page: &'a Page,
     },
     /// A ZERO record.
@@ -94,8 +96,19 @@ impl<'a> Items<'a> {
             addr,
             jump,
             header,
+            at: self.at - PAGE_BYTES,
             page,
         })
+    }
+
+    /// The address and the bytes of the page that comes next, if the next token is one.
+    pub(super) fn upcoming(&self) -> Option<(PageAddr, &'a Page)> {
+        let token = self.tokens.as_slice().first()?;
+        let (Token::Page { addr } | Token::Body { addr }) = *token else {
+            return None;
+        };
+        let page = self.raw[..self.at + token.len()].last_chunk()?;
+        Some((addr, page))
     }
 
     fn take_raw(&mut self, end: usize) -> Option<Item<'a>> {
@@ -135,7 +148,6 @@ impl<'a> Iterator for Items<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PAGE_BYTES;
     use super::*;
     use crate::stream::BlockId;
 
@@ -171,6 +183,7 @@ mod tests {
                     addr: addr(0),
                     jump: None,
                     header: true,
+                    at: 3 + 8,
                     page
                 },
                 Item::Zero {

@@ -1,18 +1,18 @@
 //! Pages that are blocks of a baseline which both sides hold.
 //!
 //! In: at the sender pages, at the receiver untrusted references. Out: references; at the receiver the blocks,
-//! each checked by its digest. Promises: the sender refers only to a block whose BLAKE3 digest is the page's;
-//! the receiver has read every block of a batch before anything of it changes, so that a batch with a block
-//! that is not there can be had again in another encoding; finding and reading make no allocation.
+//! each checked. Promises: the sender refers only to a block whose BLAKE3 digest is the page's;
+//! the receiver has read every block of a batch, into its place, before the history changes, so that a batch
+//! with a block that is not there can be had again in another encoding; finding and reading make no allocation.
 
 use std::sync::Arc;
 
+use dwcp_baseline::Baseline;
 use dwcp_baseline::block::digest;
-use dwcp_baseline::{Baseline, BlockError};
 
 use super::ops::{BlockJump, Class, Op};
 use super::varint::Reader;
-use super::{DecodeError, MAX_BATCH_RAW_BYTES, PAGE_BYTES, Page};
+use super::{DecodeError, PAGE_BYTES, Page};
 use crate::stream::{PAGE_RECORD_BYTES, ZERO_RECORD_BYTES};
 
 /// Baselines of one session at most.
@@ -39,13 +39,13 @@ impl BlockCursor {
         jump
     }
 
-    /// The block that a jump from untrusted bytes leads to; passes it.
-    fn place(&mut self, jump: BlockJump) -> Option<(u8, u32)> {
+    /// The first of `count` blocks that a jump from untrusted bytes leads to; passes them.
+    fn place(&mut self, jump: BlockJump, count: u32) -> Option<(u8, u32)> {
         let baseline = jump.baseline.unwrap_or(self.baseline);
         let number = i64::from(self.next).checked_add(jump.distance)?;
         let number = u32::try_from(number).ok()?;
         self.baseline = baseline;
-        self.next = number.checked_add(1)?;
+        self.next = number.checked_add(count)?;
         Some((baseline, number))
     }
 }
@@ -94,8 +94,6 @@ pub struct MissingBlock {
 #[derive(Default)]
 pub(super) struct KnownBlocks {
     list: Vec<Arc<Baseline>>,
-    /// The blocks of the batch at hand, in order.
-    pages: Box<[u8]>,
     missing: Vec<MissingBlock>,
 }
 
@@ -103,7 +101,6 @@ impl KnownBlocks {
     pub(super) fn new(list: Vec<Arc<Baseline>>) -> Self {
         Self {
             list,
-            pages: vec![0; MAX_BATCH_RAW_BYTES].into_boxed_slice(),
             missing: Vec::with_capacity(MISSING_MAX),
         }
     }
@@ -117,68 +114,64 @@ impl KnownBlocks {
         self.list.get(usize::from(index))
     }
 
-    /// Reads every block that the untrusted operations refer to, and answers them one after another.
+    /// Reads every block that the untrusted operations refer to into its place in `out`, the batch's raw bytes.
+    /// Answers whether there are any baselines.
     pub(super) fn fetch(
         &mut self,
         mut ops: Reader<'_>,
-        raw_bytes: usize,
-    ) -> Result<Reader<'_>, DecodeError> {
+        out: &mut [u8],
+    ) -> Result<bool, DecodeError> {
         self.missing.clear();
         if self.list.is_empty() {
-            return Ok(Reader::new(&[]));
+            return Ok(false);
         }
-        let room = (raw_bytes / PAGE_BYTES).min(self.pages.len() / PAGE_BYTES);
-        let (pages, _) = self.pages.as_chunks_mut::<PAGE_BYTES>();
-        let mut pages = pages[..room].iter_mut();
+        let raw_bytes = out.len();
+        let mut rest = out;
         let mut cursor = BlockCursor::default();
-        let (mut at, mut fetched, mut first_missing) = (0usize, 0, None);
         while !ops.is_empty() {
-            let malformed = DecodeError::BadOperation { at };
-            let op = Op::read(&mut ops).ok_or(malformed)?;
+            let at = raw_bytes - rest.len();
+            let op = Op::read(&mut ops).ok_or(DecodeError::BadOperation { at })?;
             let unit = match op.class {
                 Class::Raw => 1,
                 Class::Zero => ZERO_RECORD_BYTES,
                 _ if op.header => PAGE_RECORD_BYTES,
                 _ => PAGE_BYTES,
             };
-            let too_many = DecodeError::WrongLength { raw_bytes };
-            if op.count > ((raw_bytes - at) / unit) as u64 {
-                return Err(too_many);
+            if op.count > (rest.len() / unit) as u64 {
+                return Err(DecodeError::WrongLength { raw_bytes });
             }
+            let count = op.count as usize;
+            let (of_op, behind) = rest.split_at_mut(count * unit);
             if op.class == Class::Known {
-                let mut jump = op.block;
-                for nth in 0..op.count as usize {
-                    let malformed = DecodeError::BadOperation { at };
-                    let (baseline, number) = cursor.place(jump).ok_or(malformed)?;
-                    jump = BlockJump::default();
-                    let unknown = DecodeError::UnknownBlock { baseline, number };
-                    let from = self.list.get(usize::from(baseline)).ok_or(unknown)?;
-                    let page = pages.next().ok_or(DecodeError::WrongLength { raw_bytes })?;
-                    fetched += 1;
-                    match from.read(number, page) {
-                        Ok(()) => {}
-                        Err(BlockError::Outside) => {
-                            return Err(DecodeError::UnknownBlock { baseline, number });
-                        }
-                        Err(BlockError::Damaged) => {
-                            first_missing.get_or_insert((baseline, number));
-                            if self.missing.len() < MISSING_MAX {
-                                let at = at + nth * unit + (unit - PAGE_BYTES);
-                                self.missing.push(MissingBlock {
-                                    baseline,
-                                    number,
-                                    at,
-                                });
-                            }
-                        }
+                let run = cursor.place(op.block, count as u32);
+                let (baseline, first) = run.ok_or(DecodeError::BadOperation { at })?;
+                let from = self.list.get(usize::from(baseline));
+                let room = from.map_or(0, |from| from.blocks().saturating_sub(first));
+                let Some(from) = from.filter(|_| room as usize >= count) else {
+                    let number = first + room;
+                    return Err(DecodeError::UnknownBlock { baseline, number });
+                };
+                let mut note = |nth: u32| {
+                    if self.missing.len() < MISSING_MAX {
+                        self.missing.push(MissingBlock {
+                            baseline,
+                            number: first + nth,
+                            at: at + nth as usize * unit + (unit - PAGE_BYTES),
+                        });
                     }
-                }
+                };
+                let mut pages = of_op
+                    .chunks_exact_mut(unit)
+                    .filter_map(|record| record.last_chunk_mut::<PAGE_BYTES>());
+                from.read_run(first, &mut pages, &mut note);
             }
-            at += op.count as usize * unit;
+            rest = behind;
         }
-        if let Some((baseline, number)) = first_missing {
-            return Err(DecodeError::MissingBlock { baseline, number });
+        match self.missing.first() {
+            Some(&MissingBlock {
+                baseline, number, ..
+            }) => Err(DecodeError::MissingBlock { baseline, number }),
+            None => Ok(true),
         }
-        Ok(Reader::new(&self.pages[..fetched * PAGE_BYTES]))
     }
 }

@@ -7,7 +7,7 @@
 
 use super::ops::{Class, Cursor, Op};
 use super::simd::Simd;
-use super::{DecodeError, PAGE_BYTES, Page, PageStore};
+use super::{DecodeError, PAGE_BYTES, Page, PageStore, SlotId};
 use crate::stream::{PAGE_RECORD_BYTES, PageAddr, ZERO_RECORD_BYTES};
 
 pub(super) struct Rebuild<'a> {
@@ -83,6 +83,23 @@ impl<'a> Rebuild<'a> {
         self.bytes(&addr.zero_record())
     }
 
+    /// Room for the next page, behind its header if it has one.
+    fn room(&mut self, addr: PageAddr, header: bool) -> Result<&mut Page, DecodeError> {
+        if header {
+            self.bytes(&addr.page_header())?;
+        }
+        let error = self.wrong_length();
+        let room = self.out[self.at..].first_chunk_mut::<PAGE_BYTES>();
+        room.ok_or(error)
+    }
+
+    /// Appends a page of zeros. The sender does not store it.
+    pub(super) fn zero_page(&mut self, addr: PageAddr, header: bool) -> Result<(), DecodeError> {
+        self.room(addr, header)?.fill(0);
+        self.at += PAGE_BYTES;
+        Ok(())
+    }
+
     /// Appends a page that `fill` writes; `fill` answers `None` if what it was to read is malformed.
     pub(super) fn page(
         &mut self,
@@ -90,49 +107,87 @@ impl<'a> Rebuild<'a> {
         header: bool,
         fill: impl FnOnce(&mut Page) -> Option<()>,
     ) -> Result<(), DecodeError> {
-        self.page_from(addr, header, true, |_, page| Ok(fill(page)))
+        let malformed = self.malformed();
+        fill(self.room(addr, header)?).ok_or(malformed)?;
+        self.store_page(addr);
+        Ok(())
     }
 
-    /// Appends a page from the history: `base` finds the stored page, which is copied, and `patch`
-    /// changes it. Not stored again if `unchanged`.
-    pub(super) fn page_from_history(
-        &mut self,
-        addr: PageAddr,
-        header: bool,
-        unchanged: bool,
-        base: impl FnOnce(&PageStore) -> Option<&Page>,
-        patch: impl FnOnce(&mut Page) -> Option<()>,
-    ) -> Result<(), DecodeError> {
-        let error = DecodeError::MissingPage { at: self.at };
-        if !self.history {
-            return Err(error);
-        }
-        self.page_from(addr, header, !unchanged, |store, page| {
-            *page = *base(store).ok_or(error)?;
-            Ok(patch(page))
-        })
-    }
-
-    fn page_from(
-        &mut self,
-        addr: PageAddr,
-        header: bool,
-        store: bool,
-        fill: impl FnOnce(&PageStore, &mut Page) -> Result<Option<()>, DecodeError>,
-    ) -> Result<(), DecodeError> {
-        if header {
-            self.bytes(&addr.page_header())?;
-        }
-        let error = self.wrong_length();
-        let room = self.out[self.at..]
-            .first_chunk_mut::<PAGE_BYTES>()
-            .ok_or(error)?;
-        fill(self.store, room)?.ok_or(DecodeError::BadOperation { at: self.at })?;
-        // The sender never stores a page of zeros, however it came.
-        if self.history && store && !self.simd.is_zero(room) {
-            self.store.insert(addr, room);
+    /// Stores the page that was just written, and passes it.
+    fn store_page(&mut self, addr: PageAddr) {
+        if self.history
+            && let Some(page) = self.out[self.at..].first_chunk::<PAGE_BYTES>()
+            // The sender never stores a page of zeros, however it came.
+            && !self.simd.is_zero(page)
+        {
+            self.store.insert_past_caches(self.simd, addr, page);
         }
         self.at += PAGE_BYTES;
+    }
+
+    fn missing(&self) -> DecodeError {
+        DecodeError::MissingPage { at: self.at }
+    }
+
+    /// Appends the stored page of the address.
+    pub(super) fn same_page(&mut self, addr: PageAddr, header: bool) -> Result<(), DecodeError> {
+        let missing = self.missing();
+        let slot = self.own(addr).ok_or(missing)?;
+        self.copy(addr, header, slot)?;
+        self.at += PAGE_BYTES;
+        Ok(())
+    }
+
+    /// Appends the page in a slot, which becomes the stored page of the address.
+    pub(super) fn copied_page(
+        &mut self,
+        addr: PageAddr,
+        header: bool,
+        slot: SlotId,
+    ) -> Result<(), DecodeError> {
+        self.copy(addr, header, slot)?;
+        // Copies tend to come from nearby, so what they overwrite is in the caches already.
+        if let Some(page) = self.out[self.at..].first_chunk::<PAGE_BYTES>()
+            && !self.simd.is_zero(page)
+        {
+            self.store.insert(addr, page);
+        }
+        self.at += PAGE_BYTES;
+        Ok(())
+    }
+
+    /// Appends the stored page of the address as `patch` changes it, there and here; `patch` answers `None` if
+    /// what it was to read is malformed.
+    pub(super) fn patched_page(
+        &mut self,
+        addr: PageAddr,
+        header: bool,
+        patch: impl FnOnce(&mut Page) -> Option<()>,
+    ) -> Result<(), DecodeError> {
+        let (missing, malformed) = (self.missing(), self.malformed());
+        let slot = self.own(addr);
+        let old = slot.and_then(|slot| Some((slot, self.store.page_mut(slot)?)));
+        let (slot, page) = old.ok_or(missing)?;
+        patch(page).ok_or(malformed)?;
+        self.copy(addr, header, slot)?;
+        self.at += PAGE_BYTES;
+        Ok(())
+    }
+
+    /// The slot of the address, in a batch that may ask.
+    fn own(&mut self, addr: PageAddr) -> Option<SlotId> {
+        self.store.find(addr).filter(|_| self.history)
+    }
+
+    /// Writes the page in a slot, in a batch that may ask.
+    fn copy(&mut self, addr: PageAddr, header: bool, slot: SlotId) -> Result<(), DecodeError> {
+        let missing = self.missing();
+        if !self.history {
+            return Err(missing);
+        }
+        self.room(addr, header)?;
+        let page = self.store.page(slot).ok_or(missing)?;
+        self.out[self.at..self.at + PAGE_BYTES].copy_from_slice(page);
         Ok(())
     }
 

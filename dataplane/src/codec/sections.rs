@@ -2,13 +2,14 @@
 //!
 //! In: the sections in the clear. Out: one byte with a bit for each section that is not empty, then for each
 //! of those, in order: codec byte (0 stored, 1 LZ4, 2 zstd, 3 zstd with a context), length in the clear and
-//! length here (both 32 bits, little endian), bytes. Codec 3 is for literals alone: its bytes begin with a
-//! number of pages (16 bits, little endian), those that the history took last before this batch, which the
-//! frame may refer to. Promises: a section that does not shrink is stored, so a payload is at most
+//! length here (both 32 bits, little endian), bytes. Codec 3 is for literals alone: its bytes begin with the
+//! list of the pages of the history, as it was before this batch, which the frame may refer to (see
+//! [`recent`](super::recent)). Promises: a section that does not shrink is stored, so a payload is at most
 //! [`OVERHEAD_BYTES`] longer than its sections; on the way back the lengths in the clear are summed and
 //! bounded before anything is decompressed.
 
 use super::lz4;
+use super::recent::{self, Recent};
 use super::varint::Reader;
 use super::zstd::{Compressor, Decompressor};
 use super::{DecodeError, Encoder, MAX_BATCH_RAW_BYTES, PAGE_BYTES, PageStore};
@@ -28,15 +29,11 @@ const LZ4: u8 = 1;
 const ZSTD: u8 = 2;
 const ZSTD_CONTEXT: u8 = 3;
 
-/// The number of pages before a frame with a context.
-const CONTEXT_COUNT_BYTES: usize = 2;
-/// The most pages that a context may have.
-pub(super) const CONTEXT_PAGES_MAX: u32 = 256;
 /// Before the pages of a context: they could begin like a dictionary of zstd's, which is more than a context.
 const CONTEXT_HEAD: [u8; 8] = [0; 8];
 /// The most bytes of a context.
 pub(super) const CONTEXT_BYTES_MAX: usize =
-    CONTEXT_HEAD.len() + CONTEXT_PAGES_MAX as usize * PAGE_BYTES;
+    CONTEXT_HEAD.len() + recent::PAGES_MAX as usize * PAGE_BYTES;
 
 /// What may be done to sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +53,20 @@ pub struct Sections {
     pub(super) patches: Vec<u8>,
     /// The raw stretches.
     pub(super) raw: Vec<u8>,
-    /// The context, and behind it the literal pages that no filter was applied to.
+    /// Where in the raw bytes each literal page begins.
+    pub(super) places: Vec<u32>,
+    /// The context, and behind it, if they were gathered, the literal pages that no filter was applied to.
     pub(super) literals: Vec<u8>,
+    /// The literal pages are in `literals`; else only `places` says where they are.
+    pub(super) are_gathered: bool,
     /// For each literal page, in order, the number of its filter; empty if there is none.
     pub(super) kinds: Vec<u8>,
     /// The literal pages that were filtered.
     pub(super) filtered: Vec<u8>,
     /// Pages in the context.
     context_pages: u32,
+    /// What names them.
+    context_list: Vec<u8>,
 }
 
 impl Sections {
@@ -75,10 +78,13 @@ impl Sections {
             ops,
             patches,
             raw,
+            places: Vec::with_capacity(MAX_BATCH_RAW_BYTES / PAGE_BYTES),
             literals: Vec::with_capacity(CONTEXT_BYTES_MAX + capacity),
+            are_gathered: false,
             kinds: Vec::with_capacity(MAX_BATCH_RAW_BYTES / PAGE_BYTES),
             filtered,
             context_pages: 0,
+            context_list: Recent::list(),
         }
     }
 
@@ -93,28 +99,38 @@ impl Sections {
         ] {
             section.clear();
         }
+        self.places.clear();
+        self.are_gathered = false;
         self.context_pages = 0;
+        self.context_list.clear();
     }
 
-    /// Takes the pages that `store` took last, at most `pages`, as the context of the literals, of which
-    /// there are none yet.
-    pub(super) fn take_context(&mut self, store: &PageStore, pages: u32) {
+    /// Takes the last of the `recent` pages, at most `pages`, as the context of the literals, of which there are
+    /// none yet.
+    pub(super) fn take_context(&mut self, store: &PageStore, recent: &Recent, pages: u32) {
         debug_assert!(self.literals.is_empty());
-        let pages = pages.min(store.used()).min(CONTEXT_PAGES_MAX);
-        if pages > 0
-            && let Some(parts) = store.recent(pages)
-        {
-            self.context_pages = pages;
-            self.literals.extend_from_slice(&CONTEXT_HEAD);
-            self.literals.extend_from_slice(parts[0]);
-            self.literals.extend_from_slice(parts[1]);
-        }
+        self.literals.extend_from_slice(&CONTEXT_HEAD);
+        let (list, context) = (&mut self.context_list, &mut self.literals);
+        self.context_pages = recent.take(store, pages, list, context);
+        self.literals.truncate(context_len(self.context_pages));
     }
 
     /// All bytes that are to be squeezed.
     pub(super) const fn clear_bytes(&self) -> usize {
-        let literals = self.literals.len() - self.context_len();
+        let literals = self.places.len() * PAGE_BYTES;
         self.ops.len() + self.patches.len() + self.raw.len() + literals
+    }
+
+    /// Brings the literal pages of a batch with these raw bytes together, unless they are.
+    pub(super) fn gather(&mut self, raw: &[u8]) {
+        if !self.are_gathered {
+            self.literals.truncate(context_len(self.context_pages));
+            for &at in &self.places {
+                let at = at as usize;
+                self.literals.extend_from_slice(&raw[at..at + PAGE_BYTES]);
+            }
+            self.are_gathered = true;
+        }
     }
 
     /// Where the literals begin.
@@ -122,10 +138,24 @@ impl Sections {
         context_len(self.context_pages)
     }
 
-    /// Writes the payload to `out`, which is at least [`OVERHEAD_BYTES`] longer than the sections.
-    /// Answers its length.
-    pub(super) fn write(&self, squeeze: Squeeze, zstd: &mut Compressor, out: &mut [u8]) -> usize {
+    /// Writes the payload to `out`, which is at least [`OVERHEAD_BYTES`] longer than the sections. `raw` are
+    /// the batch's raw bytes. Answers the payload's length.
+    pub(super) fn write(
+        &mut self,
+        squeeze: Squeeze,
+        raw: &[u8],
+        zstd: &mut Compressor,
+        out: &mut [u8],
+    ) -> usize {
+        if squeeze != Squeeze::Nothing {
+            self.gather(raw);
+        }
         let (context, literals) = self.literals.split_at(self.context_len());
+        let scattered = if self.are_gathered {
+            &[][..]
+        } else {
+            &self.places[..]
+        };
         let sections = [
             &self.ops[..],
             &self.patches,
@@ -137,11 +167,22 @@ impl Sections {
         let mut present = 0;
         let mut at = 1;
         for (i, section) in sections.into_iter().enumerate() {
+            let (header, body) = out[at..].split_at_mut(HEADER_BYTES);
+            if i == LITERALS && !scattered.is_empty() {
+                let (pages, _) = body.as_chunks_mut::<PAGE_BYTES>();
+                for (page, &at) in pages.iter_mut().zip(scattered) {
+                    page.copy_from_slice(&raw[at as usize..at as usize + PAGE_BYTES]);
+                }
+                present |= 1 << i;
+                let len = scattered.len() * PAGE_BYTES;
+                put_header(header, STORED, len, len);
+                at += HEADER_BYTES + len;
+                continue;
+            }
             if section.is_empty() {
                 continue;
             }
             present |= 1 << i;
-            let (header, body) = out[at..].split_at_mut(HEADER_BYTES);
             let with_context = match squeeze {
                 Squeeze::Zstd { level } if i == LITERALS && self.context_pages > 0 => {
                     self.write_with_context(level, context, section, zstd, body)
@@ -150,9 +191,7 @@ impl Sections {
             };
             let (codec, len) =
                 with_context.unwrap_or_else(|| write_body(section, squeeze, zstd, body));
-            header[0] = codec;
-            header[1..5].copy_from_slice(&(section.len() as u32).to_le_bytes());
-            header[5..9].copy_from_slice(&(len as u32).to_le_bytes());
+            put_header(header, codec, section.len(), len);
             at += HEADER_BYTES + len;
         }
         out[0] = present;
@@ -167,11 +206,12 @@ impl Sections {
         zstd: &mut Compressor,
         body: &mut [u8],
     ) -> Option<(u8, usize)> {
-        let (count, frame) = body.split_at_mut(CONTEXT_COUNT_BYTES);
-        let room = room(section).checked_sub(CONTEXT_COUNT_BYTES)?;
+        let list = &self.context_list;
+        let room = room(section).checked_sub(list.len())?;
+        let (head, frame) = body.split_at_mut(list.len());
         let len = zstd.compress(level, context, section, &mut frame[..room])?;
-        count.copy_from_slice(&(self.context_pages as u16).to_le_bytes());
-        Some((ZSTD_CONTEXT, CONTEXT_COUNT_BYTES + len))
+        head.copy_from_slice(list);
+        Some((ZSTD_CONTEXT, list.len() + len))
     }
 }
 
@@ -181,6 +221,12 @@ const fn context_len(pages: u32) -> usize {
     } else {
         CONTEXT_HEAD.len() + pages as usize * PAGE_BYTES
     }
+}
+
+fn put_header(header: &mut [u8], codec: u8, clear_len: usize, len: usize) {
+    header[0] = codec;
+    header[1..5].copy_from_slice(&(clear_len as u32).to_le_bytes());
+    header[5..9].copy_from_slice(&(len as u32).to_le_bytes());
 }
 
 /// Less than the section: what does not shrink does not fit.
@@ -265,11 +311,16 @@ pub(super) fn open<'a>(
             if i != LITERALS {
                 return Err(DecodeError::BadSections);
             }
-            let (taken, rest) = scratch
-                .split_at_mut_checked(CONTEXT_BYTES_MAX)
+            // What is decompressed lies right behind it.
+            let (head, room) = scratch
+                .split_first_chunk_mut()
                 .ok_or(DecodeError::BadSections)?;
-            scratch = rest;
-            (context, body) = take_context(body, store, taken)?;
+            *head = CONTEXT_HEAD;
+            let mut list = Reader::new(body);
+            let len = CONTEXT_HEAD.len() + recent::read(&mut list, store, room)?;
+            body = list.rest();
+            let (taken, rest) = scratch.split_at_mut(len);
+            (context, scratch) = (&*taken, rest);
         }
         let (clear, rest) = scratch
             .split_at_mut_checked(clear_len)
@@ -295,31 +346,4 @@ pub(super) fn open<'a>(
         kinds,
         filtered,
     })
-}
-
-/// The context that `body` names, at the end of `room` so that what is decompressed lies right behind it, and
-/// the frame.
-fn take_context<'b, 'r>(
-    body: &'b [u8],
-    store: Option<&PageStore>,
-    room: &'r mut [u8],
-) -> Result<(&'r [u8], &'b [u8]), DecodeError> {
-    let (count, frame) = body
-        .split_first_chunk::<CONTEXT_COUNT_BYTES>()
-        .ok_or(DecodeError::BadSections)?;
-    let pages = u32::from(u16::from_le_bytes(*count));
-    if pages == 0 || pages > CONTEXT_PAGES_MAX {
-        return Err(DecodeError::BadContext { pages });
-    }
-    let parts = store
-        .and_then(|store| store.recent(pages))
-        .ok_or(DecodeError::BadContext { pages })?;
-    let from = room.len() - context_len(pages);
-    let context = &mut room[from..];
-    let mut at = 0;
-    for part in [&CONTEXT_HEAD, parts[0], parts[1]] {
-        context[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
-    }
-    Ok((context, frame))
 }

@@ -8,6 +8,8 @@
 use dwcp_hugepages::arena::{Arena, ArenaConfig, BackingPolicy};
 
 use super::addr_index::AddrIndex;
+use super::prefetch::prefetch_page;
+use super::simd::Simd;
 use super::{PAGE_BYTES, Page};
 use crate::stream::PageAddr;
 
@@ -56,6 +58,8 @@ pub struct PageStore {
     used: u32,
     /// The slot that the next new address takes.
     clock: u32,
+    /// Behind the slot that was found or written last: there the next page often is.
+    likely: u32,
 }
 
 impl PageStore {
@@ -88,6 +92,7 @@ impl PageStore {
             slots,
             used: 0,
             clock: 0,
+            likely: 0,
         })
     }
 
@@ -103,7 +108,32 @@ impl PageStore {
 
     /// The slot of the last page inserted under `addr`, unless it was evicted.
     pub fn lookup(&self, addr: PageAddr) -> Option<SlotId> {
-        self.index.find(addr).map(SlotId)
+        self.index.peek(addr).map(SlotId)
+    }
+
+    /// As [`lookup`](Self::lookup): fastest for pages in the order in which they were stored.
+    pub(super) fn find(&mut self, addr: PageAddr) -> Option<SlotId> {
+        let likely = self.likely;
+        // An address owns one slot at most, and every used slot has an owner.
+        let slot = if likely < self.used && self.index.owns(likely, addr) {
+            likely
+        } else {
+            self.index.find(addr)?
+        };
+        self.likely = slot + 1;
+        Some(SlotId(slot))
+    }
+
+    /// Soon the page behind the one found last is looked for, or `addr`, if it is another.
+    pub(super) fn prefetch(&mut self, addr: PageAddr) {
+        let likely = self.likely;
+        if likely < self.used && self.index.owns(likely, addr) {
+            if let Some(page) = self.page(SlotId(likely)) {
+                prefetch_page(page);
+            }
+        } else {
+            self.index.prefetch(addr);
+        }
     }
 
     /// The page in `slot`. `None`: no page was ever there.
@@ -119,40 +149,36 @@ impl PageStore {
         Some(unsafe { &*self.arena.as_ptr().cast_const().add(start).cast::<Page>() })
     }
 
-    /// The pages in the `count` slots that new addresses took last, oldest first: one stretch of memory
-    /// behind the other. `None`: there are not so many.
-    pub(super) fn recent(&self, count: u32) -> Option<[&[u8]; 2]> {
-        let older = count.saturating_sub(self.clock);
-        if count > self.used {
+    /// The pages in `count` slots from `first` on. `None`: not all of them ever held one.
+    pub(super) fn stretch(&self, first: SlotId, count: u32) -> Option<&[u8]> {
+        let end = first.0.checked_add(count)?;
+        if end > self.used {
             return None;
         }
-        Some([
-            self.stretch(self.used - older, older),
-            self.stretch(self.clock - (count - older), count - older),
-        ])
-    }
-
-    /// The pages of slots `start..start + count`, all used.
-    fn stretch(&self, start: u32, count: u32) -> &[u8] {
-        debug_assert!(start + count <= self.used);
-        let at = start as usize * PAGE_BYTES;
-        // SAFETY: raw memory of the arena, as in `page`: all slots below `used` were written, and
-        // both callers in `recent` stay below it.
-        unsafe {
+        let at = first.0 as usize * PAGE_BYTES;
+        // SAFETY: raw memory of the arena, as in `page`: all slots below `used` were written.
+        Some(unsafe {
             let from = self.arena.as_ptr().cast_const().add(at);
             std::slice::from_raw_parts(from, count as usize * PAGE_BYTES)
-        }
+        })
     }
 
     /// Stores `page` as the last copy of `addr`: over the previous copy if there is one, else in the
     /// slot that was filled longest ago.
     pub fn insert(&mut self, addr: PageAddr, page: &Page) -> SlotId {
-        let slot = match self.lookup(addr) {
-            Some(slot) => slot,
-            None => self.take_slot(addr),
-        };
-        self.write(slot, page);
-        slot
+        let found = self.find(addr);
+        self.insert_at(found, addr, page)
+    }
+
+    /// Like [`insert`](Self::insert) for a page that is not read soon.
+    pub(super) fn insert_past_caches(&mut self, simd: Simd, addr: PageAddr, page: &Page) {
+        let found = self.find(addr);
+        let slot = found.unwrap_or_else(|| self.take_slot(addr));
+        self.used = self.used.max(slot.0 + 1);
+        self.likely = slot.0 + 1;
+        if let Some(to) = self.page_mut(slot) {
+            simd.copy_past_caches(page, to);
+        }
     }
 
     /// Like [`insert`](Self::insert) for an address whose slot the caller has just looked up.
@@ -165,14 +191,26 @@ impl PageStore {
         debug_assert_eq!(looked_up, self.lookup(addr));
         let slot = looked_up.unwrap_or_else(|| self.take_slot(addr));
         self.write(slot, page);
+        self.likely = slot.0 + 1;
         slot
+    }
+
+    /// The page in `slot`, to be changed into the next copy of its address. `None`: no page was ever there.
+    pub(super) fn page_mut(&mut self, slot: SlotId) -> Option<&mut Page> {
+        if slot.0 >= self.used {
+            return None;
+        }
+        let start = slot.0 as usize * PAGE_BYTES;
+        // SAFETY: raw memory of the arena, as in `page`, zeroed where nothing was written yet; `&mut self` means
+        // that no other reference into it is alive.
+        Some(unsafe { &mut *self.arena.as_ptr().add(start).cast::<Page>() })
     }
 
     fn take_slot(&mut self, addr: PageAddr) -> SlotId {
         let slot = self.clock;
         self.clock = if slot + 1 == self.slots { 0 } else { slot + 1 };
         if slot < self.used {
-            self.index.remove(self.index.owner(slot));
+            self.index.remove(slot);
         }
         self.index.set_owner(slot, addr);
         SlotId(slot)
@@ -262,7 +300,11 @@ mod tests {
             for (index, fill) in inserts {
                 let slot = store.insert(addr(index), &[fill; PAGE_BYTES]);
                 let looked_up = mirror.lookup(addr(index));
-                prop_assert_eq!(slot, mirror.insert_at(looked_up, addr(index), &[fill; PAGE_BYTES]));
+                if fill % 2 == 0 {
+                    mirror.insert_past_caches(Simd::detect(), addr(index), &[fill; PAGE_BYTES]);
+                } else {
+                    prop_assert_eq!(slot, mirror.insert_at(looked_up, addr(index), &[fill; PAGE_BYTES]));
+                }
                 if let Some(entry) = oracle.iter_mut().find(|entry| entry.0 == index) {
                     entry.1 = fill;
                 } else if oracle.len() < slots {
@@ -276,17 +318,16 @@ mod tests {
                     oracle.iter().map(|&(i, fill)| (addr(i), [fill; PAGE_BYTES])).collect();
                 prop_assert!(store.contents() == (hand as u32, expected));
                 prop_assert!(store.contents() == mirror.contents());
-                // The slots that were taken last lie right behind the hand.
-                for count in 0..=oracle.len() + 1 {
-                    let expected = (count <= oracle.len()).then(|| {
-                        let behind = (0..count).rev().map(|back| (hand + oracle.len() - 1 - back) % oracle.len());
-                        behind.flat_map(|at| [oracle[at].1; PAGE_BYTES]).collect::<Vec<u8>>()
-                    });
-                    prop_assert!(store.recent(count as u32).map(|parts| parts.concat()) == expected);
-                }
+                let all: Vec<u8> = oracle.iter().flat_map(|&(_, fill)| [fill; PAGE_BYTES]).collect();
+                let used = oracle.len() as u32;
+                prop_assert!(store.stretch(SlotId(0), used) == Some(&all[..]));
+                prop_assert!(store.stretch(SlotId(1), used - 1) == Some(&all[PAGE_BYTES..]));
+                prop_assert!(store.stretch(SlotId(1), used).is_none());
                 for index in 0..20 {
                     let stored = oracle.iter().any(|entry| entry.0 == index);
-                    prop_assert_eq!(store.lookup(addr(index)).is_some(), stored);
+                    let found = store.lookup(addr(index));
+                    prop_assert_eq!(found.is_some(), stored);
+                    prop_assert_eq!(store.find(addr(index)), found);
                 }
             }
         }

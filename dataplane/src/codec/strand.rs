@@ -25,6 +25,11 @@ pub struct Strand {
 
 /// Below this level of zstd it does not pay to try filters out.
 const FILTER_LEVEL_MIN: i32 = 2;
+/// From this level on a look at a few pages costs little beside what the search for what is not there would. If
+/// they are random, the fastest level is left: it runs over such bytes quickly, and still finds what is in a context.
+const LOOK_LEVEL_MIN: i32 = 5;
+/// So many, spread over the batch.
+const LOOK_PAGES: usize = 8;
 
 impl Strand {
     /// Takes the memory.
@@ -66,9 +71,14 @@ impl Strand {
         Self::check_room(raw.len(), out)?;
         let choice = classified.choice;
         if choice.method == Method::Zstd && choice.level >= FILTER_LEVEL_MIN {
+            sections.gather(raw);
             self.filter(sections);
         }
-        let mut write = |squeeze| sections.write(squeeze, &mut self.zstd, out);
+        let mut level = choice.level;
+        if level >= LOOK_LEVEL_MIN && self.is_random(&sections.literals[sections.context_len()..]) {
+            level = 1;
+        }
+        let mut write = |squeeze| sections.write(squeeze, raw, &mut self.zstd, out);
         let (method, len) = match choice.method {
             Method::Passthrough => {
                 if !classified.raw_as_is {
@@ -79,10 +89,7 @@ impl Strand {
             Method::V1Stored | Method::V1Lz4 => v1::write(&sections.ops, out),
             Method::Stored => (Method::Stored, write(Squeeze::Nothing)),
             Method::Lz4 => (Method::Lz4, write(Squeeze::Lz4)),
-            Method::Zstd => {
-                let level = choice.level;
-                (Method::Zstd, write(Squeeze::Zstd { level }))
-            }
+            Method::Zstd => (Method::Zstd, write(Squeeze::Zstd { level })),
         };
         Ok(Encoded {
             len,
@@ -93,6 +100,17 @@ impl Strand {
             stats: classified.stats,
             squeeze_ns: elapsed_ns(start),
         })
+    }
+
+    /// Are these pages, of which there are some, such that no compressor makes anything of one alone?
+    fn is_random(&mut self, pages: &[u8]) -> bool {
+        let (pages, _) = pages.as_chunks::<PAGE_BYTES>();
+        let mut packed = [0; PAGE_BYTES - PAGE_BYTES / 64];
+        pages.len() >= LOOK_PAGES
+            && pages
+                .iter()
+                .step_by(pages.len() / LOOK_PAGES)
+                .all(|page| self.zstd.compress(1, &[], page, &mut packed).is_none())
     }
 
     /// Takes the literal pages that a filter makes smaller out of the others.

@@ -56,6 +56,7 @@ pub(super) fn encode(
                 jump,
                 header,
                 page,
+                ..
             } => {
                 stats.pages += 1;
                 let put = |class, ops: &mut _| {
@@ -73,7 +74,7 @@ pub(super) fn encode(
                     stats.zero += 1;
                     continue;
                 }
-                let slot = history.as_ref().and_then(|store| store.lookup(addr));
+                let slot = history.as_mut().and_then(|store| store.find(addr));
                 let old = history.as_ref().and_then(|store| store.page(slot?));
                 let changed = old
                     .map(|old| (old, simd.differing_words(old, page)))
@@ -146,21 +147,14 @@ pub(super) fn decode(mut ops: Reader<'_>, mut to: Rebuild<'_>) -> Result<(), Dec
         let addr = to.place(&op, 0)?;
         match op.class {
             Class::Zero => to.zero(addr)?,
-            Class::ZeroPage => to.page(addr, op.header, |page| {
-                page.fill(0);
-                Some(())
-            })?,
+            Class::ZeroPage => to.zero_page(addr, op.header)?,
             Class::Literal => to.page(addr, op.header, |page| {
                 page.copy_from_slice(ops.bytes(PAGE_BYTES)?);
                 Some(())
             })?,
-            Class::Delta => to.page_from_history(
-                addr,
-                op.header,
-                false,
-                |store| store.page(store.lookup(addr)?),
-                |page| delta::apply(&mut ops, page),
-            )?,
+            Class::Delta => {
+                to.patched_page(addr, op.header, |page| delta::apply(&mut ops, page))?;
+            }
             Class::Raw | Class::Same | Class::Copy | Class::Known => return Err(to.malformed()),
         }
     }

@@ -12,7 +12,9 @@ use super::filter::Filter;
 use super::items::{Item, Items};
 use super::known::{BlockCursor, KnownPages};
 use super::ops::{BlockJump, Class, Jump, Op};
+use super::prefetch::prefetch_page;
 use super::rebuild::Rebuild;
+use super::recent::Recent;
 use super::sections::{Opened, Sections};
 use super::simd::Simd;
 use super::store::SlotId;
@@ -30,6 +32,7 @@ pub(super) struct History<'a> {
     pub(super) contents: &'a mut ContentIndex,
     /// Blocks that the receiver holds.
     pub(super) known: &'a mut KnownPages,
+    pub(super) recent: &'a mut Recent,
     pub(super) simd: Simd,
 }
 
@@ -86,7 +89,7 @@ impl Runs<'_> {
 
 /// Fills the sections, which are empty, with a batch.
 pub(super) fn encode(
-    items: Items<'_>,
+    mut items: Items<'_>,
     mut history: History<'_>,
     sections: &mut Sections,
     stats: &mut EncodeStats,
@@ -95,13 +98,15 @@ pub(super) fn encode(
         ops,
         patches,
         raw,
+        places,
         literals,
+        are_gathered,
         ..
     } = sections;
     let mut runs = Runs { ops, run: None };
     let mut next = Next::default();
     let no_block = BlockJump::default();
-    for item in items {
+    while let Some(item) = items.next() {
         match item {
             Item::Raw(bytes) => {
                 runs.push((Class::Raw, no_block), false, None, bytes.len() as u64);
@@ -116,8 +121,13 @@ pub(super) fn encode(
                 addr,
                 jump,
                 header,
+                at,
                 page,
             } => {
+                if let Some((addr, page)) = items.upcoming() {
+                    prefetch_page(page);
+                    history.store.prefetch(addr);
+                }
                 let class = history.page(addr, page, patches, &mut next);
                 runs.push(class, header, jump, 1);
                 stats.pages += 1;
@@ -127,7 +137,10 @@ pub(super) fn encode(
                     Class::Known => stats.known += 1,
                     Class::Delta => stats.delta += 1,
                     Class::Raw | Class::Zero | Class::Literal => {
-                        literals.extend_from_slice(page);
+                        places.push(at as u32);
+                        if *are_gathered {
+                            literals.extend_from_slice(page);
+                        }
                         stats.literal += 1;
                     }
                 }
@@ -150,7 +163,7 @@ impl History<'_> {
         if self.simd.is_zero(page) {
             return (Class::ZeroPage, block);
         }
-        let own = self.store.lookup(addr);
+        let own = self.store.find(addr);
         let old = own.and_then(|slot| self.store.page(slot)).map(|old| {
             let bitmap = self.simd.differing_words(old, page);
             (old, bitmap, delta::changed_words(&bitmap))
@@ -179,6 +192,9 @@ impl History<'_> {
         };
         let slot = self.store.insert_at(own, addr, page);
         self.contents.note(hash, slot);
+        if class == Class::Literal {
+            self.recent.note(slot);
+        }
         (class, block)
     }
 
@@ -189,10 +205,11 @@ impl History<'_> {
     }
 }
 
-/// Carries out untrusted operations; `known` are the blocks of baselines that they refer to, in order.
+/// Carries out untrusted operations. The blocks of baselines that they refer to are in their places already; without
+/// `has_known` there are none.
 pub(super) fn decode(
     opened: Opened<'_>,
-    mut known: Reader<'_>,
+    has_known: bool,
     mut to: Rebuild<'_>,
 ) -> Result<(), DecodeError> {
     let Opened {
@@ -219,43 +236,21 @@ pub(super) fn decode(
         }
         for nth in 0..op.count {
             let addr = to.place(&op, nth)?;
-            let own = |store: &PageStore| store.lookup(addr);
             match op.class {
                 Class::Zero => to.zero(addr)?,
-                Class::ZeroPage => to.page(addr, op.header, |page| {
-                    page.fill(0);
-                    Some(())
-                })?,
-                Class::Known => to.page(addr, op.header, |page| {
-                    page.copy_from_slice(known.bytes(PAGE_BYTES)?);
-                    Some(())
-                })?,
+                Class::ZeroPage => to.zero_page(addr, op.header)?,
+                Class::Known if has_known => to.page(addr, op.header, |_| Some(()))?,
+                Class::Known => return Err(to.malformed()),
                 Class::Raw | Class::Literal => {
                     to.page(addr, op.header, |page| literals.next(page))?;
                 }
-                Class::Same => to.page_from_history(
-                    addr,
-                    op.header,
-                    true,
-                    |store| store.page(own(store)?),
-                    |_| Some(()),
-                )?,
-                Class::Delta => to.page_from_history(
-                    addr,
-                    op.header,
-                    false,
-                    |store| store.page(own(store)?),
-                    |page| delta::apply(&mut patches, page),
-                )?,
+                Class::Same => to.same_page(addr, op.header)?,
+                Class::Delta => {
+                    to.patched_page(addr, op.header, |page| delta::apply(&mut patches, page))?;
+                }
                 Class::Copy => {
                     let slot = read_slot(&mut patches, &mut next_slot).ok_or(to.malformed())?;
-                    to.page_from_history(
-                        addr,
-                        op.header,
-                        false,
-                        |store| store.page(slot),
-                        |_| Some(()),
-                    )?;
+                    to.copied_page(addr, op.header, slot)?;
                 }
             }
         }

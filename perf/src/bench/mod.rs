@@ -1,6 +1,7 @@
 //! What can be measured, by name. In: a name and how often. Out: rows. Promises: ours and the reference
 //! take turns in one run, so that what else the machine does meets both.
 
+pub(crate) mod codec;
 mod consensus;
 mod endless;
 mod inpath;
@@ -42,7 +43,13 @@ pub struct Bench {
 }
 
 /// All there are, but for the single back ends of `lanes`.
-const BENCHES: [Bench; 15] = [
+const BENCHES: [Bench; 16] = [
+    Bench {
+        name: "codec",
+        about: "encoder and decoder on one core, path by path, LZ4 and zstd beside plain calls of them",
+        kind: Kind::Own,
+        run: codec::run,
+    },
     Bench {
         name: "consensus",
         about: "commits of the replicated log against etcd's, three members each, 1 and 64 clients",

@@ -1,19 +1,21 @@
 //! A recorded stream, cut into batches as the data plane cuts it. In: a file, bytes of a batch. Out: all
 //! batches with their tokens, in memory. Promise: their bytes are the file's.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use dwcp_dataplane::codec::Page;
 use dwcp_dataplane::intake::{BATCH_TOKENS, HEADROOM, Intake, ReadOutcome};
 use dwcp_dataplane::stream::{BlockTable, ChannelKind, PAGE_BYTES, Token, TokenBuf};
 use dwcp_drivers::frame::{FramePools, FramePoolsConfig};
 use dwcp_hugepages::arena::BackingPolicy;
 
 /// One batch.
-pub(super) struct Batch {
-    pub(super) raw: Vec<u8>,
-    pub(super) tokens: Vec<Token>,
+pub(crate) struct Batch {
+    pub(crate) raw: Vec<u8>,
+    pub(crate) tokens: Vec<Token>,
 }
 
 /// All of a stream.
@@ -63,25 +65,34 @@ impl Stream {
             raw_bytes as u64 == size,
             "{raw_bytes} of {size} bytes were cut"
         );
-        let page_bytes = batches.iter().map(nonzero_page_bytes).sum();
+        let pages: usize = batches.iter().map(|batch| batch.pages().count()).sum();
+        let page_bytes = pages * PAGE_BYTES;
         Ok(Self {
             batches,
             raw_bytes,
             page_bytes,
         })
     }
+
+    /// Each page that is not all zero, once.
+    pub(super) fn distinct_pages(&self) -> Vec<Page> {
+        let mut seen = HashSet::new();
+        let pages = self.batches.iter().flat_map(Batch::pages);
+        pages.filter(|page| seen.insert(*page)).copied().collect()
+    }
 }
 
-fn nonzero_page_bytes(batch: &Batch) -> usize {
-    let mut at = 0;
-    let mut bytes = 0;
-    for token in &batch.tokens {
-        at += token.len();
-        if matches!(token, Token::Page { .. } | Token::Body { .. })
-            && batch.raw[at - PAGE_BYTES..at].iter().any(|byte| *byte != 0)
-        {
-            bytes += PAGE_BYTES;
-        }
+impl Batch {
+    /// Pages that are not all zero.
+    fn pages(&self) -> impl Iterator<Item = &Page> {
+        let mut at = 0;
+        self.tokens.iter().filter_map(move |token| {
+            at += token.len();
+            if !token.is_page() {
+                return None;
+            }
+            let page = self.raw[..at].last_chunk::<PAGE_BYTES>()?;
+            page.iter().any(|byte| *byte != 0).then_some(page)
+        })
     }
-    bytes
 }

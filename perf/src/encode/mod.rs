@@ -5,7 +5,7 @@
 //! line the time that the encoder's own choice takes, beside the best fixed encoding and the best choice in
 //! hindsight. Promise: what was encoded was decoded and compared, every time.
 
-mod batches;
+pub(crate) mod batches;
 mod known;
 mod line;
 mod replay;
@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use dwcp_dataplane::codec::{Choice, ChoiceReason, Method};
 
+use crate::bench::codec;
 use crate::compare::{Guest, Several, several};
 use crate::corpus;
 use crate::row::{self, Row};
@@ -61,6 +62,9 @@ pub struct Arguments {
     /// Lines, Mbit/s
     #[arg(long, value_delimiter = ',', default_values_t = [50, 200, 900, 10_000, 40_000])]
     lines: Vec<u64>,
+    /// Measure the codec path by path too, as `bench codec` does, with this guest's pages
+    #[arg(long)]
+    paths: bool,
     /// Runs of each
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     runs: u32,
@@ -84,7 +88,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             [] => guest.name().to_owned(),
             some => format!("{} with {}", guest.name(), some.join("+")),
         };
-        let of_guest = of_stream(arguments, &name, &stream, &known)?;
+        let mut of_guest = of_stream(arguments, &name, &stream, &known)?;
+        if arguments.paths {
+            let (pages, runs) = (stream.distinct_pages(), arguments.runs as usize);
+            of_guest.extend(codec::rows(&format!("{name}, "), &pages, runs)?);
+        }
         print!("{}", row::table(&of_guest));
         rows.extend(of_guest);
         if let Some(path) = &arguments.json {

@@ -9,6 +9,7 @@ use dwcp_hugepages::arena::BackingPolicy;
 
 use super::batches::Stream;
 use super::known::Known;
+use crate::cores::processor_s;
 
 /// How batches are encoded.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +39,6 @@ pub(super) fn config(store_bytes: usize) -> CodecConfig {
     }
 }
 
-/// Processor time of this thread.
-fn core_s() -> f64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
-}
-
 /// Runs it, and answers with the costs and what was chosen.
 pub(super) fn replay(
     stream: &Stream,
@@ -65,7 +60,7 @@ pub(super) fn replay(
     let mut back = vec![0; largest.unwrap_or(0)];
     for batch in &stream.batches {
         let (raw, tokens) = (&batch.raw, &batch.tokens);
-        let begun = core_s();
+        let begun = processor_s();
         let mut classified = match way {
             Way::Fixed(choice) => encoder.classify_with(choice, raw, tokens, &mut sections)?,
             Way::Learned { bytes_per_s } => {
@@ -78,9 +73,9 @@ pub(super) fn replay(
                 encoder.classify(CodecVersion::V3, &hint, raw, tokens, &mut sections)?
             }
         };
-        let halfway = core_s();
+        let halfway = processor_s();
         let mut encoded = strand.squeeze(&classified, raw, &mut sections, &mut out)?;
-        let (classify_s, squeeze_s) = (halfway - begun, core_s() - halfway);
+        let (classify_s, squeeze_s) = (halfway - begun, processor_s() - halfway);
         if let Way::Learned { .. } = way {
             // Of this core alone, whatever else the machine does.
             classified.classify_ns = (classify_s * 1e9) as u64;
@@ -92,11 +87,11 @@ pub(super) fn replay(
         } else {
             &out[..encoded.len]
         };
-        let begun = core_s();
+        let begun = processor_s();
         let back = &mut back[..raw.len()];
         let version = CodecVersion::V3;
         decoder.decode(version, encoded.method, encoded.history, payload, back)?;
-        let decode_s = core_s() - begun;
+        let decode_s = processor_s() - begun;
         ensure!(back == raw.as_slice(), "a batch came back changed");
         costs.push(Cost {
             len: encoded.len,

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::guest::{Guest, config, event, random_words};
 use super::round_trip::choice;
-use crate::codec::{CodecVersion, DecodeError, Decoder, EncodeHint, Encoder, Method};
+use crate::codec::{
+    Chain, Choice, CodecVersion, DecodeError, Decoder, Direction, EncodeHint, Encoder, Method,
+};
 use crate::stream::{BlockId, PAGE_BYTES, PageAddr, Token};
 
 const METHODS: [(CodecVersion, Method); 6] = [
@@ -306,7 +308,7 @@ fn bombs_are_refused() {
 }
 
 /// A payload of one literal page, compressed in a context of so many pages.
-fn in_context(pages: u16, context: &[u8], page: &[u8]) -> Vec<u8> {
+fn in_context(pages: u64, context: &[u8], page: &[u8]) -> Vec<u8> {
     let mut packed = vec![0; 2 * PAGE_BYTES];
     let len = crate::codec::zstd::Compressor::new(3)
         .unwrap()
@@ -315,39 +317,130 @@ fn in_context(pages: u16, context: &[u8], page: &[u8]) -> Vec<u8> {
     let mut payload = vec![0b1001, 0, 1, 0, 0, 0, 1, 0, 0, 0, 6];
     payload.push(3);
     payload.extend_from_slice(&(page.len() as u32).to_le_bytes());
-    payload.extend_from_slice(&(len as u32 + 2).to_le_bytes());
-    payload.extend_from_slice(&pages.to_le_bytes());
+    // One stretch, from slot 0.
+    let mut list = vec![u8::from(pages > 0)];
+    if pages > 0 {
+        list.push(0);
+        crate::codec::varint::put(&mut list, pages - 1);
+    }
+    payload.extend_from_slice(&((len + list.len()) as u32).to_le_bytes());
+    payload.extend_from_slice(&list);
     payload.extend_from_slice(&packed[..len]);
     payload
 }
 
-/// A context is what the history took last, or nothing.
+fn noise(seed: u64) -> Vec<u8> {
+    let words = random_words(seed).take(PAGE_BYTES / 8);
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+/// A decoder whose history took `noise(1)` for page 1, in slot 0, and `noise(2)` for page 2, in slot 1.
+fn with_two_pages() -> Decoder {
+    let mut decoder = Decoder::new(&config(4)).unwrap();
+    for seed in [1, 2] {
+        let mut payload = stored(&[6 | 16, (seed as u8) << 2], &[]);
+        payload[0] |= 8;
+        payload.push(0);
+        payload.extend_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+        payload.extend_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+        payload.extend_from_slice(&noise(seed));
+        let mut out = vec![0; PAGE_BYTES];
+        let stored = Method::Stored.code();
+        decoder
+            .decode(CodecVersion::V3, stored, true, &payload, &mut out)
+            .unwrap();
+    }
+    decoder
+}
+
+/// Copies that refer to each other and to themselves: each is what its slot held before it.
+#[test]
+fn references_in_a_circle_end() {
+    let code = (CodecVersion::V3, Method::Stored.code());
+    // Page 1 is slot 1, which is page 2's, and page 2 is slot 0, which is page 1's; page 1 is itself again.
+    let (ops, patches) = ([4 | 16 | 1 << 5, 4, 4 | 16, 6], [2, 3, 1]);
+    let mut decoder = with_two_pages();
+    let payload = stored(&ops, &patches);
+    let out = decode_guarded(&mut decoder, code, true, &payload, 3 * PAGE_BYTES);
+    assert_eq!(out, Ok([noise(2), noise(2), noise(2)].concat()));
+    // Page 7 is the slot that it would get, which holds nothing yet.
+    let payload = stored(&[4 | 16, 7 << 2], &[4]);
+    let out = decode_guarded(&mut decoder, code, true, &payload, PAGE_BYTES);
+    assert_eq!(out, Err(DecodeError::MissingPage { at: 0 }));
+}
+
+/// What a batch refers to, pages or a context, is another thing in another session: either the codec refuses it, or
+/// the session's digests do. Its own session takes it.
+#[test]
+fn a_batch_of_another_session_is_never_released() {
+    let batch = |seeds: [u64; 4]| {
+        let (mut raw, mut tokens) = (Vec::new(), Vec::new());
+        for (index, seed) in seeds.into_iter().enumerate() {
+            let addr = PageAddr {
+                block: BlockId(0),
+                index: index as u64,
+            };
+            raw.extend_from_slice(&noise(seed));
+            tokens.push(Token::Body { addr });
+        }
+        (raw, tokens)
+    };
+    let mut almost = batch([4, 3, 2, 1]);
+    // Pages that are like others, but not the same: they are found in a context alone.
+    for page in almost.0.as_chunks_mut::<PAGE_BYTES>().0 {
+        page.rotate_left(8);
+    }
+    let first = [batch([1, 2, 3, 4]), batch([5, 6, 7, 8])];
+    for second in [batch([4, 3, 2, 1]), batch([2, 2, 2, 2]), almost] {
+        let keys = [[1; 32], [2; 32]];
+        let mut chains = keys.map(|key| Chain::new(&key, 0, Direction::ToDestination));
+        let mut encoders = [(); 2].map(|()| Encoder::new(&config(8)).unwrap());
+        let mut decoders = [(); 2].map(|()| Decoder::new(&config(8)).unwrap());
+        let mut payload = vec![0; Encoder::max_encoded_len(4 * PAGE_BYTES)];
+        let choice = Choice {
+            level: 3,
+            ..choice(Method::Zstd)
+        };
+        for at in 0..2 {
+            let (raw, tokens) = &first[at];
+            let made = encoders[at].encode_with(choice, raw, tokens, &mut payload);
+            let len = made.unwrap().len;
+            let mut out = vec![0; raw.len()];
+            decoders[at]
+                .decode(
+                    CodecVersion::V3,
+                    choice.method.code(),
+                    true,
+                    &payload[..len],
+                    &mut out,
+                )
+                .unwrap();
+            chains[at].advance(0, 0, raw);
+        }
+        let (raw, tokens) = &second;
+        let made = encoders[0].encode_with(choice, raw, tokens, &mut payload);
+        let len = made.unwrap().len;
+        assert!(len < PAGE_BYTES, "{len} bytes refer to nothing");
+        let digest = chains[0].advance(1, 0, raw);
+        let mut out = vec![0; raw.len()];
+        let mut send = |decoder: &mut Decoder| {
+            let code = choice.method.code();
+            let result = decoder.decode(CodecVersion::V3, code, true, &payload[..len], &mut out);
+            result.map(|()| out == *raw)
+        };
+        let [own, other] = &mut decoders;
+        assert_ne!(send(other), Ok(true));
+        assert!(chains[1].verify(1, 0, raw, &digest).is_err());
+        assert_eq!(send(own), Ok(true));
+    }
+}
+
+/// A context is what the history holds, or nothing.
 #[test]
 fn contexts_that_the_history_does_not_offer_are_refused() {
-    let noise = |seed| -> Vec<u8> {
-        let words = random_words(seed).take(PAGE_BYTES / 8);
-        words.flat_map(u64::to_le_bytes).collect()
-    };
     let zstd = Method::Zstd.code();
     let mut out = vec![0; PAGE_BYTES];
-    // A decoder whose history took two pages.
-    let decoder = || {
-        let mut decoder = Decoder::new(&config(4)).unwrap();
-        for seed in [1, 2] {
-            let mut payload = stored(&[6 | 16, (seed as u8) << 2], &[]);
-            payload[0] |= 8;
-            payload.push(0);
-            payload.extend_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
-            payload.extend_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
-            payload.extend_from_slice(&noise(seed));
-            let mut out = vec![0; PAGE_BYTES];
-            let stored = Method::Stored.code();
-            decoder
-                .decode(CodecVersion::V3, stored, true, &payload, &mut out)
-                .unwrap();
-        }
-        decoder
-    };
+    let decoder = with_two_pages;
     let context = [vec![0; 8], noise(1), noise(2)].concat();
     let good = in_context(2, &context, &noise(2));
     assert!(good.len() < 100, "the context was not used: {}", good.len());
@@ -359,11 +452,9 @@ fn contexts_that_the_history_does_not_offer_are_refused() {
         send(false, &good),
         Err(DecodeError::BadContext { pages: 2 })
     );
-    for pages in [0, 3, 257, u16::MAX] {
+    for pages in [0, 3, 257, u64::from(u32::MAX) + 1] {
         let payload = in_context(pages, &context, &noise(2));
-        let expected = DecodeError::BadContext {
-            pages: u32::from(pages),
-        };
+        let expected = DecodeError::BadContext { pages };
         assert_eq!(send(true, &payload), Err(expected));
     }
     // Another context than the frame was made in: other bytes, or none.

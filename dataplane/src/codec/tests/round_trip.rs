@@ -147,23 +147,32 @@ proptest! {
         prop_assert_eq!(encoder.capacities(), capacities);
     }
 
-    /// Squeezed on other threads, the later batches first, each with whatever strand is at hand.
+    /// Squeezed on other threads, the later batches first, each with whatever strand is at hand, and by another
+    /// method than the one that was expected when the batch was classified.
     #[test]
     fn halves_apart(
         slots in 1usize..50,
         batches in proptest::collection::vec(proptest::collection::vec(event(PAGES), 0..30), 1..8),
         level in 1i32..=9,
+        expected in 0usize..3,
+        chosen in 0usize..3,
     ) {
         let config = config(slots);
         let mut guest = Guest::new(PAGES);
         let mut encoder = Encoder::new(&config).unwrap();
         let mut decoder = Decoder::new(&config).unwrap();
-        let zstd = Choice { level, ..choice(Method::Zstd) };
+        let by = |which: usize| match which {
+            0 => choice(Method::Stored),
+            1 => choice(Method::Lz4),
+            _ => Choice { level, ..choice(Method::Zstd) },
+        };
         let mut jobs = Vec::new();
         for events in &batches {
             let (raw, tokens) = guest.batch(events);
             let mut sections = Sections::new();
-            let classified = encoder.classify_with(zstd, &raw, &tokens, &mut sections).unwrap();
+            let mut classified =
+                encoder.classify_with(by(expected), &raw, &tokens, &mut sections).unwrap();
+            classified.choice = by(chosen);
             jobs.push((raw, classified, sections));
         }
         let squeeze = |jobs: &mut [(Vec<u8>, Classified, Sections)]| {
