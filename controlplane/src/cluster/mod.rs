@@ -15,7 +15,7 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dwcp_consensus::command::FlagValue;
 use dwcp_consensus::tls::{CredentialError, Credentials, Dialer, listen};
@@ -40,6 +40,7 @@ pub use throws::{Throwing, Throws};
 
 use crate::config::Config;
 use crate::flags::{FlagError, FlagView, Flags, NodeId, Percentage, Released};
+use crate::life::unix_ms;
 use crate::store::StoreError;
 
 /// How long an operator waits for a quorum.
@@ -370,7 +371,7 @@ impl Cluster {
     }
 
     /// Before its first change the log does not know whom a flag keeps out here.
-    async fn begin(&self, feature: &str, by: &str) -> Result<State, ChangeError> {
+    pub(crate) async fn begin(&self, feature: &str, by: &str) -> Result<State, ChangeError> {
         let before = self.flags.get(feature)?.flag;
         let state = self.replicator.read(WITHIN).await?;
         if !state.flags.contains_key(feature) && !before.excluded_nodes.is_empty() {
@@ -404,11 +405,4 @@ fn lost() -> FlagError {
         path: "controlplane.redb".into(),
         reason: "the work ended without an answer".to_owned(),
     })
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
