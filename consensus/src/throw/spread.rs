@@ -204,8 +204,13 @@ impl Spread {
                 known.get(node).copied().unwrap_or(0) < statement.throw.number
             });
         }
+        // Nobody needs more than one of a node; to look at a signature costs time.
+        let mut named = BTreeSet::new();
         for statement in told.statements.into_iter().take(STATEMENTS_MAX) {
             let node = statement.throw.node.clone();
+            if !named.insert(node.clone()) {
+                continue;
+            }
             match self.take(statement.clone(), notary) {
                 Ok(true) => heard.news.push(statement),
                 Ok(false) => {}

@@ -104,3 +104,66 @@ impl Figures {
         Ok(figures)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_read_back_and_too_long_a_one_is_not() {
+        let sample = Sample {
+            id: "a".to_owned(),
+            at_unix_ms: 1,
+            work: Work::Migration,
+            version: Side::V3,
+            mode: "internet".to_owned(),
+            ok: true,
+            harm: false,
+            bytes: 5,
+            wire_bytes: 2,
+            total_ms: 3,
+            downtime_ms: Some(4),
+            memory_bytes: None,
+        };
+        let mut figures = Figures {
+            versions: BTreeMap::from([("dwcp_v3_hde".to_owned(), Side::V1)]),
+            highest: Some(3),
+            forced: false,
+            samples: vec![sample.clone(); SAMPLES_MAX],
+        };
+        let read = |figures: &Figures| Figures::read(serde_json::to_value(figures).unwrap());
+        assert_eq!(read(&figures).unwrap(), figures);
+        figures.samples.push(sample);
+        assert!(read(&figures).is_err());
+        for odd in [
+            serde_json::json!(null),
+            serde_json::json!({"samples": [{"bytes": -1}]}),
+        ] {
+            assert!(Figures::read(odd).is_err());
+        }
+    }
+
+    #[test]
+    fn a_kind_is_a_mode_and_a_size() {
+        let of = |mode: &str, bytes| {
+            let sample = Sample {
+                id: String::new(),
+                at_unix_ms: 0,
+                work: Work::Migration,
+                version: Side::V1,
+                mode: mode.to_owned(),
+                ok: true,
+                harm: false,
+                bytes,
+                wire_bytes: 0,
+                total_ms: 0,
+                downtime_ms: None,
+                memory_bytes: None,
+            };
+            (sample.kind().0.to_owned(), sample.kind().1)
+        };
+        assert_eq!(of("internet", 1 << 30), of("internet", (1 << 32) - 1));
+        assert_ne!(of("internet", 1 << 30), of("internet", 1 << 32));
+        assert_ne!(of("internet", 1 << 30), of("datacenter", 1 << 30));
+    }
+}
