@@ -367,7 +367,9 @@ impl Run {
     }
 }
 
-/// Everything up to the point where the hypervisor can be asked to send.
+/// Everything up to the point where the hypervisor can be asked to send. The two ends are made ready side by
+/// side: the destination, and with its answer the session, whose lanes are being dialled meanwhile; and the
+/// source's hypervisor, which needs to know of the destination only for post-copy.
 async fn prepare(
     table: &Table,
     session: SessionId,
@@ -377,12 +379,35 @@ async fn prepare(
     qmp: &Qmp,
 ) -> Result<(), JobError> {
     let request = &record.request;
+    let ready = |preempt| configure(qmp, &request.vm.qmp, &request.options, End::Source, preempt);
+    if request.options.postcopy.is_never() {
+        // Both are waited for, whatever comes of one: a command that a hypervisor was given half is one too many.
+        let (opened, configured) =
+            tokio::join!(open(table, session, entry, record, peer, false), ready(false));
+        return opened.and(configured);
+    }
+    let preempt = can_preempt(qmp).await?;
+    let preempt = open(table, session, entry, record, peer, preempt).await?;
+    ready(preempt).await
+}
+
+/// Has the destination made ready, and opens the session to it. Answers whether pages that the guest waits for
+/// have a connection of their own.
+async fn open(
+    table: &Table,
+    session: SessionId,
+    entry: &SourceEntry,
+    record: &SourceRecord,
+    peer: &Peer,
+    preempt: bool,
+) -> Result<bool, JobError> {
+    let request = &record.request;
     let incoming = IncomingRequest {
         session: session.to_string(),
         qmp: request.destination.qmp.clone(),
         multifd_channels: request.options.multifd_channels,
         options: request.options.clone(),
-        postcopy_preempt: !request.options.postcopy.is_never() && can_preempt(qmp).await?,
+        postcopy_preempt: preempt,
     };
     let there = peer.open(&incoming).await?;
     let instance = table.host.status().instance();
@@ -407,14 +432,7 @@ async fn prepare(
             limits: request.options.session_limits(),
         })
         .await?;
-    configure(
-        qmp,
-        &request.vm.qmp,
-        &request.options,
-        End::Source,
-        there.postcopy_preempt,
-    )
-    .await
+    Ok(there.postcopy_preempt)
 }
 
 pub(super) fn failed(error: &JobError) -> Outcome {

@@ -59,8 +59,8 @@ pub struct ConfigFigures {
     pub link_used: Option<Figure>,
     /// Why runs failed, one text each.
     pub failed: Vec<String>,
-    /// What the line sent in the run with the middle total time, Mbit/s; for plots.
-    #[serde(skip)]
+    /// What the line sent in the run with the middle total time, Mbit/s in each tenth of a second.
+    #[serde(rename = "timeline_mbit_per_s")]
     pub timeline: Vec<f64>,
 }
 
