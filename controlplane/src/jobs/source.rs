@@ -382,8 +382,10 @@ async fn prepare(
     let ready = |preempt| configure(qmp, &request.vm.qmp, &request.options, End::Source, preempt);
     if request.options.postcopy.is_never() {
         // Both are waited for, whatever comes of one: a command that a hypervisor was given half is one too many.
-        let (opened, configured) =
-            tokio::join!(open(table, session, entry, record, peer, false), ready(false));
+        let (opened, configured) = tokio::join!(
+            open(table, session, entry, record, peer, false),
+            ready(false)
+        );
         return opened.and(configured);
     }
     let preempt = can_preempt(qmp).await?;

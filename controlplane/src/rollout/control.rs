@@ -158,6 +158,7 @@ impl Rollouts {
         let rollout = Rollout::begin(plan, by, now);
         let why = format!("begun by {by}");
         self.write(&id, 0, &rollout, Some(plain(&why)), by).await?;
+        self.arrived().await;
         Ok(view(&id, 1, rollout))
     }
 
@@ -241,11 +242,21 @@ impl Rollouts {
             let next = rollout.ordered(order, by).map_err(RolloutError::Stage)?;
             let why = plain(&next.why);
             match self.write(id, version, &next, Some(why), by).await {
-                Ok(()) => return Ok(view(id, version + 1, next)),
+                Ok(()) => {
+                    self.arrived().await;
+                    return Ok(view(id, version + 1, next));
+                }
                 // The leader decided something meanwhile.
                 Err(SubmitError::Refused(_)) if tries < 3 => tries += 1,
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Waits until this node has what it was answered, so that whoever looks next sees it here.
+    async fn arrived(&self) {
+        if let Err(error) = self.log.read(WITHIN).await {
+            tracing::debug!(%error, "agreed on, and not here yet");
         }
     }
 
