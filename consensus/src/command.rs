@@ -11,8 +11,12 @@ use crate::conf::{Epoch, NodeNumber, Peer};
 
 /// Longest key of a flag or name of a node, bytes.
 pub const NAME_BYTES_MAX: usize = 64;
-/// Longest text of a decision or name of who decided, bytes.
+/// Longest name of who decided or asked, bytes.
 pub const TEXT_BYTES_MAX: usize = 1_024;
+/// Longest text of a decision, bytes.
+pub const DECISION_BYTES_MAX: usize = 4 << 10;
+/// Longest document, bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 16 << 10;
 /// Nodes that one command may name, and that one flag may exclude.
 pub const NODES_MAX: usize = 1_024;
 /// Flags that are kept.
@@ -60,6 +64,29 @@ pub struct Decision {
     pub by: String,
     /// What, and by which query, value and threshold.
     pub text: String,
+    /// Key of the document it is about; empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub about: String,
+}
+
+/// A throw of the kill switch by one node: its number is above that of each earlier throw of that node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThrowMark {
+    /// Name of the node.
+    pub node: String,
+    /// Its number.
+    pub number: u64,
+}
+
+/// The flag that a document steers, while it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steer {
+    /// Key of the flag.
+    pub feature: String,
+    /// What the flag becomes; absent: it stays as it is.
+    pub value: Option<FlagValue>,
+    /// Nobody else changes the flag from now on (true), or everybody may again (false).
+    pub held: bool,
 }
 
 /// One configuration of the virtual log.
@@ -119,6 +146,27 @@ pub enum Command {
         on: bool,
         /// Generation that a release undoes; a throw that came meanwhile is not undone.
         seen: u64,
+        /// When, Unix milliseconds, by the proposer's clock.
+        at_unix_ms: u64,
+        /// Who asked.
+        by: String,
+        /// Which signed throw it records, if it was signed; one that is known already changes nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        throw: Option<ThrowMark>,
+    },
+    /// Changes a document, together with the flag that it steers and the decision that grounds it; all of it, or
+    /// nothing if somebody else changed the document since it was read.
+    Write {
+        /// Key of the document.
+        key: String,
+        /// Version that was read; 0: there was none.
+        expected: u64,
+        /// What it says from now on.
+        document: String,
+        /// The flag that it steers.
+        steer: Option<Steer>,
+        /// Why.
+        decision: Option<Decision>,
         /// When, Unix milliseconds, by the proposer's clock.
         at_unix_ms: u64,
         /// Who asked.
@@ -190,6 +238,14 @@ pub struct TooLong {
     pub limit: usize,
 }
 
+impl Decision {
+    fn check(&self) -> Result<(), TooLong> {
+        within("by", self.by.len(), TEXT_BYTES_MAX)?;
+        within("about", self.about.len(), NAME_BYTES_MAX)?;
+        within("text", self.text.len(), DECISION_BYTES_MAX)
+    }
+}
+
 impl Command {
     /// Checks every length.
     ///
@@ -212,11 +268,27 @@ impl Command {
                     .iter()
                     .try_for_each(|node| within("node", node.len(), NAME_BYTES_MAX))
             }
-            Self::Force { by, .. } => within("by", by.len(), TEXT_BYTES_MAX),
-            Self::Record { decision } => {
-                within("by", decision.by.len(), TEXT_BYTES_MAX)?;
-                within("text", decision.text.len(), TEXT_BYTES_MAX)
+            Self::Force { by, throw, .. } => {
+                within("by", by.len(), TEXT_BYTES_MAX)?;
+                let node = throw.as_ref().map_or(0, |throw| throw.node.len());
+                within("node", node, NAME_BYTES_MAX)
             }
+            Self::Write {
+                key,
+                document,
+                steer,
+                decision,
+                by,
+                ..
+            } => {
+                within("key", key.len(), NAME_BYTES_MAX)?;
+                within("by", by.len(), TEXT_BYTES_MAX)?;
+                within("document", document.len(), DOCUMENT_BYTES_MAX)?;
+                let feature = steer.as_ref().map_or(0, |steer| steer.feature.len());
+                within("feature", feature, NAME_BYTES_MAX)?;
+                decision.as_ref().map_or(Ok(()), Decision::check)
+            }
+            Self::Record { decision } => decision.check(),
             Self::Seal { next } => {
                 within("members", next.members.len(), MEMBERS_MAX)?;
                 next.members

@@ -10,7 +10,10 @@
 //! | [`ask`] | asking the leader, wherever it is |
 //! | [`raft`] | the first engine |
 //! | [`command`] | what may be asked, and what is answered |
-//! | [`state`] | flags, kill switch, decisions, sessions |
+//! | [`state`] | flags, decisions, sessions |
+//! | [`force`] | the kill switch, as the log knows it |
+//! | [`document`] | documents, changed by whoever read the newest version |
+//! | [`throw`] | the kill switch without a quorum: signed throws, from node to node |
 //! | [`session`] | asking again without running twice |
 //! | [`log`], [`writer`], [`journal`] | an epoch's log: in memory, group commit, bytes |
 //! | [`vault`], [`machine`] | the state: on disk, in the engine |
@@ -26,6 +29,8 @@ pub mod chain;
 pub mod command;
 pub mod conf;
 pub mod disk;
+pub mod document;
+pub mod force;
 mod journal;
 mod log;
 mod machine;
@@ -38,6 +43,7 @@ mod session;
 mod sim;
 pub mod state;
 pub mod status;
+pub mod throw;
 pub mod tls;
 mod vault;
 pub mod wire;

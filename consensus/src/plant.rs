@@ -44,6 +44,30 @@ pub(crate) enum Bug {
     CheckpointTooOld,
     /// A record is read back without its checksum.
     ChecksumIgnored,
+    /// A throw counts whoever signed it.
+    ThrowUnsigned,
+    /// A throw counts again after its release.
+    ThrowReplayed,
+    /// A throw counts though its node is no member.
+    ThrowOfStranger,
+    /// A throw counts though it was made for another cluster.
+    ThrowElsewhere,
+    /// A throw is sent to each peer once.
+    ThrowSentOnce,
+    /// A peer counts as knowing what was sent to it.
+    ThrowSentIsKnown,
+    /// Only a node's own throws are sent.
+    ThrowNotRelayed,
+    /// A silent peer is asked less and less often, without an end.
+    ThrowPauseGrows,
+    /// What a peer once knew it knows for ever.
+    ThrowKnownForEver,
+    /// A second throw of a node is taken for its first.
+    ThrowSecondLost,
+    /// A release undoes throws that it does not know.
+    ReleaseOfAll,
+    /// What a peer knows and does not show counts as released.
+    ReleaseByPeer,
 }
 
 #[cfg(test)]

@@ -283,6 +283,9 @@ impl<C: Conf> RaftEngine<C> {
                 };
             }
             Message::Ping | Message::Handover => return Answer::Here,
+            Message::Throws(_) | Message::Figures => {
+                return Answer::NotNow("the log does not answer that".to_owned());
+            }
         };
         answered.unwrap_or_else(|error| {
             tracing::warn!(%error, from, "a message of a peer was not answered");

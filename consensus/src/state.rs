@@ -13,6 +13,8 @@ use crate::command::{
     SHARE_ALL, SessionId,
 };
 use crate::conf::Epoch;
+use crate::document::Document;
+use crate::force::Force;
 use crate::plant::{Bug, planted};
 
 /// Sessions that are kept; the one that was silent the longest gives its place to a new one.
@@ -33,19 +35,6 @@ pub struct Flag {
     pub by: String,
     /// Counts the changes of this flag.
     pub generation: u64,
-}
-
-/// The kill switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Force {
-    /// Everything in v1.
-    pub on: bool,
-    /// Counts the changes.
-    pub generation: u64,
-    /// When it was last changed, Unix milliseconds by the proposer's clock.
-    pub changed_unix_ms: u64,
-    /// Who changed it last.
-    pub by: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +58,9 @@ pub struct State {
     pub decisions: VecDeque<Decision>,
     /// Decisions ever kept.
     pub decisions_total: u64,
+    /// Documents by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub documents: BTreeMap<String, Document>,
     /// The members have compared the state that the epoch began with.
     pub opened: bool,
     /// The epoch that follows, once this one is sealed.
@@ -90,6 +82,7 @@ impl State {
             force: Force::default(),
             decisions: VecDeque::new(),
             decisions_total: 0,
+            documents: BTreeMap::new(),
             opened: false,
             sealed: None,
             diverged: None,
@@ -227,6 +220,11 @@ impl State {
                 at_unix_ms,
                 by,
             } => {
+                if let Some(key) = self.steered_by(feature) {
+                    return Reply::Refused(format!(
+                        "{feature} is steered by {key}: end that first"
+                    ));
+                }
                 if value.share > SHARE_ALL {
                     return Reply::Refused(format!("a share of {} is more than all", value.share));
                 }
@@ -264,26 +262,40 @@ impl State {
                 seen,
                 at_unix_ms,
                 by,
+                throw,
             } => {
-                if !on && *seen < self.force.generation {
-                    return Reply::Refused(
-                        "the kill switch was thrown again meanwhile and stays on".to_owned(),
-                    );
+                let refused = self.force.change(*on, *seen, throw.as_ref());
+                if let Some(reply) = refused {
+                    return reply.with_index(index);
                 }
-                self.force = Force {
-                    on: *on,
-                    generation: self.force.generation + 1,
+                self.force.changed_unix_ms = *at_unix_ms;
+                self.force.by.clone_from(by);
+                Reply::Done { index }
+            }
+            Command::Write {
+                key,
+                expected,
+                document,
+                steer,
+                decision,
+                at_unix_ms,
+                by,
+            } => {
+                let next = Document {
+                    version: *expected,
+                    text: document.clone(),
+                    steers: None,
                     changed_unix_ms: *at_unix_ms,
                     by: by.clone(),
                 };
-                Reply::Done { index }
+                let written = self.write(key, next, steer.as_ref());
+                if let (Reply::Done { .. }, Some(decision)) = (&written, decision) {
+                    self.record(decision);
+                }
+                written
             }
             Command::Record { decision } => {
-                if self.decisions.len() >= DECISIONS_MAX {
-                    self.decisions.pop_front();
-                }
-                self.decisions.push_back(decision.clone());
-                self.decisions_total += 1;
+                self.record(decision);
                 Reply::Done { index }
             }
             Command::OpenSession
@@ -294,7 +306,15 @@ impl State {
         .with_index(index)
     }
 
-    fn change(
+    fn record(&mut self, decision: &Decision) {
+        if self.decisions.len() >= DECISIONS_MAX {
+            self.decisions.pop_front();
+        }
+        self.decisions.push_back(decision.clone());
+        self.decisions_total += 1;
+    }
+
+    pub(crate) fn change(
         &mut self,
         feature: &str,
         at_unix_ms: u64,
@@ -328,6 +348,9 @@ impl State {
         )
             .hash(&mut print);
         (self.sealed.is_some(), self.force.generation).hash(&mut print);
+        for (key, document) in &self.documents {
+            (key, document.version).hash(&mut print);
+        }
         let last = self.decisions.back();
         last.map(|decision| &decision.text).hash(&mut print);
         for (key, flag) in &self.flags {
@@ -374,6 +397,7 @@ mod tests {
                 at_unix_ms: 0,
                 by: "test".to_owned(),
                 text: text.to_owned(),
+                about: String::new(),
             },
         }
     }
@@ -384,6 +408,7 @@ mod tests {
             seen,
             at_unix_ms: 0,
             by: "test".to_owned(),
+            throw: None,
         }
     }
 

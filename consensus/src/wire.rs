@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Outcome, Request};
 use crate::conf::{Entry, Epoch, LogId, NodeNumber, Peer, SnapshotMeta, Vote};
+use crate::throw::Told;
 use crate::vault::Handover;
 
 /// Longest message, bytes of JSON.
@@ -90,6 +91,10 @@ pub enum Message {
     Handover,
     /// Are you there, and in this epoch?
     Ping,
+    /// Throws of the kill switch that the asked one lacks, and what the asker knows; needs no log.
+    Throws(Told),
+    /// What do you count? Needs no log.
+    Figures,
 }
 
 /// A change of the members or of the leader.
@@ -133,6 +138,10 @@ pub enum Answer {
     Handover(Option<Handover>),
     /// To a ping.
     Here,
+    /// To throws: those that the asker lacks, and what the answerer knows.
+    Throws(Told),
+    /// To a question for figures; their form is that of who counts.
+    Figures(serde_json::Value),
     /// The answerer is in another epoch.
     Epoch(Epoch),
     /// Not now: the answerer does not lead, is starting or has failed.

@@ -19,6 +19,7 @@
 //! | [`node`] | one node's control plane, put together |
 //! | [`profile`] | flame graphs and hardware counters of the data plane, from outside |
 //! | [`qmp`] | the hypervisor's monitor |
+//! | [`rollout`] | a version comes to more and more nodes, judged by what it does |
 //! | [`store`] | what must outlive the process |
 //! | [`telemetry`] | metrics, health, counters |
 //! | [`tls`] | certificates of the API |
@@ -39,6 +40,7 @@ pub mod nics;
 pub mod node;
 pub mod profile;
 pub mod qmp;
+pub mod rollout;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

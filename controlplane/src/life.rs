@@ -3,6 +3,8 @@
 //! In: the way to the manager. Out: signs of life. Promise: a sign is given only by the runtime that also serves
 //! requests, so none comes from a process that serves none.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use dwcp_service::notify::Notifier;
 use tokio::time::MissedTickBehavior;
 
@@ -17,4 +19,13 @@ pub async fn give_signs(manager: Notifier) {
         ticks.tick().await;
         manager.alive();
     }
+}
+
+/// Milliseconds since 1970, by this host's clock.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }

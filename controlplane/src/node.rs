@@ -29,6 +29,7 @@ use crate::life;
 use crate::link_limit::LinkLimit;
 use crate::mode::{self, Modes};
 use crate::nics::Nics;
+use crate::rollout::{Recorder, Rollouts};
 use crate::store::{Store, StoreError};
 use crate::telemetry::tally::Tally;
 use crate::telemetry::trace::Traces;
@@ -120,12 +121,21 @@ pub async fn run(
     )?;
     let modes = Modes::open(store.clone())?;
     let link = LinkLimit::new(store.clone(), host.clone());
+    let recorder = Recorder::open(store.clone(), &config.procfs)?;
+    count(&cluster, recorder.clone(), flags.clone(), host.clone());
+    let rollouts = Rollouts::new(
+        cluster.log(),
+        Arc::new(cluster.clone()),
+        Arc::new(life::unix_ms),
+        config.node.as_str(),
+    );
     let access = store.clone();
     let app = App::new(Parts {
         host: host.clone(),
         jobs: jobs.clone(),
         flags: flags.clone(),
         cluster: cluster.clone(),
+        rollouts: rollouts.clone(),
         modes: modes.clone(),
         link: link.clone(),
         nics,
@@ -150,13 +160,18 @@ pub async fn run(
         tokio::spawn(life::give_signs(manager)),
         tokio::spawn(apply_at_attach(host.clone(), flags, link)),
         tokio::spawn(mode::run::run(host.clone(), modes)),
-        tokio::spawn(tally_failures(host, tally.clone())),
+        tokio::spawn(tally_failures(
+            host.clone(),
+            tally.clone(),
+            recorder.clone(),
+        )),
         tokio::spawn(draw_migrations(jobs.clone(), ui)),
         tokio::spawn(trace_migrations(
             jobs.clone(),
             Leaving::new(&traces, sampling),
         )),
-        tokio::spawn(tally_migrations(jobs, tally)),
+        tokio::spawn(tally_migrations(jobs, tally, recorder, host)),
+        tokio::spawn(rollouts.run(stop.clone())),
     ];
     tracing::info!(node = config.node.as_str(), address = ?listener.local_addr(), "the API is open");
     serve::serve(listener, tls, app.router(), stop).await;
@@ -187,27 +202,44 @@ async fn apply_at_attach(host: Host, flags: Flags, link: LinkLimit) {
     }
 }
 
+/// What this node answers when it is asked what it did.
+fn count(cluster: &Cluster, recorder: Recorder, flags: Flags, host: Host) {
+    cluster.count_with(move || {
+        serde_json::to_value(recorder.figures(&flags, &host)).unwrap_or_default()
+    });
+}
+
 /// Looks at the session table at each event, so that a failure is counted before it is forgotten.
-async fn tally_failures(host: Host, tally: Tally) {
+async fn tally_failures(host: Host, tally: Tally, recorder: Recorder) {
     let mut events = host.events();
     while next(&mut events).await.is_some() {
         if let Ok(sessions) = host.sessions() {
             tally.observe_sessions(&sessions);
+            let recorder = recorder.clone();
+            keep(move || recorder.observe_sessions(&sessions)).await;
         }
     }
 }
 
-async fn tally_migrations(jobs: Jobs, tally: Tally) {
+async fn tally_migrations(jobs: Jobs, tally: Tally, recorder: Recorder, host: Host) {
     let mut views = jobs.subscribe();
     while let Some(view) = next(&mut views).await {
-        if let Some(view) = view {
-            tally.observe_migration(&view);
-        } else {
-            // Some were missed: the list has them all.
-            jobs.list()
-                .iter()
-                .for_each(|view| tally.observe_migration(view));
-        }
+        // If some were missed, the list has them all.
+        let views = view.map_or_else(|| jobs.list(), |view| vec![view]);
+        views.iter().for_each(|view| tally.observe_migration(view));
+        let (recorder, host) = (recorder.clone(), host.clone());
+        keep(move || {
+            let mut all = views.iter();
+            all.try_for_each(|view| recorder.observe_migration(view, &host))
+        })
+        .await;
+    }
+}
+
+/// Writes samples, away from the tasks that serve.
+async fn keep(write: impl FnOnce() -> Result<(), StoreError> + Send + 'static) {
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
+        tracing::warn!(%error, "a sample of ended work is not kept yet");
     }
 }
 

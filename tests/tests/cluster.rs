@@ -1,4 +1,5 @@
-//! Three control planes in network namespaces: leader killed, minority cut, all killed.
+//! Control planes in network namespaces: leader killed, minority cut, all killed; the kill switch without a quorum; a
+//! rollout under a leader that is killed, with a node that has v1 alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,7 @@ use dwcp_lab::watchdog::{Watchdog, poll_until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const NAMES: [&str; 3] = ["h1", "h2", "h3"];
+const NAMES: [&str; 5] = ["h1", "h2", "h3", "h4", "h5"];
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const FEATURE: &str = "dwcp_v3_hde";
 
@@ -21,6 +22,7 @@ struct Node {
     host: Host,
     dir: LabDir,
     process: Option<Proc>,
+    dataplane: Option<Proc>,
 }
 
 struct Cluster {
@@ -36,12 +38,13 @@ fn ip(host: &Host, arguments: &str) {
 }
 
 impl Cluster {
-    fn begin() -> Self {
-        let authority = Authority::new(&NAMES).unwrap();
+    fn begin(size: usize) -> Self {
+        let names = &NAMES[..size];
+        let authority = Authority::new(names).unwrap();
         let switch = Host::new("switch").unwrap();
         ip(&switch, "link add bridge type bridge");
         ip(&switch, "link set bridge up");
-        let nodes = (1..).zip(NAMES).map(|(id, name)| {
+        let nodes = (1..).zip(names).map(|(id, name)| {
             let host = Host::new(name).unwrap();
             let netns = host.name().to_owned();
             ip(&switch, &format!("link add p{id} type veth peer name lan netns {netns}"));
@@ -50,7 +53,7 @@ impl Cluster {
             ip(&host, "link set lan up");
             let dir = LabDir::new(name).unwrap();
             let founders: String = (1..)
-                .zip(NAMES)
+                .zip(names)
                 .map(|(id, name)| {
                     format!("[[cluster.founders]]\nid = {id}\nname = \"{name}\"\naddress = \"10.95.0.{id}:7781\"\n")
                 })
@@ -67,14 +70,19 @@ impl Cluster {
             std::fs::write(dir.file("token"), TOKEN).unwrap();
             let private = std::fs::Permissions::from_mode(0o600);
             std::fs::set_permissions(dir.file("token"), private).unwrap();
-            Node { host, dir, process: None }
+            Node {
+                host,
+                dir,
+                process: None,
+                dataplane: None,
+            }
         });
         let mut cluster = Self {
             nodes: nodes.collect(),
             switch,
             _authority: authority,
         };
-        (0..3).for_each(|at| cluster.start(at));
+        (0..size).for_each(|at| cluster.start(at));
         cluster
     }
 
@@ -85,6 +93,39 @@ impl Cluster {
             .arg("--config")
             .arg(node.dir.file("controlplane.toml"));
         node.process = Some(Proc::spawn(command, &node.dir.file("controlplane.log")).unwrap());
+    }
+
+    /// A data plane of its own for a node.
+    fn attach(&mut self, at: usize, max_version: u32) {
+        let node = &mut self.nodes[at];
+        let file = |name: &str| node.dir.file(name);
+        let config = format!(
+            "node = \"{}\"\ncontrol_socket = \"{}\"\nlisten = \"10.95.0.{}:7790\"\npsk_file = \"{}\"\nmax_version = {max_version}\n",
+            NAMES[at],
+            file("dataplane.sock").display(),
+            at + 1,
+            file("psk").display(),
+        );
+        std::fs::write(file("dataplane.toml"), config).unwrap();
+        std::fs::write(file("psk"), TOKEN).unwrap();
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(file("psk"), private).unwrap();
+        let mut command = node.host.command(binary("dwcp-dataplane").unwrap());
+        command.arg("--config").arg(file("dataplane.toml"));
+        node.dataplane = Some(Proc::spawn(command, &file("dataplane.log")).unwrap());
+    }
+
+    fn is_forced(&self, at: usize) -> Option<bool> {
+        self.ctl(at, "flags list")?["force_v1"].as_bool()
+    }
+
+    fn wait_forced(&self, at: usize, forced: bool) {
+        let seen = poll_until(PATIENCE, || (self.is_forced(at)? == forced).then_some(()));
+        assert!(
+            seen.is_some(),
+            "node {at}: the kill switch is not {forced}: {}",
+            self.log(at)
+        );
     }
 
     fn kill(&mut self, at: usize) {
@@ -152,7 +193,7 @@ impl Cluster {
 #[test]
 fn three_nodes_keep_what_they_agreed_on() {
     let _watchdog = Watchdog::new("cluster", Duration::from_secs(300));
-    let mut cluster = Cluster::begin();
+    let mut cluster = Cluster::begin(3);
     cluster.set(1, 10);
     (0..3).for_each(|at| cluster.wait_percentage(at, 10));
 
@@ -201,4 +242,134 @@ fn three_nodes_keep_what_they_agreed_on() {
         let flags = cluster.ctl(at, "flags list").unwrap();
         assert_eq!(flags["force_v1"], true);
     }
+}
+
+#[test]
+fn the_kill_switch_needs_no_quorum_and_its_release_does() {
+    let _watchdog = Watchdog::new("kill switch", Duration::from_secs(300));
+    let mut cluster = Cluster::begin(5);
+    cluster.set(0, 10);
+    (0..5).for_each(|at| cluster.wait_percentage(at, 10));
+    // Two of five: nothing can be agreed on.
+    (2..5).for_each(|at| cluster.kill(at));
+    let command = format!("flags set {FEATURE} --percentage 90");
+    assert!(
+        cluster.ctl(0, &command).is_none(),
+        "agreed without a quorum"
+    );
+
+    let thrown = Instant::now();
+    cluster.ctl(0, "rollback").unwrap();
+    let acted = thrown.elapsed();
+    cluster.wait_forced(1, true);
+    println!(
+        "no quorum: answered after {acted:?}, on the other node seen after {:?}",
+        thrown.elapsed()
+    );
+    assert!(
+        cluster.ctl(1, "rollback --off").is_none(),
+        "released without a quorum"
+    );
+    assert_eq!(
+        (cluster.is_forced(0), cluster.is_forced(1)),
+        (Some(true), Some(true))
+    );
+
+    // The one that heard of it tells those that come, while the one that threw is gone.
+    cluster.kill(0);
+    (2..5).for_each(|at| cluster.start(at));
+    (1..5).for_each(|at| cluster.wait_forced(at, true));
+    let recorded = poll_until(PATIENCE, || {
+        let status = cluster.ctl(3, "cluster status")?;
+        (status["throws"][0]["node"] == "h1").then_some(())
+    });
+    assert!(recorded.is_some(), "{}", cluster.log(3));
+
+    // Released while two are away that still keep the throw on their disks.
+    cluster.kill(4);
+    let released = poll_until(PATIENCE, || cluster.ctl(3, "rollback --off"));
+    assert!(released.is_some(), "{}", cluster.log(3));
+    (1..4).for_each(|at| cluster.wait_forced(at, false));
+    cluster.start(0);
+    cluster.start(4);
+    (0..5).for_each(|at| cluster.wait_forced(at, false));
+    // Longer than it takes for each to be asked by each.
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        for at in 0..5 {
+            assert_ne!(
+                cluster.is_forced(at),
+                Some(true),
+                "an old throw acted again on {at}"
+            );
+        }
+    }
+    // And a new one acts.
+    cluster.ctl(4, "rollback").unwrap();
+    (0..5).for_each(|at| cluster.wait_forced(at, true));
+}
+
+#[test]
+fn a_rollout_outlives_its_leader_and_shows_who_has_v1_alone() {
+    let _watchdog = Watchdog::new("rollout", Duration::from_secs(300));
+    let mut cluster = Cluster::begin(3);
+    cluster.attach(0, 3);
+    cluster.attach(1, 3);
+    cluster.attach(2, 1);
+    let leader = cluster.leader(0, None);
+    let (other, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    let begin = format!("rollout create {FEATURE} --phases 100 --min-time 1");
+    let made = poll_until(PATIENCE, || cluster.ctl(other, &begin)).unwrap();
+    let id = made["id"].as_str().unwrap().to_owned();
+    (0..3).for_each(|at| cluster.wait_percentage(at, 100));
+    let show = format!("rollout show {id}");
+    let parts = poll_until(PATIENCE, || {
+        let shown = cluster.ctl(third, &show)?;
+        let part = |at: usize| {
+            let nodes = shown["nodes"].as_array()?;
+            let node = nodes.iter().find(|node| node["node"] == NAMES[at])?;
+            Some((
+                node["part"].as_str()?.to_owned(),
+                node["version"].as_str()?.to_owned(),
+            ))
+        };
+        let parts = [part(0)?, part(1)?, part(2)?];
+        (parts[2].0 == "v1_only" && parts[1].1 == "v3" && parts[0].1 == "v3").then_some(parts)
+    });
+    let parts = parts.unwrap_or_else(|| panic!("{:?}", cluster.ctl(third, &show)));
+    assert_eq!(parts[2].1, "v1");
+    assert_eq!(parts[0].0, "in_share");
+
+    // No work, no data: it holds, and says so.
+    let why = |cluster: &Cluster, at: usize| {
+        let shown = cluster.ctl(at, &show)?;
+        Some((
+            shown["why"].as_str()?.to_owned(),
+            shown["decisions"].clone(),
+        ))
+    };
+    let held = poll_until(PATIENCE, || {
+        why(&cluster, third).filter(|it| it.0.contains("too little"))
+    });
+    assert!(held.is_some(), "{:?}", why(&cluster, third));
+
+    cluster.kill(leader);
+    let silent = poll_until(PATIENCE, || {
+        why(&cluster, other).filter(|it| it.0.contains("silent"))
+    });
+    let (_, decisions) = silent.unwrap_or_else(|| panic!("{:?}", why(&cluster, other)));
+    let by = decisions[0]["by"].as_str().unwrap();
+    assert!(by == NAMES[other] || by == NAMES[third], "decided by {by}");
+    cluster.start(leader);
+    let paused = poll_until(PATIENCE, || {
+        cluster.ctl(third, &format!("rollout pause {id}"))
+    });
+    assert_eq!(paused.unwrap()["stage"], "paused");
+    let aborted = poll_until(PATIENCE, || {
+        cluster.ctl(other, &format!("rollout abort {id}"))
+    });
+    assert_eq!(aborted.unwrap()["stage"], "aborted");
+    (0..3).for_each(|at| cluster.wait_percentage(at, 0));
+    let list = cluster.ctl(leader, "rollout list").unwrap();
+    assert_eq!(list["rollouts"][0]["stage"], "aborted");
 }

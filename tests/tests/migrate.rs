@@ -269,3 +269,50 @@ fn a_hypervisor_that_was_never_announced_is_carried() {
     assert!(verdict.ok, "{}", verdict.line);
     assert_eq!(scene.source.ticks().doubled(), 0);
 }
+
+/// What each node tells of a migration is what a rollout is judged by: v3's work counts for it, and a node with v1 alone
+/// is shown as such and goes on moving guests.
+#[test]
+fn a_rollout_is_judged_by_the_migrations_of_its_nodes() {
+    for (versions, part, samples) in [((3, 3), "in_share", 1), ((1, 3), "v1_only", 0)] {
+        let ground = Ground::new(SceneConfig::default().shape);
+        let config = SceneConfig {
+            versions,
+            ..SceneConfig::default()
+        };
+        let mut scene = Scene::new(&ground, config);
+        let plan = json!({ "feature": "dwcp_v3_hde", "phases": [{ "percentage": 100 }] });
+        let begun = poll_until(PATIENCE, || {
+            let (status, made) = scene.a.api("POST", "/v1/rollouts", Some(&plan)).ok()?;
+            (status == 201).then_some(made)
+        });
+        let path = format!("/v1/rollouts/{}", begun.unwrap()["id"].as_str().unwrap());
+        let id = scene.start();
+        scene.check_arrived(&id);
+        let judged = poll_until(PATIENCE, || {
+            let (_, shown) = scene.a.api("GET", &path, None).ok()?;
+            let all = shown["verdict"]["judgements"].as_array()?;
+            let of = |criterion: &str| {
+                let found = all.iter().find(|it| it["criterion"] == criterion)?;
+                Some(found.clone())
+            };
+            let (live, errors) = (of("live_success")?, of("error_rate")?);
+            let counted = live["samples"] == samples && errors["samples"] == samples;
+            counted.then_some((shown.clone(), live))
+        });
+        let (shown, live) =
+            judged.unwrap_or_else(|| panic!("{:?}", scene.a.api("GET", &path, None)));
+        assert_eq!(shown["nodes"][0]["part"], part);
+        assert_eq!(shown["stage"], "running", "{shown}");
+        if samples == 1 {
+            assert_eq!(
+                (&live["value"], &live["standing"]),
+                (&json!(1.0), &json!("missing"))
+            );
+            assert!(
+                live["low"].as_f64().unwrap() < 0.3,
+                "one says little: {live}"
+            );
+        }
+    }
+}

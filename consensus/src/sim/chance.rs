@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[derive(Clone)]
-pub(super) struct Chance {
+pub(crate) struct Chance {
     state: Arc<AtomicU64>,
 }
 
 impl Chance {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             state: Arc::new(AtomicU64::new(seed ^ 0x5851_f42d_4c95_7f2d)),
         }
     }
 
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         let step = 0x9e37_79b9_7f4a_7c15_u64;
         // One thread: the order of draws is the order of the program.
         let mut z = self
@@ -30,16 +30,16 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&self, limit: u64) -> u64 {
+    pub(crate) fn below(&self, limit: u64) -> u64 {
         self.next() % limit.max(1)
     }
 
     /// True in so many cases out of a thousand.
-    pub(super) fn permille(&self, cases: u64) -> bool {
+    pub(crate) fn permille(&self, cases: u64) -> bool {
         self.below(1_000) < cases
     }
 
-    pub(super) fn micros(&self, from: u64, to: u64) -> Duration {
+    pub(crate) fn micros(&self, from: u64, to: u64) -> Duration {
         Duration::from_micros(from + self.below(to - from))
     }
 }

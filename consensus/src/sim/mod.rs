@@ -12,7 +12,7 @@
 //! | [`check`] | what must hold at every step |
 //! | [`world`] | members, clients and chaos put together |
 
-mod chance;
+pub(crate) mod chance;
 mod check;
 mod disk;
 mod net;

@@ -501,6 +501,7 @@ fn record(text: &str) -> Command {
             at_unix_ms: 0,
             by: "client".to_owned(),
             text: text.to_owned(),
+            about: String::new(),
         },
     }
 }

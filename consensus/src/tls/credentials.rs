@@ -8,9 +8,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
+use rustls::sign::SigningKey;
 use rustls::{ClientConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
@@ -49,6 +51,10 @@ pub struct CredentialError {
 pub struct Credentials {
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
+    pub(super) chain: Arc<[CertificateDer<'static>]>,
+    pub(super) signer: Arc<dyn SigningKey>,
+    pub(super) trust: Arc<Trust>,
+    pub(super) provider: Arc<CryptoProvider>,
     /// The node that the certificate is for.
     pub name: String,
 }
@@ -100,22 +106,30 @@ impl Credentials {
                 format!("does not fit {}: {error}", files.cert.display()),
             )
         };
+        let signer = provider
+            .key_provider
+            .load_private_key(key.clone_key())
+            .map_err(unfit)?;
         let server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(unfit)?
             .with_client_cert_verifier(trust.clone())
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(unfit)?;
-        let client = ClientConfig::builder_with_provider(provider)
+        let client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(unfit)?
             .dangerous()
-            .with_custom_certificate_verifier(trust)
-            .with_client_auth_cert(chain, key)
+            .with_custom_certificate_verifier(trust.clone())
+            .with_client_auth_cert(chain.clone(), key)
             .map_err(unfit)?;
         Ok(Self {
             server: Arc::new(server),
             client: Arc::new(client),
+            chain: chain.into(),
+            signer,
+            trust,
+            provider,
             name,
         })
     }

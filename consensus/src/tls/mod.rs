@@ -11,16 +11,19 @@
 //! | [`frame`] | messages on a connection |
 //! | [`dial`] | asking |
 //! | [`listen`] | answering |
+//! | [`sign`] | words of a node that others pass on |
 
 pub mod credentials;
 pub mod dial;
 mod frame;
 pub mod listen;
+pub mod sign;
 mod trust;
 
 pub use credentials::{CredentialError, Credentials, TlsFiles};
 pub use dial::Dialer;
 pub use listen::listen;
+pub use sign::{Signature, SignatureError};
 
 #[cfg(test)]
 mod tests;

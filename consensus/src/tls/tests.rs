@@ -14,12 +14,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::{Credentials, Dialer, TlsFiles, listen};
+use super::{Credentials, Dialer, Signature, SignatureError, TlsFiles, listen};
 use crate::chain::{Chain, Identity, Tuning};
 use crate::command::{Command, Decision};
 use crate::conf::{Peer, Tokio};
 use crate::disk::Folder;
 use crate::replicator::Replicator;
+use crate::throw::{Notary, Refusal, Statement, Throw};
 use crate::wire::{Answer, Change, Envelope, Message, Wire, WireError};
 
 struct Authority {
@@ -100,6 +101,7 @@ fn decision(text: &str) -> Command {
             at_unix_ms: 1,
             by: "test".to_owned(),
             text: text.to_owned(),
+            about: String::new(),
         },
     }
 }
@@ -219,4 +221,88 @@ fn a_key_that_others_read_is_refused() {
     std::fs::set_permissions(&files.key, std::fs::Permissions::from_mode(0o644)).unwrap();
     let error = Credentials::read(&files).err().unwrap().to_string();
     assert!(error.contains("chmod 600"), "{error}");
+}
+
+#[test]
+fn a_signed_throw_is_its_nodes_and_nobody_elses() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(&folder.path().join("ours"));
+    let read =
+        |authority: &Authority, name: &str| Credentials::read(&authority.issue(name)).unwrap();
+    let (first, second) = (read(&authority, "node1"), read(&authority, "node2"));
+    let throw = Throw {
+        cluster: "test".to_owned(),
+        node: "node1".to_owned(),
+        number: 7,
+        at_unix_ms: 1,
+        by: "operator".to_owned(),
+    };
+    let good = throw.clone().sign(&first).unwrap();
+    second.vouches(&good).unwrap();
+
+    let text = serde_json::to_string(&good).unwrap();
+    assert_eq!(serde_json::from_str::<Statement>(&text).unwrap(), good);
+    for altered in [
+        Throw {
+            number: 8,
+            ..throw.clone()
+        },
+        Throw {
+            cluster: "other".to_owned(),
+            ..throw.clone()
+        },
+        Throw {
+            by: "nobody".to_owned(),
+            ..throw.clone()
+        },
+        // The same letters, cut elsewhere.
+        Throw {
+            cluster: "testn".to_owned(),
+            node: "ode1".to_owned(),
+            ..throw.clone()
+        },
+    ] {
+        let signature = good.signature.clone();
+        let forged = Statement {
+            throw: altered,
+            signature,
+        };
+        let refused = second.vouches(&forged);
+        assert_eq!(refused, Err(Refusal::Signature(SignatureError::Forged)));
+    }
+    let for_another = throw.clone().sign(&second).unwrap();
+    assert!(matches!(
+        first.vouches(&for_another),
+        Err(Refusal::Another { .. })
+    ));
+
+    let others = Authority::new(&folder.path().join("others"));
+    let stranger = throw.clone().sign(&read(&others, "node1")).unwrap();
+    let refused = second.vouches(&stranger);
+    assert!(
+        matches!(
+            refused,
+            Err(Refusal::Signature(SignatureError::Certificate(_)))
+        ),
+        "{refused:?}"
+    );
+    let cases: [fn(&mut Signature); 5] = [
+        |signature| signature.certificates.clear(),
+        |signature| signature.certificates = vec![signature.certificates[0].clone(); 5],
+        |signature| signature.certificates[0] = "zz".to_owned(),
+        |signature| signature.bytes = "00".repeat(600),
+        |signature| signature.scheme = 0,
+    ];
+    for spoil in cases {
+        let mut spoilt = good.clone();
+        spoil(&mut spoilt.signature);
+        let refused = second.vouches(&spoilt);
+        assert!(
+            matches!(
+                refused,
+                Err(Refusal::Signature(SignatureError::Malformed(_)))
+            ),
+            "{refused:?}"
+        );
+    }
 }

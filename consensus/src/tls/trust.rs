@@ -50,7 +50,7 @@ impl Trust {
         }
     }
 
-    fn check(
+    pub(super) fn check(
         &self,
         certificate: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],

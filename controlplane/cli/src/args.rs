@@ -115,6 +115,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<ClusterCommand>,
     },
+    /// Bring a version to more and more nodes, judged by what it does; it goes back by itself
+    Rollout {
+        /// What to do [default: list]
+        #[command(subcommand)]
+        command: Option<RolloutCommand>,
+    },
     /// Throw the kill switch: everything goes back to v1, running migrations included
     Rollback {
         /// Release it: the flags decide again
@@ -306,6 +312,64 @@ pub enum ClusterCommand {
         /// Its number
         id: u64,
     },
+}
+
+/// `dwcpctl rollout`
+#[derive(Subcommand, Debug)]
+pub enum RolloutCommand {
+    /// Begin one
+    Create(RolloutBegin),
+    /// Show one, with its nodes, its criteria and its decisions
+    Show {
+        /// Which one
+        id: String,
+        /// Follow it to its end: 0 completed, 1 rolled back, 3 aborted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Show all of them
+    List,
+    /// It stays where it is, and is still rolled back if a criterion breaks
+    Pause {
+        /// Which one
+        id: String,
+    },
+    /// It goes on
+    Resume {
+        /// Which one
+        id: String,
+    },
+    /// End it; v1 everywhere
+    Abort {
+        /// Which one
+        id: String,
+    },
+}
+
+/// `dwcpctl rollout create`
+#[derive(Args, Debug)]
+pub struct RolloutBegin {
+    /// For example dwcp_v3_hde
+    #[arg(required_unless_present = "plan")]
+    pub feature: Option<String>,
+    /// A plan in JSON, as `POST /v1/rollouts` takes it: phases, criteria with their limits
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// Shares of the nodes, growing [default: 10,50,100]
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',')]
+    pub phases: Vec<f64>,
+    /// Each phase lasts at least so many seconds [default: 600]
+    #[arg(long, value_name = "S", requires = "phases")]
+    pub min_time: Option<u64>,
+    /// Each criterion needs so many samples [default: 50]
+    #[arg(long, value_name = "N", requires = "phases")]
+    pub min_samples: Option<u64>,
+    /// All criteria must have held for so many seconds without a break [default: 60]
+    #[arg(long, value_name = "S")]
+    pub settle: Option<u64>,
+    /// Follow it to its end
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// `dwcpctl mode`

@@ -45,6 +45,13 @@ pub async fn cluster(
         word(&answer["committed"]),
         word(&answer["applied"]),
     ));
+    for throw in answer["throws"].as_array().into_iter().flatten() {
+        say::result(format_args!(
+            "kill switch thrown by {} ({})",
+            word(&throw["node"]),
+            word(&throw["by"])
+        ));
+    }
     if let Some(why) = answer["failed"].as_str() {
         say::result(format_args!("it takes no part: {}", printable(why)));
     }

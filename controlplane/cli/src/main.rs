@@ -11,6 +11,7 @@
 //! | [`limit`] | how much of the line migrations may take, and where it leads |
 //! | [`baseline`] | blocks kept on disk |
 //! | [`nic`] | NICs and their profiles |
+//! | [`rollout`] | rollouts |
 //! | [`steer`] | flags, kill switch, health, lists |
 //! | [`access`] | tokens, the audit log |
 //! | [`pki`] | certificates |
@@ -38,6 +39,7 @@ mod perf;
 mod pki;
 mod progress;
 mod rates;
+mod rollout;
 mod say;
 mod sse;
 mod steer;
@@ -119,6 +121,7 @@ async fn run(cli: Cli) -> Result<Exit, ApiError> {
         Command::Flags { command, .. } => steer::flags(&api, command, as_json).await,
         Command::Mode { command, .. } => mode::mode(&api, command, as_json).await,
         Command::Cluster { command, .. } => cluster::cluster(&api, command, as_json).await,
+        Command::Rollout { command } => rollout::rollout(&api, command, as_json).await,
         Command::Rollback { off } => steer::rollback(&api, off, as_json).await,
         Command::Nic { command } => nic::nic(&api, command, as_json).await,
         Command::Baseline { command } => baseline::baseline(&api, command, as_json).await,

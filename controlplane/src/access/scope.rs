@@ -38,17 +38,27 @@ const ADMIN: &[&str] = &["/v1/tokens", "/v1/audit"];
 /// Routes whose changes are an administrator's.
 const ADMIN_CHANGES: &[&str] = &["/v1/nics/apply", "/v1/nics/revert", "/v1/cluster"];
 
+/// Routes that look whatever the method: their protocol asks by POST.
+const LOOKS: &[&str] = &["/ofrep"];
+
+fn below(path: &str, roots: &[&str]) -> bool {
+    roots.iter().any(|root| {
+        path.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
+/// Does a request change nothing?
+#[must_use]
+pub fn looks(method: &Method, path: &str) -> bool {
+    matches!(*method, Method::GET | Method::HEAD) || (*method == Method::POST && below(path, LOOKS))
+}
+
 /// The scope that a request needs.
 #[must_use]
 pub fn needed(method: &Method, path: &str) -> Scope {
-    let below = |roots: &[&str]| {
-        roots.iter().any(|root| {
-            path.strip_prefix(root)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
-    };
-    let looks = matches!(*method, Method::GET | Method::HEAD);
-    if below(ADMIN) || (!looks && below(ADMIN_CHANGES)) {
+    let looks = looks(method, path);
+    if below(path, ADMIN) || (!looks && below(path, ADMIN_CHANGES)) {
         Scope::Admin
     } else if looks {
         Scope::Read
@@ -77,6 +87,9 @@ mod tests {
             (Method::POST, "/v1/cluster/members", Scope::Admin),
             (Method::POST, "/v1/nics/apply", Scope::Admin),
             (Method::POST, "/v1/nics/plan", Scope::Operate),
+            (Method::POST, "/ofrep/v1/evaluate/flags", Scope::Read),
+            (Method::DELETE, "/ofrep/v1/evaluate/flags", Scope::Operate),
+            (Method::POST, "/v1/rollouts/a/pause", Scope::Operate),
         ] {
             assert_eq!(needed(&method, path), scope, "{method} {path}");
         }

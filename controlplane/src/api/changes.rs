@@ -16,7 +16,7 @@ use super::body::collect;
 use super::problem::Problem;
 use crate::access::audit::{Entry, words};
 use crate::access::idempotency::{ANSWER_BYTES_MAX, Answer, KEY_CHARS_MAX, Verdict};
-use crate::access::scope::Scope;
+use crate::access::scope::{Scope, looks};
 
 /// Header with the client's key.
 pub const KEY_HEADER: &str = "idempotency-key";
@@ -32,7 +32,7 @@ pub async fn once_and_recorded(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
+    if looks(request.method(), request.uri().path()) {
         return Ok(next.run(request).await);
     }
     let (parts, body) = request.into_parts();

@@ -2,16 +2,17 @@
 //!
 //! | route | body | answer |
 //! |---|---|---|
-//! | `GET /v1/cluster` | | `{"id","epoch","role","leader","term",…,"members":[…]}`, as this node knows it |
+//! | `GET /v1/cluster` | | `{"id","epoch","role","leader","term",…,"members":[…],"throws":[…]}`, as this node knows it |
 //! | `POST /v1/cluster/members` | `{"id":4,"name":"host-d","address":"10.0.0.4:7781"}` | the same, after the node has caught up and votes |
 //! | `DELETE /v1/cluster/members/{id}` | | the same, without it |
 //! | `PUT /v1/cluster/leader` | `{"id":2}` | the same; the transfer was asked for |
 
 use axum::Json;
 use axum::extract::State;
+use dwcp_consensus::throw::Throw;
 use dwcp_consensus::wire::Change;
 use dwcp_consensus::{NodeNumber, Peer, Status};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::body::{JsonBody, PathWord};
@@ -40,16 +41,34 @@ pub struct LeaderRequest {
     id: NodeNumber,
 }
 
+/// The cluster as this node knows it.
+#[derive(Serialize)]
+pub struct ClusterView {
+    #[serde(flatten)]
+    status: Status,
+    /// Throws of the kill switch that are in force, whichever nodes made them.
+    throws: Vec<Throw>,
+}
+
+impl ClusterView {
+    fn of(app: &App) -> Json<Self> {
+        Json(Self {
+            status: app.cluster.status(),
+            throws: app.cluster.throws_in_force(),
+        })
+    }
+}
+
 /// `GET /v1/cluster`
-pub async fn status(State(app): State<App>) -> Json<Status> {
-    Json(app.cluster.status())
+pub async fn status(State(app): State<App>) -> Json<ClusterView> {
+    ClusterView::of(&app)
 }
 
 /// `POST /v1/cluster/members`
 pub async fn add(
     State(app): State<App>,
     JsonBody(request): JsonBody<MemberRequest>,
-) -> Result<Json<Status>, Problem> {
+) -> Result<Json<ClusterView>, Problem> {
     if request.address.len() > 256 || !request.address.contains(':') {
         return Err(Problem::bad_request("`address` is no host:port"));
     }
@@ -58,26 +77,26 @@ pub async fn add(
         address: request.address,
     };
     app.cluster.change(Change::Add(request.id, peer)).await?;
-    Ok(Json(app.cluster.status()))
+    Ok(ClusterView::of(&app))
 }
 
 /// `DELETE /v1/cluster/members/{id}`
 pub async fn remove(
     State(app): State<App>,
     PathWord(id): PathWord,
-) -> Result<Json<Status>, Problem> {
+) -> Result<Json<ClusterView>, Problem> {
     let id = id
         .parse()
         .map_err(|_| Problem::bad_request("a member is named by its number"))?;
     app.cluster.change(Change::Remove(id)).await?;
-    Ok(Json(app.cluster.status()))
+    Ok(ClusterView::of(&app))
 }
 
 /// `PUT /v1/cluster/leader`
 pub async fn transfer(
     State(app): State<App>,
     JsonBody(request): JsonBody<LeaderRequest>,
-) -> Result<Json<Status>, Problem> {
+) -> Result<Json<ClusterView>, Problem> {
     app.cluster.change(Change::Transfer(request.id)).await?;
-    Ok(Json(app.cluster.status()))
+    Ok(ClusterView::of(&app))
 }

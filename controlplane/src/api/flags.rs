@@ -116,18 +116,19 @@ pub async fn force_v1(
     JsonBody(request): JsonBody<ForceRequest>,
 ) -> Result<Json<ForceView>, Problem> {
     if request.force_v1 {
-        // In this thread, before anything that could wait.
+        // In this thread, before anything that could wait: the word, then the signature for the others.
+        let cluster = app.cluster.clone();
+        let throwing = cluster.throwing();
         let applied = app.flags.throw_v1();
         let applied_us = elapsed_us(&caller).filter(|_| applied);
+        throwing.sign(&caller.name);
         tracing::warn!(
             by = caller.name,
             applied,
             "kill switch on: everything goes back to v1"
         );
-        let cluster = app.cluster.clone();
         let record = tokio::task::spawn_blocking(move || app.flags.record_throw(&caller.name));
         let recorded = record.await.map_err(|error| Problem::lost_task(&error))?;
-        cluster.thrown();
         let mut notes = Vec::new();
         if !applied {
             notes.push("no data plane is attached; applied as soon as one is".to_owned());

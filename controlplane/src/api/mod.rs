@@ -9,6 +9,8 @@
 //! | [`migrations`] | `/v1/migrations`, `/v1/incoming` |
 //! | [`events`] | `/v1/events`, `/v1/migrations/{id}/events` |
 //! | [`flags`] | `/v1/feature-flags` |
+//! | [`ofrep`] | `/ofrep/v1/evaluate/flags`: the flags, for OpenFeature's SDKs |
+//! | [`rollouts`] | `/v1/rollouts` |
 //! | [`cluster`] | `/v1/cluster` |
 //! | [`modes`] | `/v1/modes` |
 //! | [`link`] | `/v1/link` |
@@ -50,10 +52,12 @@ pub mod link;
 pub mod migrations;
 pub mod modes;
 pub mod nics;
+pub mod ofrep;
 pub mod openapi;
 pub mod page;
 pub mod perf;
 pub mod problem;
+pub mod rollouts;
 pub mod serve;
 pub mod tokens;
 pub mod ui;
@@ -70,6 +74,7 @@ use crate::jobs::Jobs;
 use crate::link_limit::LinkLimit;
 use crate::mode::Modes;
 use crate::nics::Nics;
+use crate::rollout::Rollouts;
 use crate::store::Store;
 use crate::telemetry::health::StoreHealth;
 use crate::telemetry::tally::Tally;
@@ -87,6 +92,8 @@ pub struct App {
     pub flags: Flags,
     /// What the nodes agree on.
     pub cluster: Cluster,
+    /// Rollouts.
+    pub rollouts: Rollouts,
     /// Modes of peers.
     pub modes: Modes,
     /// What all migrations together may send.
@@ -133,6 +140,8 @@ pub struct Parts {
     pub flags: Flags,
     /// What the nodes agree on.
     pub cluster: Cluster,
+    /// Rollouts.
+    pub rollouts: Rollouts,
     /// Modes of peers.
     pub modes: Modes,
     /// What all migrations together may send.
@@ -168,6 +177,7 @@ impl App {
             jobs: parts.jobs,
             flags: parts.flags,
             cluster: parts.cluster,
+            rollouts: parts.rollouts,
             modes: parts.modes,
             link: parts.link,
             nics: parts.nics,
@@ -227,6 +237,14 @@ impl App {
             .route("/v1/feature-flags/exclude", post(flags::exclude))
             .route("/v1/feature-flags/force-v1", post(flags::force_v1))
             .route("/v1/feature-flags/{feature}", get(flags::get))
+            .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
+            .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))
+            .route("/v1/rollouts", get(rollouts::list).post(rollouts::create))
+            .route("/v1/rollouts/{id}", get(rollouts::get))
+            .route("/v1/rollouts/{id}/decisions", get(rollouts::decisions))
+            .route("/v1/rollouts/{id}/pause", post(rollouts::pause))
+            .route("/v1/rollouts/{id}/resume", post(rollouts::resume))
+            .route("/v1/rollouts/{id}/abort", post(rollouts::abort))
             .route("/v1/cluster", get(cluster::status))
             .route("/v1/cluster/members", post(cluster::add))
             .route(

@@ -13,7 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
 use super::tokens::TokenRequest;
-use super::{cluster, flags, link, migrations, modes, nics};
+use super::{cluster, flags, link, migrations, modes, nics, ofrep};
 use crate::access::scope::needed;
 use crate::access::{audit, tokens};
 use crate::baselines::AddRequest;
@@ -23,6 +23,8 @@ use crate::jobs::{
 };
 use crate::link_limit::LinkLimitView;
 use crate::mode::view::{ModesView, PeerView};
+use crate::rollout::control::{Decided, RolloutView};
+use crate::rollout::plan::Plan;
 
 /// What a route answers.
 enum Answer {
@@ -100,6 +102,15 @@ const ROUTES: &[Route] = &[
     route("post", "/v1/feature-flags/exclude", "Keeps nodes out of a flag, or lets them in again", "ExcludeRequest", One("FlagView")),
     route("post", "/v1/feature-flags/force-v1", "The kill switch: everything goes back to v1", "ForceRequest", One("ForceView")),
     route("get", "/v1/feature-flags/{feature}", "One flag", "", One("FlagView")),
+    route("post", "/ofrep/v1/evaluate/flags", "Every flag for one node, for OpenFeature's SDKs", "OfrepRequest", One("OfrepEvaluations")),
+    route("post", "/ofrep/v1/evaluate/flags/{key}", "One flag for one node, for OpenFeature's SDKs", "OfrepRequest", One("OfrepEvaluation")),
+    route("get", "/v1/rollouts", "Rollouts, the newest first", "", Part("rollouts", "RolloutView")),
+    made("/v1/rollouts", "Begins a rollout", "RolloutPlan", One("RolloutView")),
+    route("get", "/v1/rollouts/{id}", "One rollout, its nodes, and what would be decided now", "", One("RolloutView")),
+    route("get", "/v1/rollouts/{id}/decisions", "Its decisions, the newest first", "", Part("decisions", "RolloutDecision")),
+    route("post", "/v1/rollouts/{id}/pause", "It stays where it is, and is still rolled back if a criterion breaks", "", One("RolloutView")),
+    route("post", "/v1/rollouts/{id}/resume", "It goes on", "", One("RolloutView")),
+    route("post", "/v1/rollouts/{id}/abort", "It ends; v1 everywhere", "", One("RolloutView")),
     route("get", "/v1/modes", "Modes of all peers, and why", "", One("ModesView")),
     route("put", "/v1/modes", "Overrides the mode of all peers", "ModeRequest", One("ModesView")),
     route("delete", "/v1/modes", "What was measured decides again", "", One("ModesView")),
@@ -197,6 +208,15 @@ fn operation(route: &Route) -> Value {
             "description": "No migration could start",
             "content": content(&route.answer, route.path),
         });
+    }
+    if route.path.starts_with("/ofrep") {
+        let failure = json!({
+            "description": "A refusal in the protocol's form",
+            "content": { "application/json": { "schema": reference("OfrepFailure") } },
+        });
+        responses["400"] = failure.clone();
+        responses["404"] = failure;
+        responses["304"] = json!({ "description": "Nothing changed since the ETag that was sent" });
     }
     responses[route.status.to_string()] = answer;
     let mut operation = json!({
@@ -314,7 +334,16 @@ fn parameters(route: &Route) -> Value {
             json!({ "enum": ["svg", "folded"] }),
         );
     }
-    if route.method == "post" && route.path != super::auth::KILL_SWITCH {
+    if route.path == "/ofrep/v1/evaluate/flags" {
+        add(
+            "header",
+            "If-None-Match",
+            false,
+            json!({ "type": "string" }),
+        );
+    }
+    let once = route.path != super::auth::KILL_SWITCH && !route.path.starts_with("/ofrep");
+    if route.method == "post" && once {
         let key =
             json!({ "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$" });
         add("header", "Idempotency-Key", false, key);
@@ -346,6 +375,13 @@ fn schemas() -> Map<String, Value> {
     add::<FlagsView>(&mut found);
     add::<FlagView>(&mut found);
     add::<ForceView>(&mut found);
+    add::<ofrep::Asked>(&mut found);
+    add::<ofrep::Evaluated>(&mut found);
+    add::<ofrep::Bulk>(&mut found);
+    add::<ofrep::Failure>(&mut found);
+    add::<Plan>(&mut found);
+    add::<RolloutView>(&mut found);
+    add::<Decided>(&mut found);
     add::<modes::SetRequest>(&mut found);
     add::<ModesView>(&mut found);
     add::<PeerView>(&mut found);

@@ -19,6 +19,7 @@ use crate::flags::FlagError;
 use crate::jobs::JobError;
 use crate::mode::ModeError;
 use crate::nics::NicsError;
+use crate::rollout::RolloutError;
 use crate::store::StoreError;
 
 /// A refusal.
@@ -186,6 +187,31 @@ impl From<ChangeError> for Problem {
         match error {
             ChangeError::Submit(error) => error.into(),
             ChangeError::Flag(error) => error.into(),
+        }
+    }
+}
+
+impl From<RolloutError> for Problem {
+    fn from(error: RolloutError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RolloutError::Unknown(_) => Self::not_found(
+                detail,
+                "list the rollouts with GET /v1/rollouts or `dwcpctl rollout list`",
+            ),
+            RolloutError::Plan(_) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "bad_plan",
+                detail,
+                "correct the plan; the API's documentation shows one",
+            ),
+            RolloutError::Stage(_) => Self::new(
+                StatusCode::CONFLICT,
+                "wrong_stage",
+                detail,
+                "look at it with `dwcpctl rollout show ID`",
+            ),
+            RolloutError::Change(error) => error.into(),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! What the log says, applied to this node.
 //!
-//! In: the replicated state, as it changes. Out: changes of [`Flags`], and a throw of this node's kill
-//! switch that the log does not know yet. Promise: each change of the log is applied in its order, once
+//! In: the replicated state, as it changes. Out: changes of [`Flags`], and throws of the kill switch that the log
+//! does not know yet. Promise: each change of the log is applied in its order, once
 //! or again to the same effect.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use dwcp_consensus::command::ThrowMark;
+use dwcp_consensus::throw::Throw;
 use dwcp_consensus::{Command, State};
 
 use super::{Cluster, lost, unix_ms};
@@ -47,43 +49,79 @@ impl Cluster {
         let applied = tokio::task::spawn_blocking(move || this.apply(&state));
         let unrecorded = applied.await.unwrap_or_else(|_| Err(lost()))?;
         drop(applying);
-        if !unrecorded {
-            return Ok(false);
+        for command in &unrecorded {
+            let recorded = self.replicator.submit(command.clone(), AGAIN).await;
+            if let Err(error) = &recorded {
+                tracing::debug!(%error, "the kill switch is on here; the log does not know yet");
+            }
         }
-        let command = Command::Force {
-            on: true,
-            seen: 0,
-            at_unix_ms: unix_ms(),
-            by: self.flags.node().as_str().to_owned(),
-        };
-        let recorded = self.replicator.submit(command, AGAIN).await;
-        if let Err(error) = &recorded {
-            tracing::debug!(%error, "the kill switch is on here; the log does not know yet");
-        }
-        Ok(true)
+        Ok(!unrecorded.is_empty())
     }
 
-    /// Blocks for the disk. Says whether the kill switch is on here without the log's knowledge.
-    fn apply(&self, state: &State) -> Result<bool, FlagError> {
+    /// Blocks for the disk. Gives what the log is to know of the kill switch.
+    fn apply(&self, state: &State) -> Result<Vec<Command>, FlagError> {
         adopt_flags(&self.flags, state)?;
+        self.throws.released(&state.force.released)?;
         let seen: u64 = self.store.get_json(TABLE, SEEN_ROW)?.unwrap_or(0);
+        // In this order: a throw after the count is not undone, one before it is seen.
+        let throws = self.flags.throws();
+        let in_force = self.throws.are_in_force();
         let here = self.flags.view().force_v1;
-        if state.force.generation <= seen {
-            return Ok(here && !state.force.on);
-        }
-        if state.force.on && !here {
+        let by = &state.force.by;
+        if state.force.on && !here && state.force.generation > seen {
             self.flags.throw_v1();
-            self.flags.record_throw(&state.force.by)?;
-        } else if !state.force.on && here {
-            self.flags.release_v1(&state.force.by)?;
+            self.flags.record_throw(by)?;
+        } else if in_force && !here {
+            // Kept by the process before this one, whose own row was not written.
+            self.flags.throw_v1();
+            self.flags.record_throw(self.flags.node().as_str())?;
+        } else if !state.force.on && here && !in_force && state.force.generation > seen {
+            self.flags.release_v1(by, throws)?;
         }
-        self.seen(state.force.generation)?;
-        Ok(false)
+        if state.force.generation > seen {
+            self.seen(state.force.generation)?;
+        }
+        let mut unrecorded: Vec<Command> = self
+            .throws
+            .unrecorded(state)
+            .iter()
+            .map(recording)
+            .collect();
+        // A state older than what was seen here says nothing about what is on here.
+        let alone = here && !state.force.on && !in_force && state.force.generation == seen;
+        if alone && self.throws.can_sign() {
+            // Thrown, and the process died before it signed: that is a throw like any other.
+            self.throws.begin().sign(self.flags.node().as_str());
+            unrecorded.extend(self.throws.unrecorded(state).iter().map(recording));
+        } else if alone {
+            unrecorded.push(Command::Force {
+                on: true,
+                seen: 0,
+                at_unix_ms: unix_ms(),
+                by: self.flags.node().as_str().to_owned(),
+                throw: None,
+            });
+        }
+        Ok(unrecorded)
     }
 
     /// Remembers which change of the kill switch was applied here.
     pub(super) fn seen(&self, generation: u64) -> Result<(), StoreError> {
         self.store.put_json(TABLE, SEEN_ROW, &generation)
+    }
+}
+
+/// The command that records a throw.
+pub(super) fn recording(throw: &Throw) -> Command {
+    Command::Force {
+        on: true,
+        seen: 0,
+        at_unix_ms: throw.at_unix_ms,
+        by: format!("{}: {}", throw.node, throw.by),
+        throw: Some(ThrowMark {
+            node: throw.node.clone(),
+            number: throw.number,
+        }),
     }
 }
 

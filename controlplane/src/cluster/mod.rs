@@ -2,35 +2,45 @@
 //!
 //! In: `[cluster]`, operators' changes of flags and of the kill switch. Out: changes that a quorum agreed
 //! on, applied to this node's [`Flags`] whoever asked for them. Promises: a flag changes only by the log;
-//! the kill switch acts here first and is recorded as soon as a quorum is there; it is released only by
-//! the log, and not if it was thrown again meanwhile.
+//! the kill switch acts here first, then on every node that can be reached, quorum or not, and is recorded as soon
+//! as a quorum is there; it is released only by the log, and not if it was thrown again meanwhile.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`config`] | the table |
 //! | [`follow`] | what the log says, applied here |
+//! | [`throws`] | the kill switch from node to node |
+//! | [`figures`] | what the nodes count |
+//! | [`door`] | what peers ask |
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use dwcp_consensus::command::FlagValue;
 use dwcp_consensus::tls::{CredentialError, Credentials, Dialer, listen};
 use dwcp_consensus::wire::{Answer, Boxed, Change, Envelope, Wire, WireError};
 use dwcp_consensus::{
-    Chain, Command, Folder, Peer, Replicator, State, Status, SubmitError, Tokio, Tuning,
+    Chain, Command, Folder, NodeNumber, Peer, Replicator, State, Status, SubmitError, Tokio, Tuning,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
 
 pub mod config;
+mod door;
+mod figures;
 mod follow;
+pub mod throws;
 
 pub use config::ClusterConfig;
+use door::Door;
+pub use figures::NodeFigures;
+pub use throws::{Throwing, Throws};
 
 use crate::config::Config;
 use crate::flags::{FlagError, FlagView, Flags, NodeId, Percentage, Released};
+use crate::life::unix_ms;
 use crate::store::StoreError;
 
 /// How long an operator waits for a quorum.
@@ -58,6 +68,9 @@ pub enum ClusterError {
         /// Name of this node.
         node: String,
     },
+    /// The throws that were kept.
+    #[error("the kill switch's record cannot be read: {0}")]
+    Store(#[from] StoreError),
     /// The socket.
     #[error("cannot listen on {address} for peers: {error}; choose another cluster.listen")]
     Listen {
@@ -95,6 +108,21 @@ pub struct Cluster {
     applying: Arc<Mutex<()>>,
     /// Told when the log or the kill switch of this node changed.
     changed: Arc<Notify>,
+    throws: Throws,
+    counts: Counts,
+    wire: Arc<dyn Wire>,
+    here: Identified,
+    me: Peer,
+}
+
+/// What this node counts, once it does.
+type Counts = Arc<OnceLock<Box<dyn Fn() -> serde_json::Value + Send + Sync>>>;
+
+/// Whom a message must be for.
+#[derive(Clone)]
+struct Identified {
+    cluster: String,
+    id: NodeNumber,
 }
 
 /// Nobody is to be reached: the wire of a node without a cluster.
@@ -133,7 +161,19 @@ impl Cluster {
         let on_apply = Arc::new(move |_: &State, _: u64| told.notify_one());
         let name = config.node.as_str();
         let mut tasks = Vec::new();
-        let chain = if let Some(table) = &config.cluster {
+        let open_throws = |link| Throws::open(link, flags.clone(), store.clone(), changed.clone());
+        let counts = Counts::default();
+        let (chain, throws, wire, here): (_, _, Arc<dyn Wire>, _);
+        let identity = config
+            .cluster
+            .as_ref()
+            .map_or_else(|| config::alone(name), |table| table.identity(name));
+        let me = identity.me.clone();
+        here = Identified {
+            cluster: identity.cluster.clone(),
+            id: identity.id,
+        };
+        if let Some(table) = &config.cluster {
             let credentials = Credentials::read(&table.tls)?;
             if credentials.name != name {
                 return Err(ClusterError::AnotherNode {
@@ -146,15 +186,25 @@ impl Cluster {
                 address: table.listen,
                 error,
             })?;
-            let wire = Arc::new(Dialer::new(credentials.clone()));
-            let identity = table.identity(name);
+            wire = Arc::new(Dialer::new(credentials.clone()));
+            throws = open_throws(Some(throws::Link {
+                credentials: credentials.clone(),
+                wire: wire.clone(),
+                cluster: identity.cluster.clone(),
+                id: identity.id,
+                me: me.clone(),
+            }))?;
             let tuning = Tuning::default();
             let opened: Result<Chain<Tokio, Folder>, _> =
-                Chain::open(identity, folder, wire, tuning, on_apply).await;
-            let chain = opened.map_err(disk)?;
-            let answerer = Arc::new(chain.clone());
+                Chain::open(identity, folder, wire.clone(), tuning, on_apply).await;
+            chain = opened.map_err(disk)?;
+            let answerer = Arc::new(Door {
+                log: Arc::new(chain.clone()),
+                throws: throws.clone(),
+                counts: counts.clone(),
+                here: here.clone(),
+            });
             tasks.push(tokio::spawn(listen(listener, credentials, answerer, stop)));
-            chain
         } else {
             // Nobody else can be elected: there is no reason to wait for them.
             let tuning = Tuning {
@@ -163,17 +213,25 @@ impl Cluster {
                 election_ms_max: 120,
                 ..Tuning::default()
             };
-            let identity = config::alone(name);
-            let opened = Chain::open(identity, folder, Arc::new(Nobody), tuning, on_apply).await;
-            opened.map_err(disk)?
-        };
+            wire = Arc::new(Nobody);
+            throws = open_throws(None)?;
+            let opened = Chain::open(identity, folder, wire.clone(), tuning, on_apply).await;
+            chain = opened.map_err(disk)?;
+        }
         let cluster = Self {
             replicator: Arc::new(chain),
             flags,
             store,
             applying: Arc::default(),
             changed,
+            throws,
+            counts,
+            wire,
+            here,
+            me,
         };
+        let spreading = cluster.throws.clone().run(cluster.replicator.clone());
+        tasks.push(tokio::spawn(spreading));
         tasks.push(tokio::spawn(cluster.clone().follow()));
         Ok((cluster, tasks))
     }
@@ -182,6 +240,12 @@ impl Cluster {
     #[must_use]
     pub fn status(&self) -> Status {
         self.replicator.status()
+    }
+
+    /// The log itself.
+    #[must_use]
+    pub fn log(&self) -> Arc<dyn Replicator> {
+        self.replicator.clone()
     }
 
     /// Ends this node's part.
@@ -251,35 +315,63 @@ impl Cluster {
         self.adopted(feature).await
     }
 
-    /// Lets the flags decide again, on every node, when a quorum agrees; and here at once.
+    /// Lets the flags decide again, on every node, when a quorum agrees; and here at once. What was thrown anywhere
+    /// after this was called stays.
     ///
     /// # Errors
     /// [`ChangeError`].
     pub async fn release(&self, by: &str) -> Result<Released, ChangeError> {
         let _applying = self.applying.lock().await;
-        let state = self.replicator.read(WITHIN).await?;
+        let throws = self.flags.throws();
+        let mut state = self.replicator.read(WITHIN).await?;
+        // A release undoes what the log knows.
+        let unrecorded = self.throws.unrecorded(&state);
+        if !unrecorded.is_empty() {
+            for throw in unrecorded {
+                let command = follow::recording(&throw);
+                self.replicator.submit(command, WITHIN).await?;
+            }
+            state = self.replicator.read(WITHIN).await?;
+        }
         let command = Command::Force {
             on: false,
             seen: state.force.generation,
             at_unix_ms: unix_ms(),
             by: by.to_owned(),
+            throw: None,
         };
         self.replicator.submit(command, WITHIN).await?;
         let (this, by) = (self.clone(), by.to_owned());
         let released = tokio::task::spawn_blocking(move || {
+            this.throws.released(&state.force.thrown)?;
             this.seen(state.force.generation + 1)?;
-            Ok(this.flags.release_v1(&by)?)
+            if this.throws.are_in_force() {
+                return Ok(Released {
+                    overtaken: true,
+                    applied: false,
+                });
+            }
+            Ok(this.flags.release_v1(&by, throws)?)
         });
-        released.await.unwrap_or_else(|_| Err(lost().into()))
+        let released = released.await.unwrap_or_else(|_| Err(lost().into()));
+        self.changed.notify_one();
+        released
     }
 
-    /// The kill switch of this node was thrown: the log is to know.
-    pub fn thrown(&self) {
-        self.changed.notify_one();
+    /// The kill switch of this node is about to be thrown: others are to know, and the log.
+    #[must_use]
+    pub fn throwing(&self) -> Throwing<'_> {
+        self.throws.begin()
+    }
+
+    /// The throws that are in force, whichever node made them.
+    #[must_use]
+    pub fn throws_in_force(&self) -> Vec<dwcp_consensus::throw::Throw> {
+        self.throws.in_force()
     }
 
     /// Before its first change the log does not know whom a flag keeps out here.
-    async fn begin(&self, feature: &str, by: &str) -> Result<State, ChangeError> {
+    pub(crate) async fn begin(&self, feature: &str, by: &str) -> Result<State, ChangeError> {
         let before = self.flags.get(feature)?.flag;
         let state = self.replicator.read(WITHIN).await?;
         if !state.flags.contains_key(feature) && !before.excluded_nodes.is_empty() {
@@ -313,11 +405,4 @@ fn lost() -> FlagError {
         path: "controlplane.redb".into(),
         reason: "the work ended without an answer".to_owned(),
     })
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -77,6 +77,13 @@ mod tests {
             ("dwcp_v3_itp", "node-000001", 55_214),
             ("dwcp_v3_itp", "ü", 92_069),
             ("dwcp_v3_itp", "", 45_074),
+            ("dwcp_v3_pba", "node-000000", 78_037),
+            ("dwcp_v3_pba", "host-a.example", 64_723),
+            ("dwcp_v3_ass", "node-000000", 80_696),
+            ("dwcp_v3_ass", "host-a.example", 54_010),
+            ("dwcp_v3_acp", "node-000000", 37_740),
+            ("dwcp_v3_acp", "host-a.example", 60_401),
+            ("dwcp_v3_itp", "host-a.example", 41_647),
         ] {
             assert_eq!(bucket(salt, node), expected, "{salt} {node}");
         }
@@ -104,6 +111,87 @@ mod tests {
             .filter(|id| bucket("dwcp_v3_hde", &format!("node-{id:06}")) < 25_000)
             .count();
         assert!((10..=40).contains(&chosen), "{chosen}");
+    }
+
+    /// Names that say nothing of their order: SplitMix64.
+    fn random_names(seed: u64) -> Vec<String> {
+        let draw = |step: u64| {
+            let mut z = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        };
+        let names = (0..10_000).map(|at| format!("{:016x}", draw((seed << 32) + at)));
+        names.collect()
+    }
+
+    fn fleets() -> [(&'static str, Vec<String>); 2] {
+        let sequential = (0..10_000).map(|id| format!("node-{id:06}")).collect();
+        [("sequential", sequential), ("random", random_names(1))]
+    }
+
+    /// How many standard deviations the share is off, at 1 to 99 %.
+    fn deviations(flag: &str, fleet: &[String]) -> Vec<f64> {
+        let mut at: Vec<u32> = fleet.iter().map(|node| bucket(flag, node)).collect();
+        at.sort_unstable();
+        let n = fleet.len() as f64;
+        let off = (1..100_u32).map(|percent| {
+            let chosen = at.partition_point(|it| *it < percent * 1_000) as f64;
+            let p = f64::from(percent) / 100.0;
+            (chosen - n * p) / (n * p * (1.0 - p)).sqrt()
+        });
+        off.collect()
+    }
+
+    #[test]
+    fn the_share_of_ten_thousand_is_within_three_deviations_at_every_percentage() {
+        for (kind, fleet) in fleets() {
+            for flag in FLAGS {
+                let all = deviations(flag, &fleet);
+                let worst = all.iter().fold(0.0_f64, |worst, it| worst.max(it.abs()));
+                assert!(worst <= 3.0, "{kind} {flag}: {worst}");
+                let ends = |share: u32| fleet.iter().filter(|it| bucket(flag, it) < share).count();
+                assert_eq!((ends(0), ends(BUCKETS)), (0, fleet.len()));
+            }
+        }
+    }
+
+    /// A throw of dice is beyond three deviations now and then: over many fleets, as often as dice are.
+    #[test]
+    fn over_many_fleets_the_share_strays_as_chance_does() {
+        let (mut beyond, mut squares, mut count) = (0.0, 0.0, 0.0);
+        for seed in 0..30 {
+            let fleet = random_names(seed);
+            for flag in FLAGS {
+                for off in deviations(flag, &fleet) {
+                    beyond += f64::from(u8::from(off.abs() > 3.0));
+                    squares += off * off;
+                    count += 1.0;
+                }
+            }
+        }
+        // Chance: 0.0027, and 1.
+        assert!(beyond / count < 0.01, "{}", beyond / count);
+        let spread = squares / count;
+        assert!((0.8..1.25).contains(&spread), "{spread}");
+    }
+
+    #[test]
+    fn of_ten_thousand_two_flags_at_ten_percent_share_one_percent() {
+        for (kind, fleet) in fleets() {
+            for (at, first) in FLAGS.iter().enumerate() {
+                for second in &FLAGS[at + 1..] {
+                    let in_both = |node: &&String| {
+                        bucket(first, node) < 10_000 && bucket(second, node) < 10_000
+                    };
+                    let both = fleet.iter().filter(in_both).count();
+                    assert!(
+                        (70..=130).contains(&both),
+                        "{kind} {first} {second}: {both}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

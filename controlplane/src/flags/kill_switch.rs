@@ -76,22 +76,29 @@ impl Flags {
         )
     }
 
+    /// Throws so far: what [`Self::release_v1`] is told, so that it undoes none that came later.
+    #[must_use]
+    pub fn throws(&self) -> u64 {
+        self.words().throws
+    }
+
     /// Lets the flags decide again: first on disk, then in memory. Blocks for one fsync. Returns
-    /// whether it was applied to a data plane and, if a throw came in between, that it stays on.
+    /// whether it was applied to a data plane and, if a throw came after `throws` were counted, that it stays on.
     ///
     /// # Errors
     /// [`FlagError::Store`]; then nothing was changed.
-    pub fn release_v1(&self, by: &str) -> Result<Released, FlagError> {
-        let recorded = self.record_release(by)?;
+    pub fn release_v1(&self, by: &str, throws: u64) -> Result<Released, FlagError> {
+        let recorded = self.record_release(by, throws)?;
         Ok(self.apply_release(recorded))
     }
 
-    pub(super) fn record_release(&self, by: &str) -> Result<RecordedRelease<'_>, FlagError> {
+    pub(super) fn record_release(
+        &self,
+        by: &str,
+        throws: u64,
+    ) -> Result<RecordedRelease<'_>, FlagError> {
         let mut next = self.disk();
-        let (throws, before) = {
-            let words = self.words();
-            (words.throws, words.force.clone())
-        };
+        let before = self.words().force.clone();
         let after = Force {
             on: false,
             changed_ns: monotonic_ns(),

@@ -14,6 +14,7 @@
 //! | [`bucket`] | where a node stands in a rollout |
 //! | [`rule`] | one flag and what it decides |
 //! | [`board`] | the place where the switch words lie |
+//! | [`evaluate`] | what a flag means for any node, and why |
 //! | [`history`] | who changed what, and when |
 //! | [`kill_switch`] | everything back to v1, and the way out of it |
 //! | [`view`] | what the API says about them |
@@ -28,6 +29,7 @@ use serde::Serialize;
 
 pub mod board;
 pub mod bucket;
+pub mod evaluate;
 pub mod history;
 pub mod kill_switch;
 pub mod rule;

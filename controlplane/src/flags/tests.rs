@@ -125,7 +125,7 @@ fn the_word_comes_before_the_disk_when_thrown_and_after_it_when_released() {
     bench.flags.record_throw("t").unwrap();
     bench.board.seen.lock().unwrap().clear();
 
-    let released = bench.flags.release_v1("t").unwrap();
+    let released = bench.flags.release_v1("t", bench.flags.throws()).unwrap();
     assert_eq!(
         released,
         Released {
@@ -159,7 +159,7 @@ fn a_throw_during_a_release_wins() {
     bench.flags.record_throw("t").unwrap();
     for _ in 0..200 {
         let flags = bench.flags.clone();
-        let release = std::thread::spawn(move || flags.release_v1("off").unwrap());
+        let release = std::thread::spawn(move || flags.release_v1("off", flags.throws()).unwrap());
         bench.flags.throw_v1();
         bench.flags.record_throw("on").unwrap();
         let released = release.join().unwrap();
@@ -186,7 +186,10 @@ fn a_throw_between_the_disk_and_the_word_of_a_release_stays() {
     bench.flags.apply_all().unwrap();
     bench.flags.throw_v1();
     bench.flags.record_throw("t").unwrap();
-    let recorded = bench.flags.record_release("t").unwrap();
+    let recorded = bench
+        .flags
+        .record_release("t", bench.flags.throws())
+        .unwrap();
     bench.flags.throw_v1();
     let released = bench.flags.apply_release(recorded);
     assert!(released.overtaken);
@@ -275,7 +278,7 @@ fn a_throw_that_was_never_recorded_is_adopted_and_a_recorded_release_is_not() {
         );
         // Released on disk; the process dies before the word was stored.
         bench.board.attached.store(false, Ordering::SeqCst);
-        bench.flags.release_v1("t").unwrap();
+        bench.flags.release_v1("t", bench.flags.throws()).unwrap();
         assert!(words.is_forced_v1());
     }
     let bench = open_at(&path, words.clone());
@@ -296,7 +299,7 @@ fn without_a_data_plane_settings_are_kept_for_the_next() {
     bench.board.attached.store(true, Ordering::SeqCst);
     bench.flags.apply_all().unwrap();
     assert!(bench.board.words.is_forced_v1());
-    bench.flags.release_v1("t").unwrap();
+    bench.flags.release_v1("t", bench.flags.throws()).unwrap();
     assert_eq!(bench.board.words.component(Component::Amst), Version::V1);
     assert_eq!(bench.board.words.component(Component::Hde), Version::V3);
 }

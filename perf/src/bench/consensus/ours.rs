@@ -141,6 +141,7 @@ impl super::Client for Client {
             at_unix_ms: number,
             by: "bench".to_owned(),
             text: "v".repeat(VALUE_BYTES),
+            about: String::new(),
         };
         self.ask(number, Command::Record { decision })
             .await
