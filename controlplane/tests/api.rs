@@ -77,7 +77,6 @@ const ROUTES: &[(&str, &str)] = &[
     ("GET", "/v1/audit"),
     ("GET", "/v1/openapi.json"),
     ("GET", "/v1/nothing"),
-    ("GET", "/"),
     ("PUT", "/v1/health"),
 ];
 

@@ -61,9 +61,9 @@ async fn completions_and_manual_pages_need_no_control_plane() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("dwcpctl.bash");
     std::fs::write(&file, script).unwrap();
-    // As a shell completes `dwcpctl roll`.
+    // As a shell completes `dwcpctl rollb`.
     let asked = format!(
-        "source {}; COMP_WORDS=(dwcpctl roll); COMP_CWORD=1; _dwcpctl dwcpctl roll dwcpctl; echo \"${{COMPREPLY[@]}}\"",
+        "source {}; COMP_WORDS=(dwcpctl rollb); COMP_CWORD=1; _dwcpctl dwcpctl rollb dwcpctl; echo \"${{COMPREPLY[@]}}\"",
         file.display()
     );
     let said = std::process::Command::new("bash")

@@ -141,7 +141,8 @@ impl Rollouts {
             return Err(RolloutError::Plan(flaw));
         }
         let first = plan.phases[0].percentage.buckets();
-        let buckets = self.fleet.names().into_iter();
+        // This node is one of them, also before the log has told who the others are.
+        let buckets = self.fleet.names().into_iter().chain([self.me.clone()]);
         let lowest = buckets.map(|name| bucket(&plan.feature, &name)).min();
         if let Some(lowest) = lowest.filter(|it| *it >= first) {
             return Err(RolloutError::Plan(format!(

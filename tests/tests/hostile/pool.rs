@@ -156,15 +156,17 @@ fn places_are_for_those_who_prove_themselves_and_there_are_only_so_many() {
 fn certificates_that_change_let_go_of_what_was_parked_and_a_revoked_peer_does_not_come_back() {
     let (_dir, authority) = tls::authority();
     let pair = tls::pair(&authority, PairOptions::default());
-    let source = Plane::attach(&pair.source_control());
-    let destination = Plane::attach(&pair.destination_control());
     let stream = pages(3, 400);
     for round in 0..2 {
+        // It attaches by itself, and a data plane lets one in at a time.
         let _ = carry(&pair, &stream);
+        let source = Plane::attach(&pair.source_control());
         let hits = source.door().pool_hits_total.get();
         assert_eq!(hits > 0, round > 0, "{hits} hits");
-        wait_parked(&destination, 16);
+        wait_parked(&Plane::attach(&pair.destination_control()), 16);
     }
+    let source = Plane::attach(&pair.source_control());
+    let destination = Plane::attach(&pair.destination_control());
     // The first of those issued: the source's.
     authority.revoke(&[1]);
     wait_parked(&destination, 0);
@@ -186,10 +188,10 @@ fn v1_takes_no_connection_from_the_pool_and_a_peer_that_keeps_none_is_dialled() 
             ..PairOptions::default()
         };
         let pair = Pair::start_with(options, |_, b| b.pool.enabled = on);
-        let source = Plane::attach(&pair.source_control());
         for _ in 0..2 {
             let _ = carry(&pair, &pages(4, 400));
         }
+        let source = Plane::attach(&pair.source_control());
         assert_eq!(source.door().pool_hits_total.get(), 0);
         assert_eq!(source.door().pool_ready.get(), 0);
         pair.stop();

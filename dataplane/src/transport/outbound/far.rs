@@ -332,8 +332,8 @@ mod tests {
         assert!(path.is_starting(), "no queue to speak of");
         path.note_rtt(130 * MS);
         assert!(!path.is_starting());
-        run(&mut path, 400, 1_000, rate, delay_ns);
-        let (_, most) = run(&mut path, 1_500, 1_000, rate, delay_ns);
+        run(&mut path, 400, 2_600, rate, delay_ns);
+        let (_, most) = run(&mut path, 3_000, 1_000, rate, delay_ns);
         let product = rate / 1_000 * (delay_ns + FRAME_NS) / MS;
         assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
     }
