@@ -489,7 +489,9 @@ async fn whatever_is_malformed_gets_a_reason_and_never_a_fault() {
                     let failure: Value = serde_json::from_str(&text).unwrap();
                     assert!(failure["errorCode"].is_string(), "{failure}");
                 } else if status >= 400 {
-                    assert_eq!(kind.unwrap(), "application/problem+json", "{method} {path}");
+                    let kind =
+                        kind.unwrap_or_else(|| panic!("{status}, {text:?}, of {method} {path}"));
+                    assert_eq!(kind, "application/problem+json", "{method} {path}");
                     let problem: Value = serde_json::from_str(&text).unwrap();
                     assert!(
                         problem["cure"]

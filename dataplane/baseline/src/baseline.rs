@@ -171,10 +171,10 @@ impl Baseline {
     /// nothing but chance, one in 2^64, lets damage pass. (Whoever releases blocks to a guest holds all of a batch
     /// against a digest that the sender made of its own bytes.) `damaged` is told the place in the run of each
     /// block that cannot be read, is not what it was, or does not exist; its page holds nothing of use then.
-    pub fn read_run<'a>(
+    pub fn read_run(
         &self,
         first: u32,
-        pages: &mut dyn Iterator<Item = &'a mut Block>,
+        pages: &mut dyn Iterator<Item = &mut Block>,
         damaged: &mut dyn FnMut(u32),
     ) {
         let mut pages = pages.enumerate().peekable();

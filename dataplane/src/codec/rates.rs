@@ -30,8 +30,6 @@ const FIRST: f64 = 0.5;
 const LIKE_S: f64 = 3.0;
 /// See [`LIKE_S`].
 const LIKE_RATIO: f64 = 1.5;
-/// How much of what is known fades with a batch that tells nothing.
-const FADING: f64 = 0.04;
 /// The least share left that is told apart.
 const RATIO_MIN: f64 = 0.005;
 /// Above this, what is left tells nothing of how methods compare.
@@ -101,8 +99,6 @@ impl Rate {
 /// What the bytes at hand are like, in terms of a reference method.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Content {
-    /// The ratio while nothing is known.
-    guess: f64,
     all: Rate,
     kinds: [Rate; KINDS],
 }
@@ -116,18 +112,9 @@ impl Content {
             seen: false,
         };
         Self {
-            guess: ratio,
             all: rate(ratio),
             kinds: KIND_RATIO.map(|of_kind| rate(f64::min(1.0, ratio * of_kind))),
         }
-    }
-
-    /// Nothing was learnt of how far these bytes compress: what was known of it fades, or bytes that could not be
-    /// compressed once would be sent whole for ever.
-    fn forget(&mut self, kind: Kind) {
-        let guess = f64::min(1.0, self.guess * KIND_RATIO[kind.index()]);
-        let known = &mut self.kinds[kind.index()];
-        known.ratio += FADING * (guess - known.ratio);
     }
 
     /// What the reference does with bytes of this kind. One that was not seen is like the others.
@@ -194,9 +181,6 @@ impl Own {
         self.seen = true;
         content.all.take(by_reference, as_reference);
         content.kinds[kind.index()].take(by_reference, as_reference);
-        if !compresses {
-            content.forget(kind);
-        }
     }
 }
 
@@ -272,15 +256,11 @@ mod tests {
     #[test]
     fn what_is_left_whole_tells_nothing_of_what_could_be_left() {
         let (mut content, mut own) = reference();
-        (0..50).for_each(|_| own.observe(&mut content, Kind(0), 3e-9, 0.98));
-        let whole = own.of(&content, Kind(0)).1;
+        own.observe(&mut content, Kind(0), 3e-9, 0.3);
+        let before = own.of(&content, Kind(0)).1;
         let mut stored = Own::guessed(1e-10, 1.0, REFERENCE);
-        (0..5).for_each(|_| stored.observe(&mut content, Kind(0), 1e-10, 1.0));
-        let soon = own.of(&content, Kind(0)).1;
-        assert!(soon < whole && soon > 0.8, "{soon}");
-        (0..100).for_each(|_| stored.observe(&mut content, Kind(0), 1e-10, 1.0));
-        let later = own.of(&content, Kind(0)).1;
-        assert!(later < 0.3, "{later}");
+        (0..50).for_each(|_| stored.observe(&mut content, Kind(0), 1e-10, 1.0));
+        assert_eq!(own.of(&content, Kind(0)).1, before);
     }
 
     #[test]

@@ -80,11 +80,11 @@ impl Simd {
     pub(super) fn columns(self, page: &Page) -> [i32; DISTANCES.len()] {
         match self {
             Self::Scalar => DISTANCES.map(|distance| scalar::columns(page, distance)),
-            // SAFETY: as in `differing_words`.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) | Self::Avx512(_) => {
-                DISTANCES.map(|distance| unsafe { avx2::columns(page, distance) })
-            }
+            Self::Avx2(_) | Self::Avx512(_) => DISTANCES.map(|distance| {
+                // SAFETY: as in `differing_words`.
+                unsafe { avx2::columns(page, distance) }
+            }),
         }
     }
 

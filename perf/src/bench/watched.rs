@@ -69,7 +69,7 @@ pub(super) fn run(runs: Option<usize>) -> anyhow::Result<Vec<Row>> {
         [c, d],
         &traced_link,
         &traced_cable,
-        Some(format!("http://{COLLECTOR}")),
+        Some(&format!("http://{COLLECTOR}")),
     )?;
     let mut sides: [Side; 3] = Default::default();
     for round in 0..=runs.unwrap_or(ROUNDS) {
@@ -110,16 +110,14 @@ impl<'h> Pair<'h> {
         hosts: [&'h Host; 2],
         link: &WanLink,
         management: &Cable,
-        endpoint: Option<String>,
+        endpoint: Option<&str>,
     ) -> anyhow::Result<Self> {
         for host in hosts {
             host.set_tcp_buffer_limit(4 << 20)?;
         }
         let start = |host, name, data, control| {
             let mut config = NodeConfig::new(name, data, control);
-            let variable = endpoint
-                .clone()
-                .map(|it| (ENDPOINT_VARIABLE.to_owned(), it));
+            let variable = endpoint.map(|it| (ENDPOINT_VARIABLE.to_owned(), it.to_owned()));
             config.controlplane_environment.extend(variable);
             Node::start(host, config)
         };

@@ -275,7 +275,7 @@ impl Pool {
     }
 
     /// Connections to close.
-    pub fn to_close(&mut self, now_ns: u64) -> Vec<u64> {
+    pub fn take_closed(&mut self, now_ns: u64) -> Vec<u64> {
         let over = |(address, kept): (&SocketAddr, &Kept)| {
             (kept.keep_until_ns < now_ns).then_some(*address)
         };

@@ -224,7 +224,7 @@ impl Door {
             return;
         }
         self.pool_looked_ns = now_ns;
-        for id in self.pool.to_close(now_ns) {
+        for id in self.pool.take_closed(now_ns) {
             self.lobby.take(id);
         }
         while let Some((address, node)) = self.pool.next_dial(now_ns) {

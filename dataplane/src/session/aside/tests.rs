@@ -84,9 +84,9 @@ fn guest_stream() -> Vec<u8> {
         }
         page
     };
-    let pages: Vec<[u8; 4096]> = (0..700).map(page).collect();
+    let pages: Vec<[u8; 4096]> = (0..1_700).map(page).collect();
     let sent: Vec<(u64, &[u8; 4096])> = (0..2_000)
-        .map(|n| (n % 900, &pages[(n * 7 % 700) as usize]))
+        .map(|n| (n % 900, &pages[(n * 7 % 1_700) as usize]))
         .collect();
     StreamBuilder::precopy(&sent, &[9; 30_000])
 }

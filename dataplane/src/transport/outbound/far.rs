@@ -332,8 +332,9 @@ mod tests {
         assert!(path.is_starting(), "no queue to speak of");
         path.note_rtt(130 * MS);
         assert!(!path.is_starting());
-        run(&mut path, 400, 2_600, rate, delay_ns);
-        let (_, most) = run(&mut path, 3_000, 1_000, rate, delay_ns);
+        // Some time later: each run ends when all of its frames have come.
+        run(&mut path, 1_500, 3_000, rate, delay_ns);
+        let (_, most) = run(&mut path, 5_500, 1_000, rate, delay_ns);
         let product = rate / 1_000 * (delay_ns + FRAME_NS) / MS;
         assert!(most < product * 14 / 10 + FRAME, "{most} for {product}");
     }

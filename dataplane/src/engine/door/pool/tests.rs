@@ -80,12 +80,12 @@ fn a_listed_peer_has_its_connections_and_another_once_a_session_went_there() {
     assert_eq!(fill(&mut pool, &mut id, 4 * S), 4);
     assert_eq!(pool.ready(), 8);
     // Kept for so long after the last session, and the listed one for ever.
-    assert!(pool.to_close(603 * S).is_empty());
-    let mut closed = pool.to_close(605 * S);
+    assert!(pool.take_closed(603 * S).is_empty());
+    let mut closed = pool.take_closed(605 * S);
     closed.sort_unstable();
     assert_eq!(closed, [4, 5, 6, 7]);
     assert_eq!(fill(&mut pool, &mut id, 606 * S), 0);
-    assert!(pool.to_close(100_000 * S).is_empty());
+    assert!(pool.take_closed(100_000 * S).is_empty());
     // One that never had a lane teaches nothing.
     pool.begins(session, &peer(3));
     pool.ends(session, 700 * S);
@@ -187,10 +187,10 @@ fn a_dead_one_costs_its_neighbours_too_and_peers_are_bounded() {
         fill(&mut pool, &mut id, S * (u64::from(nth) + 1));
     }
     assert_eq!(pool.ready(), LEARNED_MAX * 4);
-    assert_eq!(pool.to_close(256 * S).len(), (256 - LEARNED_MAX) * 4);
+    assert_eq!(pool.take_closed(256 * S).len(), (256 - LEARNED_MAX) * 4);
     pool.distrust(address(255));
     assert_eq!(pool.take(address(255), None), None);
-    assert_eq!(pool.to_close(256 * S).len(), 4);
+    assert_eq!(pool.take_closed(256 * S).len(), 4);
 }
 
 #[test]
