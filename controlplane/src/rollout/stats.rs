@@ -267,7 +267,8 @@ mod tests {
     fn an_interval_holds_the_truth_about_as_often_as_it_says() {
         let mut seed = 7;
         let mut uniform = || (next(&mut seed) >> 11) as f64 / (1u64 << 53) as f64;
-        let mut normal = || (-2.0 * uniform().ln()).sqrt() * (6.283_185 * uniform()).cos();
+        let mut normal =
+            || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
         let (mut ratios, mut shares) = (0, 0);
         for _ in 0..400 {
             let draw = |normal: &mut dyn FnMut() -> f64, shift: f64| -> Vec<f64> {
