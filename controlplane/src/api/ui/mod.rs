@@ -124,6 +124,7 @@ pub fn router(app: &App) -> Router {
         .route("/ui/ui.js", get(script))
         .route("/ui/ui.css", get(style))
         .route("/ui/icon.svg", get(icon))
+        .method_not_allowed_fallback(super::no_method)
         .layer(map_response(guarded))
         .with_state(app.clone())
 }
