@@ -271,6 +271,8 @@ impl Incoming {
                 }
             }
             if let Some(reason) = self.broken().await {
+                tracing::warn!(session = %self.session, code = reason.code, reason = reason.detail,
+                    "an incoming migration cannot go on");
                 let guest = self.fail_closed().await;
                 if guest == GuestVerdict::HereInPart {
                     continue;

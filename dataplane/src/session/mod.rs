@@ -209,6 +209,8 @@ impl Session {
         };
         let peer = options.peer.as_ref().map(|peer| peer.address);
         let share = Share::new(&cell, peer, now_ns);
+        // Whoever is told that it is open finds it, however long the worker has to do before its first turn.
+        cell.publish(&picture);
         Self {
             id: options.id,
             role: options.role,
