@@ -236,7 +236,7 @@ impl Session {
         self.picture.mode = u64::from(mode.code());
         self.picture.mode_since_ns = now_ns;
         self.published_ns = 0;
-        self.update_picture(now_ns, true);
+        self.update_picture(now_ns);
         tracing::info!(session = %self.id, %mode, "mode");
     }
 
