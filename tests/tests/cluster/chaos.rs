@@ -52,7 +52,7 @@ fn part_so_that_nobody_has_a_majority(trial: &mut Trial) {
     trial.serves_nobody("no side has a majority", &all);
     let healed = Instant::now();
     trial.cluster.heal();
-    trial.new_leader("no majority until now", &all, healed);
+    trial.recovers("no majority until now", healed);
 }
 
 fn ordeal(size: usize) {

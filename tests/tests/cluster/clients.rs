@@ -179,9 +179,9 @@ impl Client {
                 // It may still happen, and its key is free again: sent once more, it could happen twice.
                 Said::Answer(500.., ..) => return Outcome::Unknown,
                 Said::Answer(status, words, _) => panic!("{path}: {status} {words}"),
-                Said::NotSent(_) if !sent => return Outcome::Never,
-                Said::NotSent(_) => {}
-                Said::NoAnswer(_) => sent = true,
+                Said::NotSent if !sent => return Outcome::Never,
+                Said::NotSent => {}
+                Said::NoAnswer => sent = true,
             }
             if self.over() || Instant::now() >= end {
                 return Outcome::Unknown;

@@ -169,23 +169,28 @@ impl Trial {
         assert_eq!(after, before, "{what}: agreed without a majority");
     }
 
-    /// All are killed and started again; something is agreed on [`RECOVERY`] after that at the latest.
+    /// All are killed and started again.
     pub fn all_killed(&mut self) {
         let all = self.all();
         all.iter().for_each(|at| self.cluster.kill(*at));
         let killed = Instant::now();
-        let written = self.notes.history.written();
         all.iter().for_each(|at| self.cluster.start(*at));
+        self.recovers("all killed", killed);
+    }
+
+    /// Something is agreed on [`RECOVERY`] after `since` at the latest.
+    pub fn recovers(&self, what: &str, since: Instant) {
+        let written = self.notes.history.written();
         let again = poll_until(PATIENCE, || {
             (self.notes.history.written() > written).then_some(())
         });
-        let took = killed.elapsed();
-        assert!(again.is_some(), "no recovery: {}", self.cluster.log(0));
+        let took = since.elapsed();
+        assert!(again.is_some(), "{what}: {}", self.cluster.log(0));
         println!(
-            "figure {} nodes, all killed: a write after {} ms",
+            "figure {} nodes, {what}: a write after {} ms",
             self.cluster.size(),
             took.as_millis()
         );
-        assert!(took < RECOVERY, "a write {took:?} after all were killed");
+        assert!(took < RECOVERY, "{what}: a write after {took:?}");
     }
 }
