@@ -25,6 +25,8 @@ impl SwitchBoard for Nobody {
     fn with(&self, _: &mut dyn FnMut(&dwcp_api::switches::Switches)) -> Result<(), NotAttached> {
         Err(NotAttached)
     }
+
+    fn hurry(&self) {}
 }
 
 /// Workers whose counters are all different, and a full table.

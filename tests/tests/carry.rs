@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use dwcp_api::SessionState;
 use dwcp_dataplane::stream::testing::StreamBuilder;
+use dwcp_lab::watchdog::poll_until;
 use dwcp_tests::pair::{Pair, PairOptions, noise};
 use dwcp_tests::plane::Plane;
 
@@ -196,4 +197,24 @@ fn a_data_plane_that_is_stopped_in_a_switchover_finishes_it_and_takes_nothing_ne
     client.read_to_end(&mut answer).unwrap();
     assert_eq!(answer, b"taken");
     stopping.join().unwrap();
+}
+
+#[test]
+fn a_throw_of_the_kill_switch_wakes_a_worker_that_waits() {
+    let pair = Pair::start(PairOptions::default());
+    let plane = Plane::attach(&pair.source_control());
+    let woken = || plane.counter_of(0, "wakeups");
+    // Longer than the control thread sleeps without being rung.
+    let rest = || thread::sleep(Duration::from_millis(500));
+    plane.allow_v3(true);
+    rest();
+    let before = woken();
+    plane.bell.ring();
+    rest();
+    assert_eq!(woken(), before, "the bell alone is for the control thread");
+    plane.allow_v3(false);
+    plane.bell.ring();
+    let at_once = poll_until(Duration::from_secs(5), || (woken() > before).then_some(()));
+    assert!(at_once.is_some(), "the worker sleeps on");
+    pair.stop();
 }

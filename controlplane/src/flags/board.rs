@@ -19,10 +19,17 @@ pub trait SwitchBoard: Send + Sync {
     /// # Errors
     /// [`NotAttached`]; `act` did not run.
     fn with(&self, act: &mut dyn FnMut(&Switches)) -> Result<(), NotAttached>;
+
+    /// Has the words looked at now: a worker that waits for its peer would see them only when that answers.
+    fn hurry(&self);
 }
 
 impl SwitchBoard for Host {
     fn with(&self, act: &mut dyn FnMut(&Switches)) -> Result<(), NotAttached> {
         self.with_switches(act).map_err(|_| NotAttached)
+    }
+
+    fn hurry(&self) {
+        self.ring();
     }
 }

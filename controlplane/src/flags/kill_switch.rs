@@ -53,10 +53,10 @@ impl Flags {
         }
         words.throws += 1;
         let stamp = words.force.changed_ns;
-        self.inner
-            .board
-            .with(&mut |switches| switches.force_v1(true, stamp))
-            .is_ok()
+        let board = &self.inner.board;
+        let applied = board.with(&mut |switches| switches.force_v1(true, stamp));
+        board.hurry();
+        applied.is_ok()
     }
 
     /// Puts on disk that the kill switch was thrown. Blocks for one fsync.

@@ -3,7 +3,7 @@
 use super::*;
 use dwcp_api::switches::Switches;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The kill switch in the words, and on disk if it is there.
 type Look = (bool, Option<bool>);
@@ -16,6 +16,7 @@ struct Board {
     store: Store,
     /// What the disk said of the kill switch at each access.
     seen: Arc<Mutex<Vec<Look>>>,
+    hurries: Arc<AtomicU32>,
 }
 
 impl SwitchBoard for Board {
@@ -32,6 +33,10 @@ impl SwitchBoard for Board {
             .push((self.words.is_forced_v1(), disk));
         Ok(())
     }
+
+    fn hurry(&self) {
+        self.hurries.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 struct Bench {
@@ -47,6 +52,7 @@ fn open_at(path: &Path, words: Arc<Switches>) -> Bench {
         attached: Arc::new(AtomicBool::new(true)),
         store: store.clone(),
         seen: Arc::default(),
+        hurries: Arc::default(),
     };
     let node = NodeId::new("node-000000").unwrap();
     let flags = Flags::open(store, node, Box::new(board.clone())).unwrap();
@@ -122,6 +128,7 @@ fn the_word_comes_before_the_disk_when_thrown_and_after_it_when_released() {
         [(true, None)],
         "word on, disk untouched"
     );
+    assert_eq!(bench.board.hurries.load(Ordering::SeqCst), 1);
     bench.flags.record_throw("t").unwrap();
     bench.board.seen.lock().unwrap().clear();
 

@@ -155,6 +155,13 @@ impl Host {
         Ok(f(&self.live()?.switches))
     }
 
+    /// Wakes the data plane, so that a change of the switch words is seen by who waits for something else.
+    pub fn ring(&self) {
+        if let Ok(link) = self.live() {
+            link.ring();
+        }
+    }
+
     /// Every session of the data plane.
     ///
     /// # Errors

@@ -73,6 +73,12 @@ impl Link {
         Ok(())
     }
 
+    /// Wakes the data plane.
+    pub(super) fn ring(&self) {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        commands.bell.ring();
+    }
+
     /// Every session in the table.
     pub(super) fn sessions(&self) -> Result<Vec<SessionSnapshot>, HostError> {
         let mut found = Vec::new();

@@ -92,6 +92,8 @@ pub struct Control {
     poller: Poller,
     sharing: Box<Sharing>,
     divided_ns: u64,
+    /// The kill switch as the workers were last woken for it: on, and since when.
+    switch_seen: (bool, u64),
 }
 
 /// Why the border cannot be opened.
@@ -149,6 +151,7 @@ impl Control {
             poller,
             sharing: Box::default(),
             divided_ns: 0,
+            switch_seen: (false, 0),
         })
     }
 
@@ -175,9 +178,24 @@ impl Control {
             }
             self.read_mail();
             more = self.read_commands();
+            // After the commands, which end with a look at the bell: a switch thrown from there on rings it again.
+            self.wake_for_switch();
         }
         // Ours alone, made at start: a later data plane makes its own.
         let _ = std::fs::remove_file(&self.socket_path);
+    }
+
+    /// Wakes the workers once the kill switch has changed: one that waits for its peer would see that only when
+    /// the peer answers.
+    fn wake_for_switch(&mut self) {
+        let Ok(words) = self.board.switches() else {
+            return;
+        };
+        let view = words.read();
+        let switch = (view.forced_v1, view.changed_ns);
+        if std::mem::replace(&mut self.switch_seen, switch) != switch {
+            self.workers.iter().for_each(Sender::ring);
+        }
     }
 
     /// Divides links among the sessions that share them, when it is time. Says how long to rest.

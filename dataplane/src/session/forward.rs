@@ -35,6 +35,9 @@ const SMALL_UNTAKEN_MAX: usize = 192;
 const SMALL_WINDOW_BYTES: u64 = (SMALL_BATCH_BYTES * SMALL_UNTAKEN_MAX * 3 / 4) as u64;
 /// A batch is cut when so many buffers are free: one for what follows it, one to encode into.
 const BUFFERS_MIN: usize = 2;
+/// What takes longer to squeeze than this is left to an idle core: until it is done the worker would answer
+/// nobody, neither its peer nor whoever throws the kill switch.
+const ENCODE_HERE_NS_MAX: u64 = 1_000_000;
 /// On a far path frames need not be smaller than this to be through their lanes soon.
 const FAR_FRAME_BYTES_MIN: u64 = 64 << 10;
 
@@ -341,11 +344,12 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             express: channel.express,
         };
         channel.quiet = false;
-        // What a guest waits for is made here and now.
+        // What a guest waits for is made here and now. So is what takes no longer than handing it over is worth.
         let aside = version == Version::V3
             && !channel.express
             && !hint.latency_critical
-            && link.batches_ahead() > 1;
+            && (link.batches_ahead() > 1
+                || (hint.idle_cores_hint > 0 && link.encode_ns(raw_bytes) > ENCODE_HERE_NS_MAX));
         let given = if aside {
             let fresh = Fresh {
                 header,

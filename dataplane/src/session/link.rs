@@ -326,6 +326,11 @@ impl Link {
         (ahead.ceil() as usize).clamp(1, most)
     }
 
+    /// How long so many raw bytes take to encode, as the latest batches did.
+    pub fn encode_ns(&self, raw_bytes: usize) -> u64 {
+        (self.encode_ns_per_byte * raw_bytes as f32) as u64
+    }
+
     /// May another batch be begun beside those in the making?
     pub fn has_room_in_the_making(&self) -> bool {
         let reserved = self.outbound.reserved();

@@ -1,6 +1,7 @@
 //! Three members of ours, and requests to their leader over mutual TLS.
 //!
-//! In: a folder. Out: clients of the leader. Promise: each client has a session of its own, as a node has.
+//! In: a folder. Out: clients of the leader. Promises: each member has a thread of its own, as each of etcd's has
+//! a process, so that the system shares the cores among them; each client has a session of its own, as a node has.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use dwcp_consensus::{
 };
 use dwcp_lab::pki::Authority;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::VALUE_BYTES;
 
@@ -25,7 +26,6 @@ const WITHIN: Duration = Duration::from_secs(20);
 
 /// See the module.
 pub(super) struct Ours {
-    _members: Vec<Chain<Tokio, Folder>>,
     _stopper: watch::Sender<bool>,
     _authority: Authority,
     credentials: Credentials,
@@ -52,6 +52,38 @@ fn files(authority: &Authority, node: &str) -> TlsFiles {
     }
 }
 
+/// A member's thread, until `stop` has no sender any more.
+fn member(
+    listener: std::net::TcpListener,
+    credentials: Credentials,
+    folder: Folder,
+    identity: Identity,
+    mut stop: watch::Receiver<bool>,
+    ready: oneshot::Sender<anyhow::Result<Chain<Tokio, Folder>>>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error.into()))),
+    };
+    runtime.block_on(async move {
+        let wire = Arc::new(Dialer::new(credentials.clone()));
+        let on_apply = Arc::new(|_: &dwcp_consensus::State, _: u64| {});
+        let opened = async {
+            let listener = TcpListener::from_std(listener)?;
+            let chain = Chain::open(identity, folder, wire, Tuning::default(), on_apply).await?;
+            let answerer = Arc::new(chain.clone());
+            tokio::spawn(listen(listener, credentials, answerer, stop.clone()));
+            Ok(chain)
+        };
+        let opened = opened.await;
+        let _ = ready.send(opened);
+        while stop.changed().await.is_ok() {}
+    });
+}
+
 impl Ours {
     pub(super) async fn start(dir: &Path) -> anyhow::Result<Self> {
         let authority = Authority::new(&NODES)?;
@@ -59,7 +91,8 @@ impl Ours {
         let mut listeners = Vec::new();
         let mut founders = BTreeMap::new();
         for (id, name) in (1..).zip(&NODES[..3]) {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+            listener.set_nonblocking(true)?;
             let peer = Peer {
                 name: (*name).to_owned(),
                 address: listener.local_addr()?.to_string(),
@@ -77,12 +110,12 @@ impl Ours {
                 me,
                 founders: founders.clone(),
             };
-            let wire = Arc::new(Dialer::new(credentials.clone()));
-            let on_apply = Arc::new(|_: &dwcp_consensus::State, _: u64| {});
-            let chain = Chain::open(identity, folder, wire, Tuning::default(), on_apply).await?;
-            let answerer = Arc::new(chain.clone());
-            tokio::spawn(listen(listener, credentials, answerer, stop.clone()));
-            members.push(chain);
+            let (ready, is_ready) = oneshot::channel();
+            let stop = stop.clone();
+            std::thread::Builder::new()
+                .name(format!("member {id}"))
+                .spawn(move || member(listener, credentials, folder, identity, stop, ready))?;
+            members.push(is_ready.await.context("a member ended")??);
         }
         let first = members.first().context("no member")?;
         first.read(WITHIN).await?;
@@ -90,7 +123,6 @@ impl Ours {
         Ok(Self {
             leader: (leader, founders[&leader].clone()),
             credentials: Credentials::read(&files(&authority, "client"))?,
-            _members: members,
             _stopper: stopper,
             _authority: authority,
         })
