@@ -75,7 +75,7 @@ impl Trial {
         assert!(read.is_some(), "{what}: {}", self.cluster.log(0));
         let history = &self.notes.history;
         println!(
-            "{what}: {} answered, {} of them writes; {} unknown; {} answered when sent again",
+            "{what}: {} answered, {} of them writes; {} without an end; {} answered when sent again",
             history.ended(&self.all()),
             history.written(),
             history.unknown(),
@@ -86,10 +86,13 @@ impl Trial {
             .unwrap_or_else(|error| panic!("{what}: {error}"));
         history.turn();
         let path = format!("/v1/feature-flags/{SET}?agreed=true");
-        let Said::Answer(200, flag, _) = self.cluster.ask(0, || rest::get(&path, ANSWER)) else {
-            panic!("{what}: the set cannot be read: {}", self.cluster.log(0));
-        };
-        let there = flag["excluded_nodes"].as_array().unwrap();
+        let there = poll_until(PATIENCE, || {
+            match self.cluster.ask(0, || rest::get(&path, ANSWER)) {
+                Said::Answer(200, flag, _) => flag["excluded_nodes"].as_array().cloned(),
+                _ => None,
+            }
+        });
+        let there = there.unwrap_or_else(|| panic!("{what}: {}", self.cluster.log(0)));
         for name in self.notes.added.lock().unwrap().iter() {
             assert!(
                 there.iter().any(|it| it == name),
