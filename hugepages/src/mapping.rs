@@ -117,12 +117,6 @@ impl Mapping {
         }
     }
 
-    /// Asks for large pages where the kernel finds some when pages are first touched. It need not.
-    pub(crate) fn advise_huge(&self) {
-        // SAFETY: as in `populate`; the advice changes no contents. Only a hint, so its failure is none.
-        let _ = unsafe { madvise(self.base.as_ptr().cast(), self.bytes, Advice::LinuxHugepage) };
-    }
-
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
