@@ -8,6 +8,8 @@ set -eu
 
 wanted='libdpdk-dev libclang-dev pkg-config libibverbs-dev librdmacm-dev ibverbs-providers ibverbs-utils'
 wanted="$wanted prometheus systemd"
+# Control planes with wrong clocks.
+wanted="$wanted faketime"
 # Beside which the replicated log is measured; only its programs are used, never its service.
 wanted="$wanted etcd-server etcd-client"
 missing=

@@ -57,8 +57,10 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             heartbeat_ms: 100,
-            election_ms_min: 400,
-            election_ms_max: 700,
+            // Followers believe in a leader for the longest time-out, then wait for one of their own: a leader that
+            // is gone has a successor after 1.1 s at most, and after 1.6 s if two asked for votes at once.
+            election_ms_min: 300,
+            election_ms_max: 500,
             entries_per_snapshot: 2_000,
         }
     }

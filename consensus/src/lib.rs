@@ -16,6 +16,7 @@
 //! | [`throw`] | the kill switch without a quorum: signed throws, from node to node |
 //! | [`session`] | asking again without running twice |
 //! | [`log`], [`writer`], [`journal`] | an epoch's log: in memory, group commit, bytes |
+//! | [`database`] | a redb file that outlives a disk that was full |
 //! | [`vault`], [`machine`] | the state: on disk, in the engine |
 //! | [`wire`], [`network`] | what members say, and openraft's part of it |
 //! | [`tls`] | peers over mutual TLS |
@@ -28,6 +29,7 @@ mod ask;
 pub mod chain;
 pub mod command;
 pub mod conf;
+pub mod database;
 pub mod disk;
 pub mod document;
 pub mod force;

@@ -6,11 +6,12 @@
 use std::io;
 use std::sync::Arc;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, Error, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::command::EpochDesc;
 use crate::conf::{Epoch, SnapshotMeta};
+use crate::database::Reopening;
 use crate::disk::{Disk, Work};
 use crate::plant::{Bug, planted};
 use crate::state::State;
@@ -51,23 +52,30 @@ mod text {
 /// The store; a clone is the same.
 #[derive(Clone)]
 pub(crate) struct Vault {
-    database: Arc<Database>,
+    database: Arc<Reopening>,
     /// Does what waits for the disk while others go on.
     aside: Arc<dyn Fn(Work) + Send + Sync>,
     /// Held by what is done aside.
     busy: Arc<tokio::sync::Mutex<()>>,
 }
 
+fn garbled(error: &serde_json::Error) -> Error {
+    Error::Corrupted(format!("a row does not decode: {error}"))
+}
+
 impl Vault {
     /// Opens the store, or begins it.
     pub(crate) fn open(disk: &impl Disk) -> io::Result<Self> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(disk.pages(FILE)?)
-            .map_err(io::Error::other)?;
+        let pages = disk.clone();
+        let opened = Reopening::new(move || {
+            let pages = pages.pages(FILE)?;
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            builder.create_with_backend(pages).map_err(Error::from)
+        });
         let disk = disk.clone();
         Ok(Self {
-            database: Arc::new(database),
+            database: Arc::new(opened.map_err(io::Error::other)?),
             aside: Arc::new(move |work| disk.aside(work)),
             busy: Arc::default(),
         })
@@ -75,23 +83,27 @@ impl Vault {
 
     /// The newest epoch this member knows.
     pub(crate) fn newest(&self) -> io::Result<Option<Handover>> {
-        let read = self.database.begin_read().map_err(io::Error::other)?;
-        let chain = match read.open_table(CHAIN) {
-            Ok(chain) => chain,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(io::Error::other(error)),
-        };
-        let Some((epoch, desc)) = chain.last().map_err(io::Error::other)? else {
+        let found = self.database.with(|database| {
+            let read = database.begin_read()?;
+            let chain = match read.open_table(CHAIN) {
+                Ok(chain) => chain,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let Some((epoch, desc)) = chain.last()? else {
+                return Ok(None);
+            };
+            let genesis = read.open_table(GENESIS)?;
+            let state = genesis.get(epoch.value())?;
+            let state = state.map(|state| state.value().to_vec());
+            Ok(Some((desc.value().to_vec(), state)))
+        });
+        let Some((desc, state)) = found.map_err(io::Error::other)? else {
             return Ok(None);
         };
-        let genesis = read.open_table(GENESIS).map_err(io::Error::other)?;
-        let state = genesis
-            .get(epoch.value())
-            .map_err(io::Error::other)?
-            .ok_or_else(|| io::Error::other("an epoch without its first state"))?;
         Ok(Some(Handover {
-            desc: serde_json::from_slice(desc.value())?,
-            genesis: state.value().to_vec(),
+            desc: serde_json::from_slice(&desc)?,
+            genesis: state.ok_or_else(|| io::Error::other("an epoch without its first state"))?,
         }))
     }
 
@@ -99,25 +111,20 @@ impl Vault {
     pub(crate) fn begin(&self, handover: &Handover) -> io::Result<()> {
         let epoch = handover.desc.epoch;
         let desc = serde_json::to_vec(&handover.desc)?;
-        let write = self.database.begin_write().map_err(io::Error::other)?;
-        {
-            let mut chain = write.open_table(CHAIN).map_err(io::Error::other)?;
-            chain
-                .insert(epoch, desc.as_slice())
-                .map_err(io::Error::other)?;
-            let mut genesis = write.open_table(GENESIS).map_err(io::Error::other)?;
-            genesis
-                .retain(|old, _| old >= epoch)
-                .map_err(io::Error::other)?;
-            genesis
-                .insert(epoch, handover.genesis.as_slice())
-                .map_err(io::Error::other)?;
-            let mut snapshot = write.open_table(SNAPSHOT).map_err(io::Error::other)?;
-            snapshot
-                .retain(|old, _| old >= epoch)
-                .map_err(io::Error::other)?;
-        }
-        write.commit().map_err(io::Error::other)
+        let begun = self.database.with(|database| {
+            let write = database.begin_write()?;
+            {
+                let mut chain = write.open_table(CHAIN)?;
+                chain.insert(epoch, desc.as_slice())?;
+                let mut genesis = write.open_table(GENESIS)?;
+                genesis.retain(|old, _| old >= epoch)?;
+                genesis.insert(epoch, handover.genesis.as_slice())?;
+                let mut snapshot = write.open_table(SNAPSHOT)?;
+                snapshot.retain(|old, _| old >= epoch)?;
+            }
+            Ok(write.commit()?)
+        });
+        begun.map_err(io::Error::other)
     }
 
     /// Keeps a snapshot, while the log goes on; gives its bytes.
@@ -151,39 +158,46 @@ impl Vault {
     pub(crate) fn keep(&self, epoch: Epoch, meta: &SnapshotMeta, state: &[u8]) -> io::Result<()> {
         let last = meta.last_log_id;
         let meta = serde_json::to_vec(meta)?;
-        let mut write = self.database.begin_write().map_err(io::Error::other)?;
-        if planted(Bug::SnapshotNotSynced) {
-            write
-                .set_durability(Durability::None)
-                .map_err(io::Error::other)?;
-        }
-        {
-            let mut table = write.open_table(SNAPSHOT).map_err(io::Error::other)?;
-            let kept = match table.get(epoch).map_err(io::Error::other)? {
-                Some(row) => serde_json::from_slice::<SnapshotMeta>(row.value().0)?.last_log_id,
-                None => None,
-            };
-            if kept <= last {
-                table
-                    .insert(epoch, (meta.as_slice(), state))
-                    .map_err(io::Error::other)?;
+        let kept = self.database.with(|database| {
+            let mut write = database.begin_write()?;
+            if planted(Bug::SnapshotNotSynced) {
+                write.set_durability(Durability::None)?;
             }
-        }
-        write.commit().map_err(io::Error::other)
+            {
+                let mut table = write.open_table(SNAPSHOT)?;
+                let kept = match table.get(epoch)? {
+                    Some(row) => {
+                        let meta: Result<SnapshotMeta, _> = serde_json::from_slice(row.value().0);
+                        meta.map_err(|error| garbled(&error))?.last_log_id
+                    }
+                    None => None,
+                };
+                if kept <= last {
+                    table.insert(epoch, (meta.as_slice(), state))?;
+                }
+            }
+            Ok(write.commit()?)
+        });
+        kept.map_err(io::Error::other)
     }
 
     /// The snapshot of an epoch.
     pub(crate) fn snapshot(&self, epoch: Epoch) -> io::Result<Option<(SnapshotMeta, Vec<u8>)>> {
-        let read = self.database.begin_read().map_err(io::Error::other)?;
-        let table = match read.open_table(SNAPSHOT) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(io::Error::other(error)),
-        };
-        let Some(row) = table.get(epoch).map_err(io::Error::other)? else {
+        let found = self.database.with(|database| {
+            let table = match database.begin_read()?.open_table(SNAPSHOT) {
+                Ok(table) => table,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let row = table.get(epoch)?;
+            Ok(row.map(|row| {
+                let (meta, state) = row.value();
+                (meta.to_vec(), state.to_vec())
+            }))
+        });
+        let Some((meta, state)) = found.map_err(io::Error::other)? else {
             return Ok(None);
         };
-        let (meta, state) = row.value();
-        Ok(Some((serde_json::from_slice(meta)?, state.to_vec())))
+        Ok(Some((serde_json::from_slice(&meta)?, state)))
     }
 }

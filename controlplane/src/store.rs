@@ -13,8 +13,10 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dwcp_consensus::database::Reopening;
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -31,7 +33,7 @@ pub struct Store {
 }
 
 struct Inner {
-    database: Database,
+    database: Reopening,
     path: PathBuf,
 }
 
@@ -154,16 +156,16 @@ impl Store {
             )));
         }
         let taken = |error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::Held(path.to_path_buf()),
+            redb::Error::DatabaseAlreadyOpen => StoreError::Held(path.to_path_buf()),
             other => refused(other.to_string()),
         };
-        let database = FileBackend::new(file)
-            .and_then(|file| {
-                Database::builder()
-                    .set_cache_size(CACHE_BYTES)
-                    .create_with_backend(file)
-            })
-            .map_err(taken)?;
+        let database = Reopening::new(move || {
+            let file = FileBackend::new(file.try_clone()?)?;
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            builder.create_with_backend(file).map_err(redb::Error::from)
+        })
+        .map_err(taken)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 database,
@@ -191,21 +193,15 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn put_rows(&self, rows: &[Row]) -> Result<(), StoreError> {
         let first = rows.first().map_or("", |row| row.table.as_str());
-        let io = |error: redb::Error| self.io("write", first, &error);
-        let write = self
-            .inner
-            .database
-            .begin_write()
-            .map_err(|e| io(e.into()))?;
-        for row in rows {
-            let mut table = write
-                .open_table(Rows::new(&row.table))
-                .map_err(|e| io(e.into()))?;
-            table
-                .insert(row.key.as_str(), row.json.as_slice())
-                .map_err(|e| io(e.into()))?;
-        }
-        write.commit().map_err(|e| io(e.into()))
+        let written = self.inner.database.with(|database| {
+            let write = database.begin_write()?;
+            for row in rows {
+                let mut table = write.open_table(Rows::new(&row.table))?;
+                table.insert(row.key.as_str(), row.json.as_slice())?;
+            }
+            Ok(write.commit()?)
+        });
+        written.map_err(|error| self.io("write", first, &error))
     }
 
     /// Reads one row.
@@ -217,17 +213,17 @@ impl Store {
         table: &str,
         key: &str,
     ) -> Result<Option<T>, StoreError> {
-        let io = |error: redb::Error| self.io("read", table, &error);
-        let read = self.inner.database.begin_read().map_err(|e| io(e.into()))?;
-        let rows = match read.open_table(Rows::new(table)) {
-            Ok(rows) => rows,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(io(error.into())),
-        };
-        match rows.get(key).map_err(|e| io(e.into()))? {
-            None => Ok(None),
-            Some(json) => decode(table, key, json.value()).map(Some),
-        }
+        let found = self.inner.database.with(|database| {
+            let rows = match database.begin_read()?.open_table(Rows::new(table)) {
+                Ok(rows) => rows,
+                Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let row = rows.get(key)?;
+            Ok(row.map(|json| decode(table, key, json.value())))
+        });
+        let found = found.map_err(|error| self.io("read", table, &error))?;
+        found.transpose()
     }
 
     /// Reads a whole table, in the order of its keys.
@@ -238,22 +234,22 @@ impl Store {
         &self,
         table: &str,
     ) -> Result<Vec<(String, T)>, StoreError> {
-        let io = |error: redb::Error| self.io("read", table, &error);
-        let read = self.inner.database.begin_read().map_err(|e| io(e.into()))?;
-        let rows = match read.open_table(Rows::new(table)) {
-            Ok(rows) => rows,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            Err(error) => return Err(io(error.into())),
-        };
-        let mut found = Vec::new();
-        for row in rows.iter().map_err(|e| io(e.into()))? {
-            let (key, json) = row.map_err(|e| io(e.into()))?;
-            found.push((
-                key.value().to_owned(),
-                decode(table, key.value(), json.value())?,
-            ));
-        }
-        Ok(found)
+        let found = self.inner.database.with(|database| {
+            let rows = match database.begin_read()?.open_table(Rows::new(table)) {
+                Ok(rows) => rows,
+                Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            };
+            let mut found = Vec::new();
+            for row in rows.iter()? {
+                let (key, json) = row?;
+                let value = decode(table, key.value(), json.value());
+                found.push(value.map(|value| (key.value().to_owned(), value)));
+            }
+            Ok(found)
+        });
+        let found = found.map_err(|error| self.io("read", table, &error))?;
+        found.into_iter().collect()
     }
 
     /// Deletes one row and says whether it was there.
@@ -261,20 +257,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn delete(&self, table: &str, key: &str) -> Result<bool, StoreError> {
-        let io = |error: redb::Error| self.io("write", table, &error);
-        let write = self
-            .inner
-            .database
-            .begin_write()
-            .map_err(|e| io(e.into()))?;
-        let found = {
-            let mut rows = write
-                .open_table(Rows::new(table))
-                .map_err(|e| io(e.into()))?;
-            rows.remove(key).map_err(|e| io(e.into()))?.is_some()
-        };
-        write.commit().map_err(|e| io(e.into()))?;
-        Ok(found)
+        let deleted = self.inner.database.with(|database| {
+            let write = database.begin_write()?;
+            let found = write.open_table(Rows::new(table))?.remove(key)?.is_some();
+            write.commit()?;
+            Ok(found)
+        });
+        deleted.map_err(|error| self.io("write", table, &error))
     }
 
     fn io(&self, action: &'static str, table: &str, error: &redb::Error) -> StoreError {

@@ -256,6 +256,8 @@ async fn unknown_things_are_not_found() {
         ("POST", format!("/v1/incoming/{ID}/verdict"), 404),
         ("DELETE", format!("/v1/incoming/{ID}"), 404),
         ("GET", "/v1/feature-flags/none".to_owned(), 404),
+        ("GET", "/v1/feature-flags/none?agreed=true".into(), 404),
+        ("GET", "/v1/feature-flags/x?agreed=perhaps".into(), 400),
     ] {
         let (got, problem) = answer(server.request(method, &path)).await;
         assert_eq!(got, status, "{method} {path}: {problem}");

@@ -3,7 +3,7 @@
 //! | route | body | answer |
 //! |---|---|---|
 //! | `GET /v1/feature-flags` | | `{"node","force_v1","in_force","flags":[…]}` |
-//! | `GET /v1/feature-flags/{feature}` | | one flag |
+//! | `GET /v1/feature-flags/{feature}` | | one flag as this node has it; with `?agreed=true` as a quorum says it is now, or 503 |
 //! | `POST /v1/feature-flags` | `{"feature":"dwcp_v3_hde","percentage":10,"enabled":true}`, either of the two may be absent | the flag |
 //! | `POST /v1/feature-flags/exclude` | `{"feature","nodes":[…],"excluded":true}`; `false` lets them in again | the flag |
 //! | `POST /v1/feature-flags/force-v1` | `{"force_v1":true}` | `{"force_v1","applied","applied_us","persisted","note"}` |
@@ -13,7 +13,8 @@
 //! the other four start disabled at 0 % and decide nothing while `available` is false.
 
 use axum::Json;
-use axum::extract::{Extension, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Query, State};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -55,6 +56,15 @@ pub struct ForceRequest {
     pub(super) force_v1: bool,
 }
 
+/// Query of `GET /v1/feature-flags/{feature}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetQuery {
+    /// Everything that was answered anywhere before is to be in it.
+    #[serde(default)]
+    agreed: bool,
+}
+
 /// `GET /v1/feature-flags`
 pub async fn list(State(app): State<App>) -> Json<FlagsView> {
     Json(app.flags.view())
@@ -64,7 +74,15 @@ pub async fn list(State(app): State<App>) -> Json<FlagsView> {
 pub async fn get(
     State(app): State<App>,
     PathWord(feature): PathWord,
+    query: Result<Query<GetQuery>, QueryRejection>,
 ) -> Result<Json<FlagView>, Problem> {
+    let Query(query) = query.map_err(|rejection| {
+        let words: String = rejection.body_text().chars().take(300).collect();
+        Problem::bad_request(words)
+    })?;
+    if query.agreed {
+        return Ok(Json(app.cluster.agreed_flag(&feature).await?));
+    }
     Ok(Json(app.flags.get(&feature)?))
 }
 

@@ -309,6 +309,9 @@ fn parameters(route: &Route) -> Value {
         );
         add("query", "cursor", false, json!({ "type": "string" }));
     }
+    if route.path == "/v1/feature-flags/{feature}" {
+        add("query", "agreed", false, json!({ "type": "boolean" }));
+    }
     if route.path == "/v1/baselines" && route.method == "get" {
         add("query", "tenant", false, json!({ "type": "string" }));
     }

@@ -45,12 +45,17 @@ use crate::store::StoreError;
 
 /// How long an operator waits for a quorum.
 const WITHIN: Duration = Duration::from_secs(8);
+/// Space that the log wants: a file and the one that follows it, and the snapshot.
+const LOG_ROOM_MIB: u32 = 16;
 
 /// Why this node cannot take part.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The log or the state on disk.
-    #[error("the replicated log cannot be opened in {path}: {error}")]
+    #[error(
+        "the replicated log cannot be opened in {path}: {error}; give it {} MiB of space there, writable for this user, and start it again",
+        LOG_ROOM_MIB
+    )]
     Disk {
         /// Its folder.
         path: std::path::PathBuf,
@@ -289,6 +294,15 @@ impl Cluster {
             by: by.to_owned(),
         };
         self.replicator.submit(command, WITHIN).await?;
+        self.adopted(feature).await
+    }
+
+    /// A flag with everything that was answered on any node before this was called.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn agreed_flag(&self, feature: &str) -> Result<FlagView, ChangeError> {
+        self.flags.get(feature)?;
         self.adopted(feature).await
     }
 
