@@ -25,7 +25,7 @@ pub const SET: &str = "dwcp_v3_amst";
 const ANSWER: Duration = Duration::from_millis(1_500);
 /// After this a client goes on to something else.
 const PATIENCE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(25);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What all clients of a trial write down.
 pub struct Notes {
