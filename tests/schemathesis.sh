@@ -47,7 +47,7 @@ done
 # Streams have no end, and a look from outside needs rights of its own. What a schema cannot say, such as that a
 # monitor must exist, is refused with a reason: positive_data_acceptance would call that a fault.
 # In the scratch folder, since it keeps what it found where it runs.
-(cd "$folder" && "$venv/bin/schemathesis" run "$api/v1/openapi.json" --header "$bearer" --workers 2 --seed 1 --no-color \
+(cd "$folder" && "$venv/bin/schemathesis" run "$api/v1/openapi.json" --header "$bearer" --workers 1 --seed 1 --no-color \
     --max-examples "${DWCP_EXAMPLES:-60}" --phases examples,coverage,fuzzing \
     --exclude-path-regex '(/events|/v1/perf/flamegraph|/v1/perf/hardware)$' \
     --checks all --exclude-checks positive_data_acceptance)

@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
 
-use crate::chain::{ATTEMPT, Inner, PAUSE};
+use crate::chain::{Inner, PAUSE};
 use crate::command::{Command, EngineKind, EpochDesc, Outcome, Reply, Request};
 use crate::conf::{Conf, Epoch, NodeNumber, Peer};
 use crate::disk::Disk;
+use crate::network::ATTEMPT;
 use crate::plant::{Bug, planted};
 use crate::raft::NotDone;
 use crate::replicator::SubmitError;
 use crate::state::State;
-use crate::wire::{Answer, Change, Envelope, Message};
+use crate::wire::{Answer, Change, Message};
 
 impl<C: Conf, D: Disk> Inner<C, D> {
     /// Tries until a request has an outcome in an epoch that is not sealed.
@@ -179,16 +180,8 @@ impl<C: Conf, D: Disk> Inner<C, D> {
 
     async fn reachable(&self, members: &BTreeMap<NodeNumber, Peer>) -> usize {
         let asked = members.iter().map(|(id, peer)| async move {
-            let envelope = Envelope {
-                cluster: self.caller.cluster.as_ref().to_owned(),
-                from: self.caller.id,
-                sender: self.caller.me.clone(),
-                to: *id,
-                epoch: self.epoch(),
-                message: Message::Ping,
-            };
-            let answer = self.caller.wire.ask(peer, envelope);
-            *id == self.caller.id || matches!(C::timeout(ATTEMPT, answer).await, Ok(Ok(_)))
+            let there = self.caller.reach::<C>(*id, peer, self.epoch());
+            *id == self.caller.id || there.await.is_ok()
         });
         let answered = futures_util::future::join_all(asked).await;
         answered.into_iter().filter(|there| *there).count()

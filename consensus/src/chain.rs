@@ -22,7 +22,7 @@ use crate::command::{Command, EngineKind, EpochDesc, Request};
 use crate::conf::{Conf, Epoch, NodeNumber, Peer};
 use crate::disk::Disk;
 use crate::machine::OnApply;
-use crate::network::Caller;
+use crate::network::{ATTEMPT, Caller};
 use crate::raft::RaftEngine;
 use crate::session::Pool;
 use crate::state::State;
@@ -30,8 +30,6 @@ use crate::status::Status;
 use crate::vault::{Handover, Vault};
 use crate::wire::{Answer, Answerer, Boxed, Envelope, Message, Wire};
 
-/// How long one attempt may take before another member is asked.
-pub(crate) const ATTEMPT: Duration = Duration::from_millis(1_500);
 /// Pause between attempts.
 pub(crate) const PAUSE: Duration = Duration::from_millis(40);
 /// How often the present engine is looked at when nothing happens.

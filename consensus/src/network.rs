@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkV2};
@@ -19,7 +20,10 @@ use openraft::{OptionalSend, RaftNetworkFactory};
 
 use crate::conf::{Conf, Epoch, NodeNumber, Peer, Snapshot, Vote};
 use crate::plant::{Bug, planted};
-use crate::wire::{Answer, Appended, Envelope, Message, Wire};
+use crate::wire::{Answer, Appended, Envelope, Message, Wire, WireError};
+
+/// How long one attempt may take before another member is asked.
+pub(crate) const ATTEMPT: Duration = Duration::from_millis(1_500);
 
 /// What every client of a member needs.
 #[derive(Clone)]
@@ -42,15 +46,7 @@ impl Caller {
         epoch: Epoch,
         message: Message,
     ) -> io::Result<Answer> {
-        let envelope = Envelope {
-            cluster: self.cluster.as_ref().to_owned(),
-            from: self.id,
-            sender: self.me.clone(),
-            to,
-            epoch,
-            message,
-        };
-        let asked = self.wire.ask(peer, envelope).await;
+        let asked = self.wire.ask(peer, self.envelope(to, epoch, message)).await;
         match asked.map_err(io::Error::other)? {
             Answer::Epoch(theirs) => {
                 if theirs > epoch {
@@ -60,6 +56,37 @@ impl Caller {
             }
             Answer::NotNow(why) => Err(io::Error::other(why)),
             answer => Ok(answer),
+        }
+    }
+
+    /// Whether a node answers there at all, in whatever epoch it is.
+    ///
+    /// # Errors
+    /// [`WireError`], also when no answer comes within the time for one attempt.
+    pub(crate) async fn reach<C: Conf>(
+        &self,
+        to: NodeNumber,
+        peer: &Peer,
+        epoch: Epoch,
+    ) -> Result<(), WireError> {
+        let asked = self.wire.ask(peer, self.envelope(to, epoch, Message::Ping));
+        let answer = C::timeout(ATTEMPT, asked).await;
+        let late = |_| WireError::Unreachable {
+            to,
+            address: peer.address.clone(),
+            reason: "no answer in time".to_owned(),
+        };
+        answer.map_err(late)?.map(drop)
+    }
+
+    fn envelope(&self, to: NodeNumber, epoch: Epoch, message: Message) -> Envelope {
+        Envelope {
+            cluster: self.cluster.as_ref().to_owned(),
+            from: self.id,
+            sender: self.me.clone(),
+            to,
+            epoch,
+            message,
         }
     }
 

@@ -14,7 +14,7 @@ use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest,
 };
-use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
+use openraft::{ChangeMembers, Config, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
 
 use crate::chain::Tuning;
 use crate::command::{Outcome, Request};
@@ -31,11 +31,17 @@ use crate::wire::{Answer, Appended, Change, Message};
 /// Entries kept behind a snapshot, so that a member that was away for a moment needs none.
 const ENTRIES_BEHIND: u64 = 200;
 
+/// How long a member may take to take the lead over: some elections.
+const TAKE_OVER: Duration = Duration::from_secs(2);
+/// How long a new member may take to have the log.
+const JOIN: Duration = Duration::from_secs(5);
+
 /// One epoch.
 pub(crate) struct RaftEngine<C: Conf> {
     raft: Raft<C, Machine>,
     log: Log,
     machine: Machine,
+    caller: Caller,
     epoch: Epoch,
 }
 
@@ -46,6 +52,13 @@ pub(crate) enum NotDone {
     Elsewhere,
     /// It may still happen, or not.
     Unknown(String),
+}
+
+fn not_done<C: Conf>(error: RaftError<C, ClientWriteError<C>>) -> NotDone {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => NotDone::Elsewhere,
+        other => NotDone::Unknown(other.to_string()),
+    }
 }
 
 impl<C: Conf> RaftEngine<C> {
@@ -79,7 +92,10 @@ impl<C: Conf> RaftEngine<C> {
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let log = Log::open(disk, &log_prefix(epoch))?;
         let machine = Machine::open(vault, &handover.genesis, on_apply)?;
-        let network = Network { caller, epoch };
+        let network = Network {
+            caller: caller.clone(),
+            epoch,
+        };
         let raft = Raft::new(id, config, network, log.clone(), machine.clone())
             .await
             .map_err(io::Error::other)?;
@@ -95,6 +111,7 @@ impl<C: Conf> RaftEngine<C> {
             raft,
             log,
             machine,
+            caller,
             epoch,
         })
     }
@@ -179,32 +196,83 @@ impl<C: Conf> RaftEngine<C> {
     /// Changes the members or the leader.
     pub(crate) async fn change(&self, change: Change) -> Result<(), NotDone> {
         let done = match change {
-            Change::Add(id, peer) => {
-                let learned = self.raft.add_learner(id, peer, true).await;
-                match learned {
-                    Ok(_) => {
-                        let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-                        self.raft.change_membership(voters, false).await.map(drop)
-                    }
-                    Err(error) => Err(error),
-                }
-            }
+            Change::Add(id, peer) => return self.add(id, peer).await,
             Change::Remove(id) => {
                 let voters = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-                self.raft.change_membership(voters, false).await.map(drop)
+                self.raft.change_membership(voters, false).await
             }
-            Change::Transfer(to) => {
-                if !self.raft.is_leader() {
-                    return Err(NotDone::Elsewhere);
-                }
-                let asked = self.raft.trigger().transfer_leader(to).await;
-                return asked.map_err(|error| NotDone::Unknown(error.to_string()));
-            }
+            Change::Transfer(to) => return self.transfer(to).await,
         };
-        done.map_err(|error| match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => NotDone::Elsewhere,
-            other => NotDone::Unknown(other.to_string()),
-        })
+        done.map(drop).map_err(not_done)
+    }
+
+    /// Hands the lead over. From then on the engine takes no request until some member leads: one that cannot vote
+    /// would never, and when the wanted one is down the others elect one among them.
+    async fn transfer(&self, to: NodeNumber) -> Result<(), NotDone> {
+        let now = self.raft.metrics().borrow_watched().clone();
+        if !self.raft.is_leader() {
+            return Err(NotDone::Elsewhere);
+        }
+        if to == now.id {
+            return Ok(());
+        }
+        if !now.membership_config.voter_ids().any(|voter| voter == to) {
+            let why = format!("node {to} is no member that votes; add it first");
+            return Err(NotDone::Unknown(why));
+        }
+        let asked = self.raft.trigger().transfer_leader(to).await;
+        asked.map_err(|error| NotDone::Unknown(error.to_string()))?;
+        let is_over = |metrics: &RaftMetrics<C>| {
+            metrics.current_term > now.current_term && metrics.current_leader.is_some()
+        };
+        let wait = self.raft.wait(Some(TAKE_OVER));
+        let over = wait.metrics(is_over, "another leader").await;
+        match over.ok().and_then(|metrics| metrics.current_leader) {
+            Some(leader) if leader == to => Ok(()),
+            _ => Err(NotDone::Unknown(format!(
+                "node {to} did not take the lead: start it, then hand it the lead again"
+            ))),
+        }
+    }
+
+    /// Adds a member once it has the log. One that does not answer gets no vote: a majority that counts on it
+    /// may be none.
+    async fn add(&self, id: NodeNumber, peer: Peer) -> Result<(), NotDone> {
+        let membership = self
+            .raft
+            .metrics()
+            .borrow_watched()
+            .membership_config
+            .clone();
+        if !membership.voter_ids().any(|voter| voter == id) {
+            let there = self.caller.reach::<C>(id, &peer, self.epoch).await;
+            there.map_err(|error| {
+                NotDone::Unknown(format!("{error}; start the node there, then add it again"))
+            })?;
+            let address = peer.address.clone();
+            let learned = self.raft.add_learner(id, peer, false).await;
+            let learned = Some(learned.map_err(not_done)?.log_id);
+            let wait = self.raft.wait(Some(JOIN));
+            let has_log = |metrics: &RaftMetrics<C>| {
+                let nodes = metrics.replication.as_ref();
+                nodes
+                    .and_then(|nodes| nodes.get(&id))
+                    .is_some_and(|has| *has >= learned)
+            };
+            if wait.metrics(has_log, "a new member").await.is_err() {
+                let node = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
+                self.raft
+                    .change_membership(node, false)
+                    .await
+                    .map_err(not_done)?;
+                return Err(NotDone::Unknown(format!(
+                    "the node at {address} does not take the log as node {id}: see its journal, then add it again"
+                )));
+            }
+        }
+        let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        let added = self.raft.change_membership(voters, false).await;
+        added.map(drop).map_err(not_done)
     }
 
     /// Answers a peer of this epoch.

@@ -507,3 +507,33 @@ async fn whatever_is_malformed_gets_a_reason_and_never_a_fault() {
     assert!(asked > 1_000, "{asked} requests");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_gets_neither_a_vote_nor_the_lead() {
+    watchdog(async {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(folder.path(), &[]).await;
+        let member = |address: &str| json!({ "id": 2, "name": "host-b", "address": address });
+        for address in ["", ":", "host", ":7781", "host:", "host:0", "host:70000"] {
+            let (status, problem) = server.post("/v1/cluster/members", member(address)).await;
+            assert_eq!(status, 400, "{address}: {problem}");
+        }
+        // Nobody listens there.
+        let body = member("127.0.0.1:9");
+        let (status, problem) = server.post("/v1/cluster/members", body).await;
+        assert_eq!(status, 409, "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("127.0.0.1:9") && detail.contains("start the node there"));
+        let (_, view) = server.get("/v1/cluster").await;
+        assert_eq!(view["members"].as_array().unwrap().len(), 1, "{view}");
+        // Nor the lead, which stays here.
+        let body = json!({ "id": 2 });
+        let request = server.request("PUT", "/v1/cluster/leader").json(&body);
+        let (status, problem) = answer(request).await;
+        assert_eq!(status, 409, "{problem}");
+        let flag = json!({ "feature": "dwcp_v3_ass", "percentage": 5 });
+        let (status, view) = server.post("/v1/feature-flags", flag).await;
+        assert_eq!(status, 200, "{view}");
+    })
+    .await;
+}

@@ -5,7 +5,7 @@
 //! | `GET /v1/cluster` | | `{"id","epoch","role","leader","term",…,"members":[…],"throws":[…]}`, as this node knows it |
 //! | `POST /v1/cluster/members` | `{"id":4,"name":"host-d","address":"10.0.0.4:7781"}` | the same, after the node has caught up and votes |
 //! | `DELETE /v1/cluster/members/{id}` | | the same, without it |
-//! | `PUT /v1/cluster/leader` | `{"id":2}` | the same; the transfer was asked for |
+//! | `PUT /v1/cluster/leader` | `{"id":2}` | the same, once that node leads |
 
 use axum::Json;
 use axum::extract::State;
@@ -29,7 +29,7 @@ pub struct MemberRequest {
     #[schema(value_type = String, min_length = 1, max_length = 128)]
     name: NodeId,
     /// Where its peers find it: `host:port`.
-    #[schema(max_length = 256, pattern = ":")]
+    #[schema(max_length = 256, pattern = "^.+:[0-9]{1,5}$")]
     address: String,
 }
 
@@ -69,7 +69,11 @@ pub async fn add(
     State(app): State<App>,
     JsonBody(request): JsonBody<MemberRequest>,
 ) -> Result<Json<ClusterView>, Problem> {
-    if request.address.len() > 256 || !request.address.contains(':') {
+    let parts = request.address.rsplit_once(':');
+    let is_address = parts.is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if request.address.len() > 256 || !is_address {
         return Err(Problem::bad_request("`address` is no host:port"));
     }
     let peer = Peer {

@@ -1,5 +1,5 @@
 //! The kill switch under load: a guest that never converges is being migrated, and v1 is forced again and
-//! again by REST. In: how many switches. Out: from the moment before the request to the first v1 batch,
+//! again by REST. In: how many switches. Out: from the moment before the client connects to the first v1 batch,
 //! and how many v3 batches left after it. Promises: the moments are the data plane's own, on the same
 //! clock as ours; at the end the migration is cancelled and the guest must run at the source, every byte
 //! of its memory right.
@@ -83,15 +83,18 @@ fn rows(samples: &[Sample], verdict: &str) -> Vec<Row> {
     rows
 }
 
-fn force(scene: &Endless<'_>, on: bool) -> anyhow::Result<()> {
+/// When the request began.
+fn force(scene: &Endless<'_>, on: bool) -> anyhow::Result<u64> {
     let body = json!({ "force_v1": on });
-    let (status, answer) = scene
-        .a
-        .api("POST", "/v1/feature-flags/force-v1", Some(&body))?;
+    let mut began_ns = 0;
+    let path = "/v1/feature-flags/force-v1";
+    let (status, answer) = scene.a.api_timed("POST", path, Some(&body), || {
+        began_ns = dwcp_api::monotonic_ns();
+    })?;
     if status != 200 || answer["applied"] != true {
         bail!("the switch was not applied: {status} {answer}");
     }
-    Ok(())
+    Ok(began_ns)
 }
 
 fn v3_batches(scene: &Endless<'_>) -> anyhow::Result<u64> {
@@ -105,8 +108,7 @@ fn v3_batches(scene: &Endless<'_>) -> anyhow::Result<u64> {
 }
 
 fn switch(scene: &Endless<'_>) -> anyhow::Result<Sample> {
-    let asked_ns = dwcp_api::monotonic_ns();
-    force(scene, true)?;
+    let asked_ns = force(scene, true)?;
     let moment = |view: &Value, name: &str| view["rollback"][name].as_u64().unwrap_or(0);
     let view = scene.wait("a v1 batch", |view| {
         moment(view, "thrown_ns") >= asked_ns && moment(view, "first_v1_batch_ns") > 0

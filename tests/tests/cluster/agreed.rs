@@ -62,3 +62,30 @@ fn three_nodes_keep_what_they_agreed_on() {
         assert_eq!(flags["force_v1"], true);
     }
 }
+
+#[test]
+fn a_dead_member_takes_no_lead_and_stops_nothing() {
+    let _watchdog = Watchdog::new("transfer", Duration::from_secs(120));
+    let mut cluster = Cluster::begin(3);
+    let leader = cluster.leader(0, None);
+    let (other, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    let hand_over = format!("cluster transfer {}", third + 1);
+    cluster.kill(third);
+    let asked = Instant::now();
+    assert!(cluster.ctl(leader, &hand_over).is_none(), "to a dead one");
+    cluster.set(other, 10);
+    let stopped = asked.elapsed();
+    assert!(stopped < 3 * LEADER, "a write after {stopped:?}");
+    cluster.wait_percentage(leader, 10);
+
+    cluster.start(third);
+    cluster.wait_percentage(third, 10);
+    let handed = poll_until(PATIENCE, || {
+        let leader = cluster.leader(other, None);
+        cluster.ctl(leader, &hand_over)
+    });
+    assert!(handed.is_some(), "{}", cluster.log(third));
+    assert_eq!(cluster.leader(third, None), third);
+    cluster.set(other, 20);
+    (0..3).for_each(|at| cluster.wait_percentage(at, 20));
+}
