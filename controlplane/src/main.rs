@@ -59,6 +59,10 @@ fn start(args: &Args, matches: &ArgMatches) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    // Requests, the kill switch among them, come in on this thread.
+    if let Err(error) = dwcp_service::slice::shorten() {
+        tracing::debug!(%error, "this thread's turns keep their length");
+    }
     let mut runtime = if config.threads == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {

@@ -37,7 +37,7 @@ const SMALL_WINDOW_BYTES: u64 = (SMALL_BATCH_BYTES * SMALL_UNTAKEN_MAX * 3 / 4) 
 const BUFFERS_MIN: usize = 2;
 /// What takes longer to squeeze than this is left to an idle core: until it is done the worker would answer
 /// nobody, neither its peer nor whoever throws the kill switch.
-const ENCODE_HERE_NS_MAX: u64 = 1_000_000;
+const ENCODE_HERE_NS_MAX: u64 = 500_000;
 /// On a far path frames need not be smaller than this to be through their lanes soon.
 const FAR_FRAME_BYTES_MIN: u64 = 64 << 10;
 
@@ -246,7 +246,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         if short && free.medium < BUFFERS_MIN {
             return Ok(false);
         }
-        let limit = if crowded || short {
+        // The first batch of a rollback is small, so that it is made at once.
+        let limit = if crowded || short || self.rolling_back {
             SMALL_BATCH_BYTES
         } else {
             self.batch_limit_bytes()

@@ -143,6 +143,8 @@ pub struct Link {
     pub encoded_share: f32,
     /// Nanoseconds of one core for each raw byte, of the latest batches.
     encode_ns_per_byte: f32,
+    /// The same of the slower ones: up at once, down as slowly as the mean.
+    slow_ns_per_byte: f32,
     /// Batches that are squeezed beside the worker.
     pub jobs: Jobs,
     /// What the wire carries while it is the bottleneck.
@@ -299,6 +301,7 @@ impl Link {
             scratch_in: None,
             encoded_share: 1.0,
             encode_ns_per_byte: 0.0,
+            slow_ns_per_byte: 0.0,
             wire_rate: WireRate::default(),
             reserve_opened_ns: 0,
             cut_under_ns: 0,
@@ -313,6 +316,8 @@ impl Link {
         self.encoded_share += (frame_bytes as f32 / raw_bytes - self.encoded_share) * NEWEST_SHARE;
         let per_byte = encode_ns as f32 / raw_bytes;
         self.encode_ns_per_byte += (per_byte - self.encode_ns_per_byte) * NEWEST_SHARE;
+        let lately = self.slow_ns_per_byte;
+        self.slow_ns_per_byte = per_byte.max(lately + (per_byte - lately) * NEWEST_SHARE);
     }
 
     /// Batches to have in the making at once: as many as keep the wire busy, the worker's own included.
@@ -326,9 +331,9 @@ impl Link {
         (ahead.ceil() as usize).clamp(1, most)
     }
 
-    /// How long so many raw bytes take to encode, as the latest batches did.
+    /// How long so many raw bytes may take to encode: as the slower ones of the latest batches did.
     pub fn encode_ns(&self, raw_bytes: usize) -> u64 {
-        (self.encode_ns_per_byte * raw_bytes as f32) as u64
+        (self.slow_ns_per_byte * raw_bytes as f32) as u64
     }
 
     /// May another batch be begun beside those in the making?
