@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use dwcp_api::{Version, monotonic_ns};
 
 use super::board::Board;
+use super::budget::MemoryBudget;
 use super::control::{Control, Identity};
 use super::door::{Door, DoorOptions};
 use super::drivers::{Drivers, Seat};
@@ -82,6 +83,7 @@ impl Engine {
             lanes_v3: config.lanes_offered(),
             baselines: config.baseline.is_some(),
         };
+        let budget = MemoryBudget::new(config.memory_limit_bytes);
         let cores = pick_cores(&config.cores)?;
         let idle = config.idle.unwrap_or_else(|| {
             let few = std::thread::available_parallelism().map_or(1, usize::from) <= 2;
@@ -110,6 +112,7 @@ impl Engine {
             credentials,
             node: NodeId::of_name(&config.node),
             offer,
+            budget: budget.clone(),
             listen: config.listen,
             targets: config.incoming.clone(),
             drivers,
@@ -151,6 +154,7 @@ impl Engine {
                 index,
                 config: Arc::clone(&config),
                 offer,
+                budget: budget.clone(),
                 way: preferred[index],
                 board: Arc::clone(&board),
                 mail,
