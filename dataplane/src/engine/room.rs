@@ -21,6 +21,17 @@ pub struct Room {
 }
 
 impl Room {
+    /// What a session is like that has all that is offered.
+    #[must_use]
+    pub const fn wish(offer: Offer, is_source: bool, encoders: usize) -> SessionSize {
+        SessionSize {
+            is_source,
+            encoders,
+            store_bytes: offer.store_bytes,
+            window_limit_bytes: offer.window_limit_bytes,
+        }
+    }
+
     /// Reserves what a session with this offer takes, or with a smaller one. `encoders` are the threads beside the
     /// workers.
     ///
@@ -32,12 +43,7 @@ impl Room {
         is_source: bool,
         encoders: usize,
     ) -> Result<Self, Fault> {
-        let wish = SessionSize {
-            is_source,
-            encoders,
-            store_bytes: offer.store_bytes,
-            window_limit_bytes: offer.window_limit_bytes,
-        };
+        let wish = Self::wish(offer, is_source, encoders);
         let least_bytes = wish.least().bytes();
         let fit = |room| wish.fitted(room).map(|size| (size.bytes(), size));
         let Some((memory, size)) = budget.reserve(least_bytes, fit) else {

@@ -175,8 +175,8 @@ impl Jobs {
     /// What they take.
     #[cfg(test)]
     pub(super) fn taken_bytes(&self) -> usize {
-        let each = |job: &Box<Job>| job.sections.taken_bytes() + job.strand.taken_bytes();
-        self.spare.iter().map(each).sum()
+        let each = |job: &Job| job.sections.taken_bytes() + job.strand.taken_bytes();
+        self.spare.iter().map(|job| each(job)).sum()
     }
 
     /// Batches that may be out at once.
