@@ -246,6 +246,8 @@ fn figures_are_those_of_the_workers_and_the_table() {
             sum("raw_bytes_v3_total") / sum("encoded_bytes_v3_total"),
         ),
         ("dwcp_held_bytes", sum("held_bytes")),
+        ("dwcp_memory_reserved_bytes", sum("memory_reserved_bytes")),
+        ("dwcp_memory_limit_bytes", sum("memory_limit_bytes")),
         ("dwcp_frames_refused_total", sum("corrupted_total")),
         ("dwcp_peers_refused_total{reason=\"expired\"}", 5.0),
         ("dwcp_peers_refused_total{reason=\"revoked\"}", 0.0),

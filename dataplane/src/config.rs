@@ -142,6 +142,8 @@ pub struct Config {
     pub window_limit_bytes: u64,
     /// Mirrored page store, per session.
     pub store_bytes: u64,
+    /// What the page stores, windows and compressors of all sessions take together, at most.
+    pub memory_limit_bytes: u64,
     /// What the lanes of sessions that begin here are to run over.
     pub driver: Driver,
     /// A DPDK port for lanes.
@@ -187,7 +189,8 @@ impl Default for Config {
             lanes_min: 0,
             lanes_max: 64,
             tcp_congestion: TcpCongestion::Auto,
-            store_bytes: 256 << 20,
+            store_bytes: 208 << 20,
+            memory_limit_bytes: 2_000_000_000,
             driver: Driver::Tcp,
             dpdk: None,
             rdma: None,
@@ -383,6 +386,12 @@ impl Config {
             "store_bytes",
             self.store_bytes.to_string(),
             "1 MiB to 64 GiB",
+        )?;
+        limit(
+            ((256 << 20)..=(1 << 40)).contains(&self.memory_limit_bytes),
+            "memory_limit_bytes",
+            self.memory_limit_bytes.to_string(),
+            "256 MiB, with less no session can be opened, to 1 TiB",
         )?;
         limit(
             (1..=dwcp_api::session::SESSIONS_MAX).contains(&self.sessions_max),

@@ -1,6 +1,6 @@
 //! Bytes from a hypervisor's connection, cut into batches.
 //!
-//! In: a non-blocking stream socket. Out: [`Cut`]s: up to [`MAX_BATCH_RAW_BYTES`] raw bytes, in place
+//! In: a non-blocking stream socket. Out: [`Cut`]s: up to [`SENT_BATCH_RAW_BYTES`] raw bytes, in place
 //! behind room for a batch header, with their tokens. Promises: bytes leave in the order they came, each
 //! once; nothing waits while the hypervisor is silent: a record that stopped half-way is let go when the
 //! owner says the connection is idle. A batch's bytes are never copied, but for the start of a record
@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use dwcp_drivers::frame::{FrameMut, FramePools};
 
 use crate::stream::{BlockTable, ChannelKind, StreamFacts, TokenBuf, Tokeniser};
-use crate::transport::MAX_BATCH_RAW_BYTES;
+use crate::transport::SENT_BATCH_RAW_BYTES;
 use crate::transport::wire::BATCH_HEADER_BYTES;
 
 /// Bytes in front of the raw bytes in every cut: the batch header goes there.
@@ -129,7 +129,7 @@ impl Intake {
             return Ok(ReadOutcome::Full);
         };
         let start = HEADROOM + self.filled;
-        let room = fill.capacity().min(HEADROOM + MAX_BATCH_RAW_BYTES) - start;
+        let room = fill.capacity().min(HEADROOM + SENT_BATCH_RAW_BYTES) - start;
         if room == 0 {
             return Ok(ReadOutcome::Full);
         }
@@ -154,7 +154,7 @@ impl Intake {
     /// Takes a buffer, or a larger one if more may be read than fits. A connection that may hold little
     /// takes a buffer of that size, so that many of them do not use the large ones up.
     fn make_room(&mut self, allowed: usize, pools: &FramePools) {
-        let want = HEADROOM + MAX_BATCH_RAW_BYTES.min(self.filled + allowed);
+        let want = HEADROOM + SENT_BATCH_RAW_BYTES.min(self.filled + allowed);
         match &mut self.fill {
             None => {
                 let less = || pools.take(HEADROOM + COPY_OUT_BYTES);

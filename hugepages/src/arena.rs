@@ -22,6 +22,11 @@ pub fn fallbacks_total() -> u64 {
     FALLBACKS.load(Ordering::Relaxed)
 }
 
+/// What an arena of `bytes` takes at most: whole hugepages.
+pub const fn arena_bytes(bytes: usize) -> usize {
+    bytes.next_multiple_of(HUGE_PAGE_BYTES)
+}
+
 /// How much hugepages matter to the owner of an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackingPolicy {

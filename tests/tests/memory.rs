@@ -2,7 +2,8 @@
 //! is larger than their page histories.
 //!
 //! In: the memory that the kernel counts for this process, ordinary and hugepages, before and while the session is
-//! there. Out: a panic that says how much it took. Each of the two sides may have 512 MB.
+//! there. Out: a panic that says how much it took. Each of the two sides may have 512 MB, and no more than it has
+//! reserved.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Read, Write};
@@ -11,6 +12,7 @@ use std::thread;
 use dwcp_dataplane::config::Config;
 use dwcp_dataplane::stream::testing::StreamBuilder;
 use dwcp_tests::pair::{Pair, PairOptions, noise};
+use dwcp_tests::plane::Plane;
 
 /// Bytes that one side of a session may take.
 const SIDE_BYTES_MAX: u64 = 512_000_000;
@@ -54,6 +56,7 @@ fn a_session_with_settings_that_nobody_changed_stays_within_its_memory() {
             config.lanes_max = defaults.lanes_max;
         }
     });
+    let planes = [pair.source_control(), pair.destination_control()].map(|at| Plane::attach(&at));
     let before = taken_bytes();
     let mut client = pair.connect();
     client.write_all(&stream[..64]).unwrap();
@@ -69,7 +72,13 @@ fn a_session_with_settings_that_nobody_changed_stays_within_its_memory() {
             most = most.max(taken_bytes());
         }
     });
+    planes[1].wait("a session", |picture| picture.channels == 1);
+    let reserved = || -> u64 {
+        let of = |plane: &Plane| plane.counter_of(0, "memory_reserved_bytes");
+        planes.iter().map(of).sum()
+    };
     client.write_all(&stream[64..]).unwrap();
+    let reserved = reserved();
     client.shutdown(std::net::Shutdown::Write).unwrap();
     let (bytes, most) = reader.join().unwrap();
     assert_eq!(bytes, stream.len());
@@ -83,6 +92,11 @@ fn a_session_with_settings_that_nobody_changed_stays_within_its_memory() {
         took <= 2 * SIDE_BYTES_MAX,
         "both sides of a session together took {took} bytes"
     );
+    assert!(
+        took <= reserved && reserved <= 2 * SIDE_BYTES_MAX,
+        "{took} bytes were taken of {reserved} that are reserved"
+    );
+    drop(planes);
     drop(client);
     pair.stop();
 }

@@ -380,6 +380,16 @@ impl Picture {
             "Bytes taken from hypervisors and not yet delivered at the other end",
             total("held_bytes") as f64,
         )?;
+        out.gauge(
+            "dwcp_memory_reserved_bytes",
+            "Memory reserved for sessions: page stores, windows, compressors",
+            total("memory_reserved_bytes") as f64,
+        )?;
+        out.gauge(
+            "dwcp_memory_limit_bytes",
+            "What may be reserved for sessions at most (memory_limit_bytes)",
+            total("memory_limit_bytes") as f64,
+        )?;
         out.counters(
             "dwcp_wire_bytes",
             "Bytes exchanged with peers, headers included",

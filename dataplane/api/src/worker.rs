@@ -132,6 +132,10 @@ worker_counters! {
     window_bytes,
     /// Bytes held between hypervisors by this worker's source sessions.
     held_bytes,
+    /// Memory that is reserved for the sessions of all workers; said by the first.
+    memory_reserved_bytes,
+    /// What may be, at most; said by the first.
+    memory_limit_bytes,
     /// Frames and batches refused: digest, tag, length or order was wrong.
     corrupted_total,
     /// Arenas that fell back to ordinary pages.

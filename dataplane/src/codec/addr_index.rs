@@ -35,6 +35,17 @@ impl Owner {
 }
 
 impl AddrIndex {
+    /// What an index of `slots` slots takes.
+    pub(super) const fn bytes(slots: usize) -> usize {
+        (slots * 2).next_power_of_two() * size_of::<u64>() + slots * size_of::<Owner>()
+    }
+
+    /// What this one takes.
+    #[cfg(test)]
+    pub(super) fn taken_bytes(&self) -> usize {
+        size_of_val(&*self.entries) + size_of_val(&*self.owners)
+    }
+
     /// An index of `slots` slots. 32 to 48 bytes a slot.
     pub(super) fn new(slots: u32) -> Self {
         let entries = (slots as usize * 2).next_power_of_two();

@@ -29,12 +29,26 @@ pub(super) struct ContentIndex {
 }
 
 impl ContentIndex {
+    const fn sets(slots: usize) -> usize {
+        (slots * 4).next_power_of_two().div_ceil(WAYS)
+    }
+
+    /// What an index for `slots` slots takes.
+    pub(super) const fn bytes(slots: usize) -> usize {
+        Self::sets(slots) * size_of::<Set>()
+    }
+
+    /// What this one takes.
+    #[cfg(test)]
+    pub(super) fn taken_bytes(&self) -> usize {
+        size_of_val(&*self.sets)
+    }
+
     /// An index for `slots` slots, 32 to 64 bytes a slot: with fewer, sets that happen to be full lose one
     /// content in twenty. `key` must be unknown to guests.
     pub(super) fn new(slots: u32, key: &[u8; 32]) -> Self {
-        let sets = (slots as usize * 4).next_power_of_two().div_ceil(WAYS);
         Self {
-            sets: vec![Set([0; WAYS]); sets].into_boxed_slice(),
+            sets: vec![Set([0; WAYS]); Self::sets(slots as usize)].into_boxed_slice(),
             hash: PageHash::new(key, b"dwcp page content index"),
         }
     }

@@ -15,11 +15,15 @@ use super::known::{KnownBlocks, MissingBlock};
 use super::rebuild::Rebuild;
 use super::sections;
 use super::simd::Simd;
-use super::zstd::Decompressor;
+use super::zstd::{Decompressor, decompressor_bytes};
 use super::{
     CodecConfig, CodecError, CodecVersion, DecodeError, Encoder, MAX_BATCH_RAW_BYTES, Method,
     PageStore, v1, v3,
 };
+
+/// A context, and a batch in the clear behind it.
+const SCRATCH_BYTES: usize =
+    sections::CONTEXT_BYTES_MAX + Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES);
 
 /// Decodes the batches of one direction of a session.
 pub struct Decoder {
@@ -42,15 +46,21 @@ impl Decoder {
             store: PageStore::new(cfg.store())?,
             simd: Simd::detect(),
             zstd: Decompressor::new().ok_or(CodecError::Zstd)?,
-            scratch: vec![
-                0;
-                sections::CONTEXT_BYTES_MAX
-                    + Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES)
-            ]
-            .into_boxed_slice(),
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             known: KnownBlocks::default(),
             poisoned: false,
         })
+    }
+
+    /// What a decoder takes.
+    pub fn bytes(store_bytes: usize) -> usize {
+        PageStore::bytes(store_bytes) + decompressor_bytes() + SCRATCH_BYTES
+    }
+
+    /// What this one takes.
+    #[cfg(test)]
+    pub(crate) fn taken_bytes(&self) -> usize {
+        self.store.taken_bytes() + self.zstd.taken_bytes() + self.scratch.len()
     }
 
     /// From the next batch on pages may be blocks of these, in this order.

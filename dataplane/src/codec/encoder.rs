@@ -142,6 +142,26 @@ impl Encoder {
         })
     }
 
+    /// What an encoder takes.
+    pub fn bytes(store_bytes: usize, zstd_level_max: i32) -> usize {
+        PageStore::bytes(store_bytes)
+            + ContentIndex::bytes(store_bytes / PAGE_BYTES)
+            + Recent::BYTES
+            + Self::aside_bytes(zstd_level_max)
+    }
+
+    /// What a batch that is squeezed beside an encoder takes: sections and a strand.
+    pub fn aside_bytes(zstd_level_max: i32) -> usize {
+        Sections::bytes() + Strand::bytes(zstd_level_max)
+    }
+
+    /// What this one takes.
+    #[cfg(test)]
+    pub(crate) fn taken_bytes(&self) -> usize {
+        let history = self.store.taken_bytes() + self.contents.taken_bytes() + Recent::BYTES;
+        history + self.sections.taken_bytes() + self.strand.taken_bytes()
+    }
+
     /// From the next batch on pages may be sent as references to blocks of these, which the receiver has in this
     /// order; none: from the next batch on no more.
     pub fn use_baselines(&mut self, list: Vec<Arc<Baseline>>) {

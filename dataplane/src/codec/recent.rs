@@ -18,7 +18,7 @@ use super::{DecodeError, PageStore, SlotId};
 /// The most pages of a context.
 pub(super) const PAGES_MAX: u32 = 256;
 /// The most bytes that name one: two varints of 32 bits a stretch, and their number.
-const LIST_BYTES_MAX: usize = PAGES_MAX as usize * 6 + 2;
+pub(super) const LIST_BYTES_MAX: usize = PAGES_MAX as usize * 6 + 2;
 
 /// Successive slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub(super) struct Recent {
 }
 
 impl Recent {
+    /// What it takes.
+    pub(super) const BYTES: usize = PAGES_MAX as usize * size_of::<u32>();
+
     pub(super) fn new() -> Self {
         Self {
             slots: Box::new([0; PAGES_MAX as usize]),

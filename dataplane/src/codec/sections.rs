@@ -70,6 +70,30 @@ pub struct Sections {
 }
 
 impl Sections {
+    /// What they take.
+    pub(super) fn bytes() -> usize {
+        let capacity = Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES);
+        let pages = MAX_BATCH_RAW_BYTES / PAGE_BYTES;
+        let lists = pages * (size_of::<u32>() + 1) + recent::LIST_BYTES_MAX;
+        5 * capacity + CONTEXT_BYTES_MAX + lists
+    }
+
+    /// What these take.
+    #[cfg(test)]
+    pub(crate) fn taken_bytes(&self) -> usize {
+        let bytes = [
+            &self.ops,
+            &self.patches,
+            &self.raw,
+            &self.literals,
+            &self.kinds,
+            &self.filtered,
+            &self.context_list,
+        ];
+        let bytes: usize = bytes.map(Vec::capacity).iter().sum();
+        bytes + self.places.capacity() * size_of::<u32>()
+    }
+
     /// Empty, with room for any batch.
     pub fn new() -> Self {
         let capacity = Encoder::max_encoded_len(MAX_BATCH_RAW_BYTES);

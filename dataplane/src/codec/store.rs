@@ -5,7 +5,7 @@
 //! and on the number of slots, so two ends that insert the same sequence hold the same store, through
 //! every eviction; nothing is allocated after [`PageStore::new`].
 
-use dwcp_hugepages::arena::{Arena, ArenaConfig, BackingPolicy};
+use dwcp_hugepages::arena::{Arena, ArenaConfig, BackingPolicy, arena_bytes};
 
 use super::addr_index::AddrIndex;
 use super::prefetch::prefetch_page;
@@ -94,6 +94,18 @@ impl PageStore {
             clock: 0,
             likely: 0,
         })
+    }
+
+    /// What a store of `bytes` takes, its index included.
+    pub const fn bytes(bytes: usize) -> usize {
+        let slots = bytes / PAGE_BYTES;
+        arena_bytes(slots * PAGE_BYTES) + AddrIndex::bytes(slots)
+    }
+
+    /// What this one takes.
+    #[cfg(test)]
+    pub(super) fn taken_bytes(&self) -> usize {
+        self.arena.len() + self.index.taken_bytes()
     }
 
     /// How many pages fit.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::encoder::elapsed_ns;
 use super::sections::{Sections, Squeeze};
 use super::simd::Simd;
-use super::zstd::Compressor;
+use super::zstd::{Compressor, compressor_bytes};
 use super::{
     Choice, Classified, CodecConfig, CodecError, EncodeError, Encoded, Encoder, Method, PAGE_BYTES,
     Page, filter, v1,
@@ -32,6 +32,17 @@ const LOOK_LEVEL_MIN: i32 = 5;
 const LOOK_PAGES: usize = 8;
 
 impl Strand {
+    /// What a strand for levels up to `level_max` takes.
+    pub(super) fn bytes(level_max: i32) -> usize {
+        compressor_bytes(level_max) + PAGE_BYTES
+    }
+
+    /// What this one takes.
+    #[cfg(test)]
+    pub(crate) fn taken_bytes(&self) -> usize {
+        self.zstd.taken_bytes() + size_of_val(&*self.filtered)
+    }
+
     /// Takes the memory.
     ///
     /// # Errors

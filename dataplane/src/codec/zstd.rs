@@ -11,17 +11,41 @@ use std::ptr::NonNull;
 /// A context of 1 MiB and as much source lie within this window, whatever the level.
 const CONTEXT_WINDOW_LOG: c_int = 21;
 
+/// No table has more entries than this, whatever the level: with more, the levels from 9 on take two to four times
+/// the memory, and a session has several compressors.
+const TABLE_LOG_MAX: u32 = 20;
+
 /// zstd has other parameters for sources up to each of these sizes, a context counted in.
 const SIZES: [u64; 4] = [16 << 10, 128 << 10, 256 << 10, 1 << CONTEXT_WINDOW_LOG];
 
+/// What a level means for a source, with its context, of `size` bytes.
+fn parameters(level: i32, size: u64) -> zstd_sys::ZSTD_compressionParameters {
+    // SAFETY: a C function over integers; marked unsafe only because it is foreign.
+    let mut parameters = unsafe { zstd_sys::ZSTD_getCParams(c_int::from(level), size, 0) };
+    parameters.hashLog = parameters.hashLog.min(TABLE_LOG_MAX);
+    parameters.chainLog = parameters.chainLog.min(TABLE_LOG_MAX);
+    parameters
+}
+
 /// What a context takes for sources, with their contexts, of at most `size` bytes.
 fn context_bytes(level: i32, size: u64) -> usize {
-    // SAFETY: C functions over integers; marked unsafe only because they are foreign.
-    unsafe {
-        let mut parameters = zstd_sys::ZSTD_getCParams(c_int::from(level), size, 0);
-        parameters.windowLog = CONTEXT_WINDOW_LOG as u32;
-        zstd_sys::ZSTD_estimateCCtxSize_usingCParams(parameters)
-    }
+    let mut parameters = parameters(level, size);
+    parameters.windowLog = CONTEXT_WINDOW_LOG as u32;
+    // SAFETY: as above.
+    unsafe { zstd_sys::ZSTD_estimateCCtxSize_usingCParams(parameters) }
+}
+
+/// What a compressor for levels up to `level_max` takes; an error's code if zstd refuses the level.
+pub(super) fn compressor_bytes(level_max: i32) -> usize {
+    let levels = 1..=level_max;
+    let each = levels.flat_map(|level| SIZES.map(|size| context_bytes(level, size)));
+    each.max().unwrap_or(usize::MAX)
+}
+
+/// What a decompressor takes.
+pub(super) fn decompressor_bytes() -> usize {
+    // SAFETY: a C function over integers.
+    unsafe { zstd_sys::ZSTD_estimateDCtxSize() }
 }
 
 /// Memory for a context, aligned as zstd asks.
@@ -43,8 +67,7 @@ unsafe impl Send for Compressor {}
 impl Compressor {
     /// `None`: zstd refuses the level.
     pub(super) fn new(level_max: i32) -> Option<Self> {
-        let bytes = (1..=level_max).flat_map(|level| SIZES.map(|size| context_bytes(level, size)));
-        let bytes = bytes.max()?;
+        let bytes = compressor_bytes(level_max);
         if is_error(bytes) {
             return None;
         }
@@ -61,6 +84,13 @@ impl Compressor {
             context: NonNull::new(context)?,
             _workspace: workspace,
         })
+    }
+
+    /// What it takes.
+    #[cfg(test)]
+    pub(super) fn taken_bytes(&self) -> usize {
+        // SAFETY: a C function that reads a live context.
+        unsafe { zstd_sys::ZSTD_sizeof_CCtx(self.context.as_ptr()) }
     }
 
     /// Compresses `src` into `dst` as one frame that may refer to `context`, which is fastest right before
@@ -91,6 +121,16 @@ impl Compressor {
             )
         };
         set(zstd_sys::ZSTD_cParameter::ZSTD_c_compressionLevel, level)?;
+        let bounded = parameters(level, (context.len() + src.len()) as u64);
+        // Where the bound does not bite zstd chooses as ever.
+        if bounded.hashLog == TABLE_LOG_MAX {
+            let log = TABLE_LOG_MAX.cast_signed();
+            set(zstd_sys::ZSTD_cParameter::ZSTD_c_hashLog, log)?;
+        }
+        if bounded.chainLog == TABLE_LOG_MAX {
+            let log = TABLE_LOG_MAX.cast_signed();
+            set(zstd_sys::ZSTD_cParameter::ZSTD_c_chainLog, log)?;
+        }
         if !context.is_empty() {
             set(
                 zstd_sys::ZSTD_cParameter::ZSTD_c_windowLog,
@@ -136,9 +176,7 @@ unsafe impl Send for Decompressor {}
 impl Decompressor {
     /// `None`: zstd refuses its own estimate, which does not happen with a sound library.
     pub(super) fn new() -> Option<Self> {
-        // SAFETY: a C function over integers.
-        let bytes = unsafe { zstd_sys::ZSTD_estimateDCtxSize() };
-        let mut workspace = workspace(bytes);
+        let mut workspace = workspace(decompressor_bytes());
         // SAFETY: as in `Compressor::new`.
         let context = unsafe {
             zstd_sys::ZSTD_initStaticDCtx(
@@ -150,6 +188,13 @@ impl Decompressor {
             context: NonNull::new(context)?,
             _workspace: workspace,
         })
+    }
+
+    /// What it takes.
+    #[cfg(test)]
+    pub(super) fn taken_bytes(&self) -> usize {
+        // SAFETY: a C function that reads a live context.
+        unsafe { zstd_sys::ZSTD_sizeof_DCtx(self.context.as_ptr()) }
     }
 
     /// Decompresses `src`, which may refer to `context` and must fill `dst` exactly. `None`: it does not.

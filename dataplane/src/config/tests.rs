@@ -68,6 +68,15 @@ fn a_value_outside_its_limits_is_refused_by_name() {
     let error = load("max_version = 2").unwrap_err().to_string();
     assert!(error.contains("max_version"), "{error}");
     assert!(load("window_limit_bytes = 1").is_err());
+    let error = load("memory_limit_bytes = 100000000").unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("memory_limit_bytes = 100000000") && error.contains("256 MiB"),
+        "{error}"
+    );
+    let limit = |text| load(text).unwrap().memory_limit_bytes;
+    assert_eq!(limit(""), 2_000_000_000);
+    assert_eq!(limit("memory_limit_bytes = 268435456"), 256 << 20);
     assert!(load("lanes_v3 = 0").is_err());
     assert!(load("lanes_min = 9\nlanes_max = 8").is_err());
     assert!(load("lanes_max = 513").is_err());

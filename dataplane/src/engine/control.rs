@@ -402,6 +402,7 @@ impl Control {
                     return self.answer(id, session, Failure::BadCommand, TENANT_TEXT);
                 };
                 let order = DestinationOrder {
+                    room: None,
                     session,
                     connect,
                     limits,

@@ -13,10 +13,12 @@
 //! | [`lobby`] | all of them, and how many there may be |
 //! | [`known`] | the sessions they come for |
 //! | [`greet`] | the steps of the handshake |
+//! | [`admission`] | which sessions a peer may bring lanes to |
 //! | [`pool`] | which connections are kept ready for lanes |
 //! | [`pooling`] | making them ready, and parking those of peers |
 //! | [`error`] | why one is turned away |
 
+mod admission;
 mod error;
 mod greet;
 mod known;
@@ -36,15 +38,16 @@ use dwcp_api::{Failure, SessionId, monotonic_ns};
 use dwcp_drivers::tcp::socket::{SocketTuning, tune};
 
 use super::board::Board;
+use super::budget::MemoryBudget;
 use super::drivers::{Drivers, LaneEnd};
 use super::mailbox::{Mailbox, Sender};
-use super::messages::{DestinationOrder, Dial, Errand, Expected, LaneUp, Offer, ToDoor, ToWorker};
+use super::messages::{Dial, Errand, Expected, LaneUp, Offer, ToDoor, ToWorker};
 use super::path_choice::PathChoice;
 use super::poller::{Poller, Token};
 use super::sockets;
 use crate::config::{PassiveTarget, PoolConfig};
 use crate::tls::credentials::{Credentials, Reloaded};
-use crate::transport::handshake::{Agreed, Purpose, RefuseReason, SessionParams, Way};
+use crate::transport::handshake::{Agreed, SessionParams, Way};
 use crate::transport::wire::keys::Psk;
 use crate::transport::{NodeId, Version};
 use error::DoorError;
@@ -75,6 +78,7 @@ pub struct Door {
     node: NodeId,
     max_version: Version,
     offer: Offer,
+    budget: MemoryBudget,
     listener: OwnedFd,
     targets: Vec<PassiveTarget>,
     mail: Mailbox<ToDoor>,
@@ -100,6 +104,8 @@ pub struct DoorOptions {
     pub node: NodeId,
     /// What this node can agree to.
     pub offer: Offer,
+    /// What its sessions may take.
+    pub budget: MemoryBudget,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// Hypervisors that unannounced sessions may be delivered to.
@@ -135,6 +141,7 @@ impl Door {
             node: options.node,
             max_version: wire_version(options.offer.max_version),
             offer: options.offer,
+            budget: options.budget,
             listener,
             targets: options.targets,
             mail,
@@ -415,37 +422,6 @@ impl Door {
             fatal,
         };
         let _ = self.workers[dial.worker].send(message);
-    }
-
-    /// May a peer that has proven itself open a lane of this session?
-    fn admission(&mut self, session: SessionId, purpose: &Purpose) -> Result<(), RefuseReason> {
-        if self.sessions.get(session).is_some() {
-            return Ok(());
-        }
-        if self.sessions.is_gone(session) {
-            return Err(RefuseReason::SessionGone);
-        }
-        let Purpose::Passive { target } = purpose else {
-            return Err(RefuseReason::UnknownSession);
-        };
-        let target = self
-            .targets
-            .iter()
-            .find(|known| known.target == target.as_str())
-            .ok_or(RefuseReason::PassiveTargetUnknown)?;
-        self.next_worker = (self.next_worker + 1) % self.workers.len();
-        let worker = self.next_worker;
-        let order = DestinationOrder {
-            session,
-            connect: target.connect.clone(),
-            limits: dwcp_api::command::SessionLimits::default(),
-            tenant: dwcp_baseline::Tenant::default(),
-        };
-        self.workers[worker]
-            .send(ToWorker::OpenDestination(Box::new(order), None))
-            .map_err(|_| RefuseReason::Busy)?;
-        self.expect(session, worker, self.offer);
-        Ok(())
     }
 
     fn hand_over(&mut self, agreed: Agreed, stranger: Stranger) {

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use dwcp_api::SessionId;
 use dwcp_baseline::{Baseline, Block, Blocks, Kind, Store, StoreError, Tenant};
 
+use super::budget::Reservation;
 use super::mailbox::Sender;
 use super::messages::ToWorker;
 use crate::codec::{PageStore, SlotId};
@@ -38,6 +39,8 @@ enum Keep {
         tenant: Tenant,
         name: String,
         pages: Box<PageStore>,
+        /// What the pages take, given back with them.
+        memory: Option<Reservation>,
     },
     Block {
         of: Arc<Baseline>,
@@ -97,8 +100,13 @@ impl Keeper {
         }
     }
 
-    /// Has the pages of a migration kept, if any are.
-    pub fn keep(&self, tenant: Tenant, name: String, pages: PageStore) {
+    /// Has the pages of a migration kept, if any are; with them comes the memory that is reserved for them.
+    pub fn keep(
+        &self,
+        tenant: Tenant,
+        name: String,
+        (pages, memory): (PageStore, Option<Reservation>),
+    ) {
         if !self.keeps_migrations || pages.used() == 0 {
             return;
         }
@@ -112,6 +120,7 @@ impl Keeper {
             tenant,
             name,
             pages,
+            memory,
         };
         if self.keeps.try_send(kept).is_err() {
             self.waiting.store(false, Ordering::Relaxed);
@@ -173,6 +182,7 @@ fn keep(store: &Store, requests: &Receiver<Keep>, waiting: &AtomicBool, stopping
                 tenant,
                 name,
                 pages,
+                memory,
             } => {
                 waiting.store(false, Ordering::Relaxed);
                 let mut pages = Pages::new(pages);
@@ -192,6 +202,7 @@ fn keep(store: &Store, requests: &Receiver<Keep>, waiting: &AtomicBool, stopping
                     Err(StoreError::Empty) => {}
                     Err(error) => tracing::warn!(%tenant, %error, "a migration is not kept"),
                 }
+                drop((pages, memory));
             }
             Keep::Block { of, number, block } => {
                 let (tenant, id) = (of.tenant(), of.id());

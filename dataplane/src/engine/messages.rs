@@ -12,6 +12,7 @@ use dwcp_api::{Failure, Mode, Role, SessionId, Version};
 use dwcp_baseline::{Baseline, Tenant};
 
 use super::drivers::LaneEnd;
+use super::room::Room;
 use crate::transport::handshake::{Agreed, Way};
 use crate::transport::{LaneIx, NodeId};
 
@@ -54,6 +55,8 @@ pub struct DestinationOrder {
     pub connect: PathBuf,
     /// Limits; zero means the default.
     pub limits: SessionLimits,
+    /// Its memory, where the door has reserved it: for a session that nobody announced.
+    pub room: Option<Room>,
     /// Whose baselines it may use.
     pub tenant: Tenant,
 }

@@ -17,6 +17,8 @@
 //! | [`mailbox`] | how |
 //! | [`encoders`] | threads that compress batches beside the workers |
 //! | [`keeper`] | threads that read and write baselines |
+//! | [`budget`] | what all sessions may take together |
+//! | [`room`] | what one may take of that |
 //! | [`routes`] | whose event it is |
 //! | [`poller`] | readiness of descriptors |
 //! | [`idle`] | spinning, yielding, parking |
@@ -25,6 +27,7 @@
 //! | [`sockets`] | making sockets |
 
 pub mod board;
+pub mod budget;
 pub mod control;
 pub mod door;
 pub mod drivers;
@@ -36,6 +39,7 @@ pub mod messages;
 mod orders;
 pub mod path_choice;
 pub mod poller;
+pub mod room;
 pub mod routes;
 pub mod seats;
 pub mod sockets;

@@ -16,6 +16,7 @@ use super::drivers::LaneEndpoint;
 use super::messages::{
     DestinationOrder, Expected, Offer, Peer, SourceOrder, ToControl, ToDoor, ToWorker,
 };
+use super::room::Room;
 use super::routes::Routes;
 use super::sockets;
 use super::worker::Worker;
@@ -186,18 +187,15 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             return Ok(());
         };
         let over = self.with_session(slot, counters, switches, |session, hands| {
-            let over = session.is_over();
-            if over {
-                session.release_lanes(hands);
-            }
-            over
+            session.is_over().then(|| session.release_lanes(hands))
         });
-        if over != Some(true) {
+        let Some(memory) = over.flatten() else {
             return Err(Fault::new(
                 Failure::BadCommand,
                 "the session is still running: cancel it first",
             ));
-        }
+        };
+        self.leaving.extend(memory);
         self.sessions.retain(|(known, _)| *known != slot);
         counters.sessions.set(self.sessions.len() as u64);
         self.tell_border(ToControl::Forgotten(id));
@@ -268,7 +266,9 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
         if !self.admit(order.session, Role::Source, counters, switches)? {
             return Ok(());
         }
-        let mut offer = self.offer_with(&order.limits);
+        let offer = self.offer_with(&order.limits);
+        let encoders = self.encoders.count();
+        let Room { mut offer, memory } = Room::reserve(&self.budget, offer, true, encoders)?;
         if order.max_version == dwcp_api::Version::V1 {
             offer.max_version = dwcp_api::Version::V1;
         }
@@ -300,6 +300,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             listener,
             peer: Some(order.peer),
             offer,
+            memory,
             way: self.way,
             driver_fallback: self.config.driver_fallback,
             backing: self.config.hugepages.policy(),
@@ -328,7 +329,10 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
         if !self.admit(order.session, Role::Destination, counters, switches)? {
             return Ok(());
         }
-        let offer = self.offer_with(&order.limits);
+        let Room { offer, memory } = match order.room {
+            Some(room) => room,
+            None => Room::reserve(&self.budget, self.offer_with(&order.limits), false, 0)?,
+        };
         let options = SessionOptions {
             id: order.session,
             role: Role::Destination,
@@ -338,6 +342,7 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             listener: None,
             peer: None,
             offer,
+            memory,
             way: Way::Tcp,
             driver_fallback: true,
             backing: self.config.hugepages.policy(),

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use dwcp_api::{Version, monotonic_ns};
 
 use super::board::Board;
+use super::budget::MemoryBudget;
 use super::control::{Control, Identity};
 use super::door::{Door, DoorOptions};
 use super::drivers::{Drivers, Seat};
@@ -21,6 +22,7 @@ use super::keeper::Keeper;
 use super::mailbox::{Sender, mailbox};
 use super::messages::{Offer, ToDoor, ToWorker};
 use super::path_choice::PathChoice;
+use super::room::Room;
 use super::worker::{Worker, WorkerOptions};
 use crate::config::{Config, IdlePolicy};
 use crate::tls::credentials::Credentials;
@@ -82,6 +84,8 @@ impl Engine {
             lanes_v3: config.lanes_offered(),
             baselines: config.baseline.is_some(),
         };
+        let budget = MemoryBudget::new(config.memory_limit_bytes);
+        warn_of_smaller_sessions(&config, offer);
         let cores = pick_cores(&config.cores)?;
         let idle = config.idle.unwrap_or_else(|| {
             let few = std::thread::available_parallelism().map_or(1, usize::from) <= 2;
@@ -110,6 +114,7 @@ impl Engine {
             credentials,
             node: NodeId::of_name(&config.node),
             offer,
+            budget: budget.clone(),
             listen: config.listen,
             targets: config.incoming.clone(),
             drivers,
@@ -151,6 +156,7 @@ impl Engine {
                 index,
                 config: Arc::clone(&config),
                 offer,
+                budget: budget.clone(),
                 way: preferred[index],
                 board: Arc::clone(&board),
                 mail,
@@ -279,6 +285,19 @@ fn run_worker(
         Err(error) => {
             let _ = ready.send(Err(error));
         }
+    }
+}
+
+/// What is configured for one session may be more than any will get.
+fn warn_of_smaller_sessions(config: &Config, offer: Offer) {
+    let bytes = Room::wish(offer, true, config.encoders(config.cores.len().max(1))).bytes();
+    if bytes > config.memory_limit_bytes / 2 {
+        tracing::warn!(
+            bytes,
+            memory_limit_bytes = config.memory_limit_bytes,
+            "a session with store_bytes and window_limit_bytes as configured takes more than half of the memory of \
+             all: it is opened with less; raise memory_limit_bytes, or lower the two"
+        );
     }
 }
 

@@ -14,6 +14,7 @@ use dwcp_api::{SessionId, Stage, monotonic_ns};
 use dwcp_drivers::lane::{LaneEvent, LaneGroup, Polled};
 
 use super::board::Board;
+use super::budget::MemoryBudget;
 use super::drivers::LaneEndpoint;
 use super::encoders::Encoders;
 use super::idle::{Idle, Step};
@@ -25,7 +26,7 @@ use super::routes::{Routes, Source};
 use super::sockets;
 use super::stages::StageClock;
 use crate::config::{Config, PassiveSource};
-use crate::session::{Hands, Session};
+use crate::session::{Hands, Holding, Session};
 use crate::transport::handshake::Way;
 
 /// Driver events taken in one turn.
@@ -42,6 +43,9 @@ pub struct Worker<G: LaneGroup> {
     pub(super) index: usize,
     pub(super) config: Arc<Config>,
     pub(super) offer: Offer,
+    pub(super) budget: MemoryBudget,
+    /// Memory of sessions that are forgotten, which somebody holds yet.
+    pub(super) leaving: Vec<Holding>,
     pub(super) way: Way,
     pub(super) board: Arc<Board>,
     lanes: G,
@@ -50,7 +54,7 @@ pub struct Worker<G: LaneGroup> {
     mail: Mailbox<ToWorker>,
     /// The sending end of its own mailbox: batches that were squeezed elsewhere ring it.
     pub(super) own: Sender<ToWorker>,
-    encoders: Encoders,
+    pub(super) encoders: Encoders,
     pub(super) keeper: Option<Keeper>,
     pub(super) door: Sender<ToDoor>,
     pub(super) control: Sender<ToControl>,
@@ -71,6 +75,8 @@ pub struct WorkerOptions {
     pub config: Arc<Config>,
     /// What sessions can agree to.
     pub offer: Offer,
+    /// What they may take, with those of other workers.
+    pub budget: MemoryBudget,
     /// What the lanes of sessions that begin here are to run over.
     pub way: Way,
     /// The shared segments.
@@ -117,6 +123,8 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             idle: Idle::new(options.idle),
             config: options.config,
             offer: options.offer,
+            budget: options.budget,
+            leaving: Vec::new(),
             way: options.way,
             board: options.board,
             lanes,
@@ -330,6 +338,15 @@ impl<G: LaneGroup<Endpoint = LaneEndpoint>> Worker<G> {
             worked |= session.turn(&mut hands);
             held_bytes += session.held_bytes();
             window_bytes += session.window_bytes();
+        }
+        if !self.leaving.is_empty() {
+            self.leaving.retain(|memory| !memory.is_free());
+        }
+        if self.index == 0 {
+            // Of all workers: one says it for them.
+            let budget = &self.budget;
+            counters.memory_reserved_bytes.set(budget.reserved_bytes());
+            counters.memory_limit_bytes.set(budget.limit_bytes());
         }
         counters.held_bytes.set(held_bytes);
         counters.window_bytes.set(window_bytes);

@@ -97,6 +97,15 @@ impl Job {
     }
 }
 
+/// As many as `encoders` threads can be busy with, but none for the side that sends no guest.
+pub(super) const fn jobs_of(is_source: bool, encoders: usize) -> usize {
+    match (is_source, encoders) {
+        (false, _) | (_, 0) => 0,
+        (true, 1) => 2,
+        (true, _) => JOBS_MAX,
+    }
+}
+
 /// A session's jobs.
 pub struct Jobs {
     #[expect(
@@ -130,7 +139,7 @@ impl Made {
 }
 
 impl Jobs {
-    /// As many as the threads can be busy with, but none for the side that sends no guest.
+    /// All that [`jobs_of`] says.
     ///
     /// # Errors
     /// [`CodecError`], when the memory is not there.
@@ -140,11 +149,7 @@ impl Jobs {
         worker: &Sender<ToWorker>,
         codec: &CodecConfig,
     ) -> Result<Self, CodecError> {
-        let count = if is_source {
-            (2 * encoders.count()).min(JOBS_MAX)
-        } else {
-            0
-        };
+        let count = jobs_of(is_source, encoders.count());
         let mut spare = Vec::with_capacity(count);
         for _ in 0..count {
             spare.push(Box::new(Job {
@@ -165,6 +170,13 @@ impl Jobs {
             returns,
             count,
         })
+    }
+
+    /// What they take.
+    #[cfg(test)]
+    pub(super) fn taken_bytes(&self) -> usize {
+        let each = |job: &Job| job.sections.taken_bytes() + job.strand.taken_bytes();
+        self.spare.iter().map(|job| each(job)).sum()
     }
 
     /// Batches that may be out at once.

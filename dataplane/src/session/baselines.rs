@@ -14,7 +14,7 @@ use dwcp_baseline::{Baseline, Tenant};
 
 use super::link::Link;
 use super::{Fault, Session, encoding, forward};
-use crate::codec::MissingBlock;
+use crate::codec::{MissingBlock, PageStore};
 use crate::engine::keeper::Keeper;
 use crate::stream::PAGE_BYTES;
 use crate::transport::wire::baseline::{BaselineWord, MAX_OFFERS, OfferTag};
@@ -219,7 +219,13 @@ impl Session {
                 true => link.encoder.into_store(),
                 false => link.decoder.into_store(),
             };
-            keeper.keep(self.baselines.tenant.clone(), self.id.to_string(), pages);
+            let bytes = PageStore::bytes(pages.slots() as usize * PAGE_BYTES);
+            let memory = self.memory.as_mut().map(|all| all.split(bytes as u64));
+            keeper.keep(
+                self.baselines.tenant.clone(),
+                self.id.to_string(),
+                (pages, memory),
+            );
         }
     }
 }

@@ -165,7 +165,11 @@ impl Session {
                 encoders: hands.encoders,
                 worker: hands.worker,
             };
-            self.link = Some(Link::new(&up.agreed, &options, now)?);
+            let memory = self.memory.as_mut().ok_or_else(Fault::buffers)?;
+            memory.settle(&options.size(&up.agreed.params))?;
+            let link = Link::new(&up.agreed, &options, now)?;
+            memory.note(&link);
+            self.link = Some(link);
             self.picture.peer = dwcp_api::text::Text::clipped(&up.peer.to_string());
             self.sort_connections(hands);
         }

@@ -143,9 +143,7 @@ fn compact(link: &mut Link, mut out: FrameMut, total: usize) -> Result<Frame, Fa
 
 /// The tokens of the batch at hand, in a list of its own.
 pub(super) fn copy_tokens(link: &mut Link) -> Vec<Token> {
-    let mut tokens = link.spare_tokens.pop().unwrap_or_default();
-    tokens.extend_from_slice(link.tokens.as_slice());
-    tokens
+    link.token_lists.copy(link.tokens.as_slice())
 }
 
 /// Keeps what a rollback would need of a batch.

@@ -9,7 +9,7 @@ use dwcp_api::command::Verdict;
 use dwcp_api::{Failure, SessionState};
 use dwcp_drivers::lane::LaneGroup;
 
-use super::{Fault, Hands, Session, forward};
+use super::{Fault, Hands, Holding, Session, forward};
 use crate::engine::messages::{ToControl, ToDoor};
 use crate::transport::ChannelId;
 use crate::transport::wire::batch::{AbortReason, MAX_ABORT_TEXT_BYTES, Marker};
@@ -234,6 +234,9 @@ impl Session {
             self.drop_lanes(hands);
             self.let_go();
             return true;
+        }
+        if self.link.is_none() && self.memory.as_ref().is_some_and(Holding::is_free) {
+            self.memory = None;
         }
         false
     }

@@ -20,7 +20,7 @@ use crate::transport::outbound::BatchMeta;
 use crate::transport::wire::batch::{
     DataHeader, FLAG_EXPRESS, MAX_MARKER_BYTES, Marker, seal_marker,
 };
-use crate::transport::{ChannelId, MAX_BATCH_RAW_BYTES, Nanos, Version};
+use crate::transport::{ChannelId, Nanos, SENT_BATCH_RAW_BYTES, Version};
 
 /// A batch is cut when this much waits, even if more could be read.
 const BATCH_BYTES: usize = 512 << 10;
@@ -202,12 +202,12 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             return SMALL_BATCH_BYTES;
         }
         let Some(frame) = self.link.outbound.far_frame_bytes() else {
-            return MAX_BATCH_RAW_BYTES;
+            return SENT_BATCH_RAW_BYTES;
         };
         let frame = frame.max(FAR_FRAME_BYTES_MIN) as f64;
         // The latest batches tell how far the next will compress.
         let raw = frame / f64::from(self.link.encoded_share.max(0.01));
-        (raw as usize).clamp(SMALL_BATCH_BYTES, MAX_BATCH_RAW_BYTES)
+        (raw as usize).clamp(SMALL_BATCH_BYTES, SENT_BATCH_RAW_BYTES)
     }
 
     /// May a batch of `channel` be queued now?
@@ -284,6 +284,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         let stages = self.hands.stages;
         let link = &mut *self.link;
         let (blocks, tokens) = (&mut link.blocks, &mut link.tokens);
+        tokens.begin(link.token_lists.limit());
         let cutting = stages.enter(Stage::Stream);
         let cut = channel
             .intake
@@ -494,4 +495,4 @@ pub(super) fn push_marker(
     Ok(())
 }
 
-const _: () = assert!(BATCH_BYTES <= MAX_BATCH_RAW_BYTES);
+const _: () = assert!(BATCH_BYTES <= SENT_BATCH_RAW_BYTES);

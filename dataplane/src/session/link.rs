@@ -5,7 +5,7 @@
 
 use dwcp_api::Version as ApiVersion;
 use dwcp_api::switches::SwitchView;
-use dwcp_drivers::frame::{Frame, FrameMut, FramePools, FramePoolsConfig, FramePoolsError};
+use dwcp_drivers::frame::{Frame, FrameMut, FramePools, FramePoolsError};
 use dwcp_hugepages::arena::BackingPolicy;
 
 use crate::codec::{CodecConfig, CodecError, Decoder, Encoder};
@@ -14,7 +14,7 @@ use crate::engine::mailbox::Sender;
 use crate::engine::messages::ToWorker;
 use crate::intake::BATCH_TOKENS;
 use crate::stream::{BlockTable, Token, TokenBuf};
-use crate::transport::handshake::Agreed;
+use crate::transport::handshake::{Agreed, SessionParams};
 use crate::transport::inbound::{Inbound, InboundConfig};
 use crate::transport::outbound::{Outbound, OutboundConfig};
 use crate::transport::wire::batch::DataHeader;
@@ -24,16 +24,12 @@ use crate::transport::{MAX_IN_FLIGHT, Nanos, TransportError, Version};
 
 use super::aside::Jobs;
 use super::channel::Channel;
+use super::memory::{RETURN_BATCHES_MAX, SessionSize, ZSTD_LEVEL_MAX};
+use super::token_lists::TokenLists;
 use super::wire_rate::WireRate;
 
-/// Page store of the direction that carries no pages.
-const RETURN_STORE_BYTES: u64 = 1 << 20;
-/// Large batches of that direction that may be on their way or untaken.
-const RETURN_BATCHES_MAX: usize = 8;
-/// Between these zstd levels the encoder chooses.
+/// Between this zstd level and [`ZSTD_LEVEL_MAX`] the encoder chooses.
 const ZSTD_LEVEL_MIN: i32 = 1;
-/// See [`ZSTD_LEVEL_MIN`].
-const ZSTD_LEVEL_MAX: i32 = 12;
 /// A lane with this much unsent takes no more, however fast the line: what lies in a lane cannot be taken
 /// back when the version changes.
 const LANE_BACKLOG_BYTES: usize = 192 << 10;
@@ -48,18 +44,6 @@ const NEWEST_SHARE: f32 = 0.25;
 const AHEAD_MARGIN: f32 = 1.25;
 /// What may be read beyond the window for the first batch after a rollback.
 const ROLLBACK_RESERVE_BYTES: u64 = 16 << 10;
-
-/// Tokens of a batch of whole pages, two each, with some to spare. Where a batch has more, as one of zero pages has,
-/// its list grows once and is used again.
-const TOKENS_OF_A_BATCH: usize = 640;
-
-/// A list for every batch that may be in flight; only the side that sends the guest keeps any.
-fn spare_tokens(is_source: bool) -> Vec<Vec<Token>> {
-    let lists = if is_source { MAX_IN_FLIGHT } else { 0 };
-    let mut spare = Vec::with_capacity(MAX_IN_FLIGHT);
-    spare.resize_with(lists, || Vec::with_capacity(TOKENS_OF_A_BATCH));
-    spare
-}
 
 /// Raw bytes behind room for a header: by themselves, or as the payload of the frame that was sent.
 pub struct Kept {
@@ -119,8 +103,8 @@ pub struct Link {
     pub tokens: TokenBuf,
     /// Batches kept for transcoding, oldest first.
     pub retained: std::collections::VecDeque<Retained>,
-    /// Token lists to use again.
-    pub spare_tokens: Vec<Vec<Token>>,
+    /// Lists for the tokens of batches that are kept.
+    pub token_lists: TokenLists,
     /// Batches of more than a small size that the far hypervisor may have yet to take.
     pub large_batches_max: usize,
     /// How many there are.
@@ -182,6 +166,19 @@ pub struct LinkOptions<'a> {
     pub worker: &'a Sender<ToWorker>,
 }
 
+impl LinkOptions<'_> {
+    /// What the size of a link depends on that agreed on this.
+    #[must_use]
+    pub fn size(&self, params: &SessionParams) -> SessionSize {
+        SessionSize {
+            is_source: self.is_source,
+            encoders: self.encoders.count(),
+            store_bytes: params.page_store_bytes,
+            window_limit_bytes: params.window_limit_bytes,
+        }
+    }
+}
+
 /// When the kill switch was thrown that is in force; 0: none is.
 pub const fn thrown_ns(view: SwitchView) -> u64 {
     if view.forced_v1 { view.changed_ns } else { 0 }
@@ -226,29 +223,8 @@ impl Link {
         let keys_out = agreed.key.frame_keys(way_out);
         let keys_in = agreed.key.frame_keys(way_in);
         let window = agreed.params.window_limit_bytes;
-        let large_batches_max = usize::try_from(window >> 19)
-            .unwrap_or(usize::MAX)
-            .clamp(16, 1024);
-        let (store_out, store_in) = if options.is_source {
-            (agreed.params.page_store_bytes, RETURN_STORE_BYTES)
-        } else {
-            (RETURN_STORE_BYTES, agreed.params.page_store_bytes)
-        };
-        let pools = |large: usize| {
-            FramePools::new(&FramePoolsConfig {
-                small: 2 * MAX_IN_FLIGHT,
-                medium: 2 * MAX_IN_FLIGHT,
-                large,
-                backing: options.backing,
-            })
-        };
-        // The direction that carries the guest needs room for batches in flight twice (raw bytes and
-        // frame at the sender, frame and decoded bytes at the receiver); the other hardly any.
-        let (large_out, large_in) = if options.is_source {
-            (2 * large_batches_max + 16, 16)
-        } else {
-            (24, 2 * large_batches_max + 16)
-        };
+        let size = options.size(&agreed.params);
+        let [store_out, store_in] = size.stores();
         let lanes_max = usize::from(agreed.params.lanes_v1.max(agreed.params.lanes_v3));
         let mut outbound =
             OutboundConfig::new(window, lanes_max, usize::from(options.lanes_active));
@@ -280,14 +256,14 @@ impl Link {
             )?,
             encoder: Encoder::new(&codec(store_out, keys_out.chain_key()))?,
             decoder: Decoder::new(&codec(store_in, keys_in.chain_key()))?,
-            pools_out: pools(large_out)?,
-            pools_in: pools(large_in)?,
+            pools_out: size.pools_out(options.backing)?,
+            pools_in: size.pools_in(options.backing)?,
             blocks: BlockTable::new(),
             tokens: TokenBuf::with_capacity(BATCH_TOKENS),
             retained: std::collections::VecDeque::with_capacity(MAX_IN_FLIGHT),
-            spare_tokens: spare_tokens(options.is_source),
+            token_lists: TokenLists::new(options.is_source),
             large_batches_max: if options.is_source {
-                large_batches_max
+                size.large_batches_max()
             } else {
                 RETURN_BATCHES_MAX
             },
@@ -377,15 +353,14 @@ impl Link {
     /// # Errors
     /// [`TransportError`] for what cannot be true.
     pub fn on_ack(&mut self, ack: &Ack, now: Nanos) -> Result<(), TransportError> {
-        let (retained, spare) = (&mut self.retained, &mut self.spare_tokens);
+        let (retained, lists) = (&mut self.retained, &mut self.token_lists);
         self.outbound.on_ack(ack, now, |seq| {
             // Confirmed one by one, mostly from the front.
             if let Some(at) = retained.iter().position(|kept| kept.header.seq == seq)
                 && !retained[at].known
-                && let Some(mut kept) = retained.remove(at)
+                && let Some(kept) = retained.remove(at)
             {
-                kept.tokens.clear();
-                spare.push(kept.tokens);
+                lists.give_back(kept.tokens);
             }
         })?;
         if self.baselines {
@@ -399,9 +374,8 @@ impl Link {
         let next = self.outbound.oldest_unconfirmed();
         let done = |kept: &Retained| kept.known && kept.header.seq < next;
         while let Some(at) = self.retained.iter().position(done) {
-            if let Some(mut kept) = self.retained.remove(at) {
-                kept.tokens.clear();
-                self.spare_tokens.push(kept.tokens);
+            if let Some(kept) = self.retained.remove(at) {
+                self.token_lists.give_back(kept.tokens);
             }
         }
     }

@@ -10,6 +10,9 @@
 //! | [`arriving`] | hypervisor connections, until each has its channel |
 //! | [`channel`] | one hypervisor connection |
 //! | [`link`] | the machinery that exists once both sides agree |
+//! | [`memory`] | what that takes, and what fits into less |
+//! | [`holding`] | that memory, until it is free again |
+//! | [`token_lists`] | where tokens of batches are kept |
 //! | [`forward`] | hypervisor → lanes |
 //! | [`encoding`] | a batch's raw bytes → its sealed frame |
 //! | [`baselines`] | blocks that both sides have on disk |
@@ -37,15 +40,20 @@ mod encoding;
 mod ending;
 mod fault;
 mod forward;
+mod holding;
 mod lane_count;
 pub mod link;
 mod loss;
+pub mod memory;
 mod moments;
 mod path;
 mod path_floor;
 mod rate_limit;
 mod receive;
 mod share;
+#[cfg(test)]
+mod testing;
+mod token_lists;
 mod wire_rate;
 
 use std::collections::VecDeque;
@@ -62,9 +70,11 @@ use dwcp_drivers::lane::LaneGroup;
 use dwcp_hugepages::arena::BackingPolicy;
 
 pub use fault::Fault;
+pub use holding::Holding;
 
 use crate::config::PassiveSource;
 use crate::engine::board::SessionCell;
+use crate::engine::budget::Reservation;
 use crate::engine::encoders::Encoders;
 use crate::engine::keeper::Keeper;
 use crate::engine::mailbox::Sender;
@@ -136,6 +146,8 @@ pub struct SessionOptions {
     pub way: Way,
     /// Source: lanes run over TCP when that does not carry.
     pub driver_fallback: bool,
+    /// The memory for what that comes to.
+    pub memory: Reservation,
     /// Where arenas come from.
     pub backing: BackingPolicy,
     /// How long the link may be gone, nanoseconds.
@@ -161,6 +173,8 @@ pub struct Session {
     socket_path: PathBuf,
     listener: Option<OwnedFd>,
     offer: Offer,
+    /// Until all of it is free.
+    memory: Option<Holding>,
     backing: BackingPolicy,
     resume_limit_ns: u64,
     setup_deadline_ns: u64,
@@ -220,6 +234,7 @@ impl Session {
             listener: options.listener,
             bundle: Bundle::new(options.peer, options.way, options.driver_fallback),
             offer: options.offer,
+            memory: Some(Holding::new(options.memory)),
             backing: options.backing,
             resume_limit_ns: options.resume_limit_ns,
             setup_deadline_ns: now_ns.saturating_add(options.setup_limit_ns),
@@ -305,10 +320,12 @@ impl Session {
             && self.bundle.dials(source.peer, &source.target)
     }
 
-    /// Lets go of lanes that still drain: the session is about to be forgotten.
-    pub fn release_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) {
+    /// Lets go of lanes that still drain: the session is about to be forgotten. Answers the memory that somebody may
+    /// hold a while yet.
+    pub fn release_lanes<G: LaneGroup>(&mut self, hands: &mut Hands<'_, G>) -> Option<Holding> {
         self.drop_lanes(hands);
         self.let_go();
+        self.memory.take()
     }
 
     /// A channel's socket, or one without a channel yet, became ready.

@@ -11,6 +11,8 @@ use super::token::Token;
 pub struct TokenBuf {
     tokens: Vec<Token>,
     capacity: usize,
+    /// Tokens taken at most; see [`Self::begin`].
+    limit: usize,
     bytes: usize,
 }
 
@@ -22,8 +24,16 @@ impl TokenBuf {
         Self {
             tokens: Vec::with_capacity(capacity),
             capacity,
+            limit: capacity,
             bytes: 0,
         }
+    }
+
+    /// Forgets all tokens; until the next call at most `tokens` (at least one) are taken, and never more than it was
+    /// made for.
+    pub fn begin(&mut self, tokens: usize) {
+        self.clear();
+        self.limit = tokens.clamp(1, self.capacity);
     }
 
     /// The tokens, in stream order.
@@ -47,7 +57,13 @@ impl TokenBuf {
     /// Tokens that still fit.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.capacity - self.tokens.len()
+        self.limit.saturating_sub(self.tokens.len())
+    }
+
+    /// What it takes.
+    #[cfg(test)]
+    pub(crate) const fn taken_bytes(&self) -> usize {
+        self.tokens.capacity() * size_of::<Token>()
     }
 
     /// Forgets all tokens and keeps the memory.

@@ -36,6 +36,8 @@ pub const MAX_CHANNELS: usize = 260;
 pub const CHANNEL_GUARANTEE_BYTES: u64 = 64 * 1024;
 /// Raw bytes in one batch at most.
 pub const MAX_BATCH_RAW_BYTES: usize = 1 << 20;
+/// Raw bytes in a batch that this side sends, at most: half, so that the buffers of a window take half the memory.
+pub const SENT_BATCH_RAW_BYTES: usize = 512 << 10;
 
 /// A whole frame that is cheap to clone: kept for resending while a lane writes it.
 pub trait FrameHandle: Clone {

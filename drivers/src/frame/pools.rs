@@ -17,7 +17,7 @@ use crate::wake::Waker;
 const SMALL_BYTES: usize = 2 << 10;
 const MEDIUM_BYTES: usize = 64 << 10;
 
-/// Payload capacity of the three classes, ascending, in bytes.
+/// Payload capacity of the three classes, ascending, in bytes; of the last at most.
 pub const CLASS_BYTES: [usize; 3] = [SMALL_BYTES, MEDIUM_BYTES, MAX_FRAME_BYTES];
 
 /// How many buffers of each class, and what memory is behind them.
@@ -52,6 +52,21 @@ pub enum FramePoolsError {
     },
 }
 
+/// From one buffer for `capacity` payload bytes to the next.
+const fn buffer_bytes(capacity: usize) -> usize {
+    (PAYLOAD_OFFSET + capacity).next_multiple_of(128)
+}
+
+impl FramePoolsConfig {
+    /// What pools with these counts and large buffers of `large_bytes` reserve.
+    #[must_use]
+    pub const fn bytes(&self, large_bytes: usize) -> usize {
+        self.small * buffer_bytes(SMALL_BYTES)
+            + self.medium * buffer_bytes(MEDIUM_BYTES)
+            + self.large * buffer_bytes(large_bytes)
+    }
+}
+
 /// Free buffers by class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Available {
@@ -65,6 +80,8 @@ pub struct Available {
 
 pub(super) struct Shared {
     arena: Arc<Arena>,
+    /// Payload bytes of each class.
+    capacities: [usize; 3],
     /// None for a class without buffers.
     pools: [Option<Pool>; 3],
     /// Somebody found no buffer since the last one came back.
@@ -108,12 +125,24 @@ impl FramePools {
     /// # Errors
     /// See [`FramePoolsError`]; nothing is held after an error.
     pub fn new(config: &FramePoolsConfig) -> Result<Self, FramePoolsError> {
+        Self::with_large(config, MAX_FRAME_BYTES)
+    }
+
+    /// The same with large buffers of `large_bytes`, for whoever has no longer frames.
+    ///
+    /// # Errors
+    /// See [`FramePoolsError`]; nothing is held after an error.
+    pub fn with_large(
+        config: &FramePoolsConfig,
+        large_bytes: usize,
+    ) -> Result<Self, FramePoolsError> {
         let counts = [config.small, config.medium, config.large];
+        let capacities = [SMALL_BYTES, MEDIUM_BYTES, large_bytes.min(MAX_FRAME_BYTES)];
         let too_large = || FramePoolsError::TooLarge(counts);
         let mut end = 0usize;
         let mut cuts = [const { (0..0, 0) }; 3];
-        for ((cut, count), capacity) in cuts.iter_mut().zip(counts).zip(CLASS_BYTES) {
-            let buf_bytes = (PAYLOAD_OFFSET + capacity).next_multiple_of(128);
+        for ((cut, count), capacity) in cuts.iter_mut().zip(counts).zip(capacities) {
+            let buf_bytes = buffer_bytes(capacity);
             let bytes = count.checked_mul(buf_bytes).ok_or_else(too_large)?;
             let next = end.checked_add(bytes).ok_or_else(too_large)?;
             *cut = (end..next, buf_bytes);
@@ -138,6 +167,7 @@ impl FramePools {
         Ok(Self {
             shared: Arc::new(Shared {
                 arena,
+                capacities,
                 pools,
                 starved: AtomicBool::new(false),
                 relief: AtomicU64::new(0),
@@ -147,10 +177,10 @@ impl FramePools {
     }
 
     /// A buffer for `len` bytes from the smallest class that fits and is not empty, or none: then
-    /// wait until one comes back. Above [`MAX_FRAME_BYTES`] there is never one.
+    /// wait until one comes back. Above what the large ones hold there is never one.
     #[must_use]
     pub fn take(&self, len: usize) -> Option<FrameMut> {
-        for (pool, capacity) in self.shared.pools.iter().zip(CLASS_BYTES) {
+        for (pool, capacity) in self.shared.pools.iter().zip(self.shared.capacities) {
             if len <= capacity
                 && let Some(buf) = pool.as_ref().and_then(Pool::take)
             {
@@ -263,6 +293,23 @@ pub(super) mod tests {
                 large: 0
             }
         );
+    }
+
+    #[test]
+    fn large_buffers_are_as_large_as_asked_for_and_so_is_what_is_reserved() {
+        let config = FramePoolsConfig {
+            small: 1,
+            medium: 2,
+            large: 3,
+            backing: BackingPolicy::Ordinary,
+        };
+        let pools = FramePools::with_large(&config, 100_000).unwrap();
+        assert_eq!(config.bytes(100_000), pools.arena().len());
+        assert_eq!(pools.take(100_000).unwrap().capacity(), 100_000);
+        assert!(pools.take(100_001).is_none());
+        let most = FramePools::with_large(&config, usize::MAX).unwrap();
+        assert_eq!(config.bytes(MAX_FRAME_BYTES), most.arena().len());
+        assert!(most.take(MAX_FRAME_BYTES + 1).is_none());
     }
 
     #[test]

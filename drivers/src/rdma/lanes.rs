@@ -216,6 +216,8 @@ impl LaneGroup for RdmaLanes {
         let mut room = out.capacity() - out.len();
         work += self.serve(&mut room, out).0;
         if work == 0 {
+            // Its lanes went before the session let its pools go.
+            self.registry.sweep();
             Polled::Idle
         } else {
             Polled::Busy(work)

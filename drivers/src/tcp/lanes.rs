@@ -294,6 +294,8 @@ impl LaneGroup for TcpLanes {
             work += 1;
         }
         if work == 0 {
+            // Its lanes went before the session let its pools go.
+            self.registry.sweep(&self.ring.submitter());
             Polled::Idle
         } else {
             Polled::Busy(work)

@@ -10,7 +10,7 @@ use dwcp_api::command::Command;
 use dwcp_api::{Failure, SessionState};
 use dwcp_dataplane::transport::handshake::{InitiatorConfig, Proof, Purpose, RefuseReason};
 use dwcp_dataplane::transport::{LaneIx, NodeId};
-use dwcp_tests::pair::{PairOptions, noise};
+use dwcp_tests::pair::{Pair, PairOptions, noise};
 use dwcp_tests::plane::Plane;
 
 use crate::beside::{Beside, Stage, head, resident_bytes};
@@ -275,7 +275,11 @@ fn a_session_that_nobody_announced_is_refused_by_name() {
 
 #[test]
 fn more_sessions_than_allowed_are_refused_and_the_next_has_room_again() {
-    let mut stage = Stage::start(PairOptions::default());
+    // There is memory for all of them.
+    let pair = Pair::start_with(PairOptions::default(), |_, b| {
+        b.memory_limit_bytes = 16 << 30
+    });
+    let mut stage = Stage::around(pair);
     let address = stage.pair.destination_address();
     let before = resident_bytes();
     let (mut inside, mut outside) = (Vec::new(), 0);

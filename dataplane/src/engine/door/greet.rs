@@ -256,7 +256,7 @@ impl Door {
             AcceptorStep::Proven(proven) if proven.purpose == Purpose::Pool => {
                 self.answer_parking(stranger, proven)
             }
-            AcceptorStep::Proven(proven) => match self.admission(proven.session, &proven.purpose) {
+            AcceptorStep::Proven(proven) => match self.admission_as_answered(&proven) {
                 Ok(()) => self.welcome(stranger, proven),
                 Err(reason) => self.refuse(stranger, reason),
             },

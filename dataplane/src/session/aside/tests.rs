@@ -12,52 +12,14 @@ use crate::codec::CodecVersion;
 use crate::engine::mailbox::{Mailbox, mailbox};
 use crate::intake::{Intake, ReadOutcome};
 use crate::session::link::LinkOptions;
+use crate::session::testing::agreed;
 use crate::stream::testing::StreamBuilder;
 use crate::stream::{ChannelKind, Tokeniser};
-use crate::transport::handshake::{Agreed, Join, LaneSecret, LaneWay, Purpose, SessionParams, Way};
 use crate::transport::outbound::SendStep;
 use crate::transport::wire::batch::{BatchHeader, open_payload};
-use crate::transport::wire::keys::{KeyHalf, SessionKey};
-use crate::transport::{BatchSeq, ChannelId, LaneIx, NodeId, SessionEpoch, Version};
-use dwcp_api::SessionId;
+use crate::transport::{BatchSeq, ChannelId, LaneIx, Version};
 
 const CHANNEL: ChannelId = ChannelId(0);
-
-fn agreed() -> Agreed {
-    let (session, epoch) = (SessionId([1; 16]), SessionEpoch(2));
-    let (initiator, acceptor) = (NodeId::of_name("a"), NodeId::of_name("b"));
-    let halves = [KeyHalf([3; 32]), KeyHalf([4; 32])];
-    Agreed {
-        session,
-        epoch,
-        initiator,
-        acceptor,
-        lane: LaneIx(0),
-        lane_attempt: 0,
-        join: Join::New,
-        purpose: Purpose::Expected,
-        version: Version::V3,
-        params: SessionParams {
-            page_store_bytes: 2 << 20,
-            window_limit_bytes: 64 << 20,
-            lanes_v1: 1,
-            lanes_v3: 1,
-            baselines: false,
-        },
-        key: SessionKey::of_halves(
-            [&halves[0], &halves[1]],
-            session,
-            initiator,
-            acceptor,
-            epoch,
-        ),
-        way: LaneWay {
-            initiator: Way::Tcp,
-            acceptor: Way::Tcp,
-            secret: LaneSecret([5; 32]),
-        },
-    }
-}
 
 fn link(is_source: bool, encoders: &Encoders, worker: &Sender<ToWorker>) -> Link {
     let options = LinkOptions {

@@ -170,6 +170,12 @@ impl Proven {
         &self.agreed.key
     }
 
+    /// The limits that the peer was answered with.
+    #[must_use]
+    pub const fn params(&self) -> &SessionParams {
+        &self.agreed.params
+    }
+
     /// Which lane.
     #[must_use]
     pub const fn lane(&self) -> LaneIx {
