@@ -100,6 +100,10 @@ fn main() -> anyhow::Result<()> {
         }
         None => {}
     }
+    // Peers, hypervisors and the kill switch wait for threads that share their cores with guests.
+    if let Err(error) = dwcp_service::slice::shorten() {
+        tracing::debug!(%error, "the turns of the threads keep their length");
+    }
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let handler = on_signal as extern "C" fn(libc::c_int);
         // SAFETY: needed because std has no signals. The handler only stores to an atomic, which is

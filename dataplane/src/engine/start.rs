@@ -268,10 +268,6 @@ fn run_worker(
             "the worker is not pinned: the system refused"
         );
     }
-    // Its peer, its hypervisor and the kill switch wait for it; guests on its core wait a tenth of a millisecond.
-    if let Err(error) = dwcp_service::slice::shorten() {
-        tracing::debug!(index, %error, "the worker's turns keep their length");
-    }
     let made = seat
         .lanes()
         .and_then(|lanes| Worker::new(options, lanes).map_err(anyhow::Error::from));
