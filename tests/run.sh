@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets a fresh Debian 12 machine with Rust up and runs every test. Root; about 45 minutes on two cores.
+# Sets a fresh Debian 12 machine with Rust up and runs every test. Root; about an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 started=$(date +%s)
