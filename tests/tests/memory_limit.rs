@@ -21,7 +21,7 @@ use dwcp_dataplane::transport::CHANNEL_GUARANTEE_BYTES;
 use dwcp_lab::watchdog::poll_until;
 use dwcp_tests::pair::{Pair, PairOptions, noise};
 use dwcp_tests::plane::Plane;
-use dwcp_tests::streams::pages;
+use dwcp_tests::streams::{ends_well, pages};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -156,17 +156,7 @@ fn finish((mut client, mut server): (UnixStream, UnixStream), stream: &[u8]) {
         assert_eq!(first, got);
         server.read_to_end(&mut got).unwrap();
     });
-    assert!(
-        got == stream,
-        "{} bytes in, {} out",
-        stream.len(),
-        got.len()
-    );
-    server.write_all(b"word").unwrap();
-    drop(server);
-    let mut back = Vec::new();
-    client.read_to_end(&mut back).unwrap();
-    assert_eq!(back, b"word");
+    ends_well(stream, &got, client, server);
 }
 
 #[test]

@@ -253,3 +253,28 @@ fn a_session_that_ends_while_batches_are_out_leaves_nothing_behind() {
         "a job keeps its way back alive"
     );
 }
+
+#[test]
+fn one_slow_batch_is_expected_to_come_again_until_some_were_fast() {
+    let (encoders, handles) = Encoders::start(0, &[]).unwrap();
+    let (worker, _mail) = mailbox(4).unwrap();
+    let mut link = link(true, &encoders, &worker);
+    let batch =
+        |link: &mut Link, ns_per_byte: u64| link.note_encoded(1_000, 500, 1_000 * ns_per_byte);
+    for _ in 0..20 {
+        batch(&mut link, 1);
+    }
+    assert!(link.encode_ns(1_000) <= 1_100);
+    batch(&mut link, 10);
+    assert!(link.encode_ns(1_000) >= 10_000, "as slow as the last");
+    batch(&mut link, 1);
+    assert!(link.encode_ns(1_000) > 5_000, "one fast batch is no proof");
+    for _ in 0..20 {
+        batch(&mut link, 1);
+    }
+    assert!(link.encode_ns(1_000) <= 1_100);
+    encoders.stop();
+    for handle in handles {
+        handle.join().unwrap();
+    }
+}

@@ -84,7 +84,6 @@ fn a_link_takes_what_was_said_of_it() {
 fn with_settings_that_nobody_changed_a_session_has_512_mb_at_most() {
     for is_source in ROLES {
         let bytes = default_size(is_source).bytes();
-        println!("source: {is_source}: {bytes} bytes");
         assert!(bytes <= 512_000_000, "source: {is_source}: {bytes}");
     }
 }
