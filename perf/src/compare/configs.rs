@@ -1,7 +1,7 @@
 //! How a guest may be moved: by the product, or by its hypervisor in one of its ways. In: a name. Out: what
 //! both hypervisors are told. Promise: every way of the hypervisor is set up as an operator who wants it fast
-//! would: return path on, no bandwidth limit of its own, a cache for XBZRLE as large as the product's page
-//! history.
+//! would: return path on, no bandwidth limit of its own, a cache for XBZRLE not smaller than the
+//! product's page history.
 
 use clap::ValueEnum;
 use dwcp_lab::guest::{Guest, GuestError, UNLIMITED_BANDWIDTH};
@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// QEMU's own default, for all alike.
 pub(super) const DOWNTIME_LIMIT_MS: u32 = 300;
-/// As large as the product's history of pages for one session, by default.
+/// Not less than the product's history of pages for one session by default; QEMU takes a power of two.
 const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
 
 /// One way to move a guest.

@@ -9,6 +9,7 @@ use dwcp_api::SessionId;
 use dwcp_api::door::Refusal;
 
 use super::error::{DoorError, refusal_for};
+use super::pooling::open_wide;
 use super::stranger::{Got, NO_TLS_ALERT, Opening, READ_BYTES, Side, Stranger};
 use super::{Door, Next, fresh_bytes, lane_up, params, wire_version};
 use crate::engine::drivers::LaneEnd;
@@ -142,6 +143,7 @@ impl Door {
             way: dial.way,
         };
         let (initiator, hello) = Initiator::new(config, nonce.ok_or(DoorError::NoRandom)?);
+        open_wide(stranger)?;
         stranger.dialled(|dial| Side::Initiator(Box::new(initiator), dial));
         stranger.say(&hello)
     }

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use dwcp_api::{Failure, SessionId, monotonic_ns};
+use dwcp_drivers::lane::LaneStats;
 use dwcp_drivers::tcp::socket::{deepen_if_far, learn_anew, stats};
 use rustix::net::SendFlags;
 use rustix::net::sockopt;
@@ -21,7 +22,9 @@ use super::stranger::{Opening, Side, Stranger};
 use super::{Door, HANDSHAKE_LIMIT_NS, fresh_bytes, params};
 use crate::engine::messages::{Dial, Errand, Peer};
 use crate::tls::TlsError;
-use crate::transport::handshake::{Acceptor, Agreed, Proof, Proven, RefuseReason, Way, pad};
+use crate::transport::handshake::{
+    Acceptor, Agreed, OPENING_PADDING_BYTES, Proof, Proven, RefuseReason, Way, pad,
+};
 use crate::transport::{BatchSeq, LaneIx, NodeId};
 
 /// A peer's connection is parked here for so long at most.
@@ -265,7 +268,7 @@ impl Door {
         let seen = Seen {
             window_packets: stats.cwnd_segments,
             is_busy: stats.unacked_segments > 0 || stats.unsent_bytes > 0,
-            gains: stats.rtt_min_us >= FAR_RTT_US && stats.congestion_name() == KEEPS_ITS_WINDOW,
+            gains: is_far(&stats) && stats.congestion_name() == KEEPS_ITS_WINDOW,
         };
         let pieces = self.pool.padding(id, seen, now_ns);
         match send_padding(&mut stranger, pieces) {
@@ -316,6 +319,23 @@ impl Door {
             counters.pool_misses_total.add(1);
         }
     }
+}
+
+/// Whether a path is so long that its window takes a while to be wide.
+const fn is_far(stats: &LaneStats) -> bool {
+    stats.rtt_min_us >= FAR_RTT_US
+}
+
+/// What goes before the HELLO of a fresh lane on a far path: by the time that its first batch is sent, the kernel's
+/// window is twice as wide. v1 and the lanes of devices go without.
+pub(super) fn open_wide(stranger: &mut Stranger) -> Result<(), DoorError> {
+    let is_lane = stranger
+        .dial()
+        .is_some_and(|dial| dial.errand == Errand::Lane);
+    if is_lane && !stranger.was_parked && is_far(&stats(&stranger.fd)?) {
+        send_padding(stranger, OPENING_PADDING_BYTES / PAD_BYTES)?;
+    }
+    Ok(())
 }
 
 /// Each piece is a packet of its own: the kernel's window counts those.

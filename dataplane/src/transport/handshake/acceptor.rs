@@ -17,7 +17,10 @@ use super::message::{
 };
 use super::proof::Proof;
 use super::way::{LaneSecret, LaneWay, RawWay, Way};
-use super::{Agreed, HandshakeError, Join, Message, Proven, Purpose, RefuseReason, SessionParams};
+use super::{
+    Agreed, HandshakeError, Join, Message, OPENING_PADDING_BYTES, Proven, Purpose, RefuseReason,
+    SessionParams,
+};
 
 /// What a stranger says it wants; nobody vouches for it yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,11 +113,11 @@ impl Acceptor {
             reader,
             transcript,
             state: State::WaitHello,
-            padding_left: 0,
+            padding_left: OPENING_PADDING_BYTES,
         }
     }
 
-    /// One on a connection that is parked: before HELLO there may be so many bytes of padding.
+    /// One on a connection that is parked: before HELLO there may be so many bytes of padding instead.
     #[must_use]
     pub fn parked(proof: Proof, node: NodeId, padding_bytes: usize) -> Self {
         Self {

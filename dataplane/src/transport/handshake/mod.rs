@@ -22,7 +22,8 @@
 //!
 //! A connection whose handshake was for no session yet ([`Purpose::Pool`]) is parked after its WELCOME: what comes on it
 //! next is a HELLO with everything that follows one, as on a fresh connection, and before that as many PADs as fit
-//! into a fixed number of bytes.
+//! into a fixed number of bytes. Before the HELLO of a fresh one there may be [`OPENING_PADDING_BYTES`] of them: on a far
+//! path their acknowledgements widen the kernel's window by the time that the first batch is sent.
 //!
 //! Each message is its length (u16, little-endian) and a body of 1 to 1022 bytes. The MACs are
 //! keyed BLAKE3 over a hash chain of all messages so far, their keys differ by sender and purpose.
@@ -48,6 +49,8 @@ pub use way::{Guard, LaneSecret, LaneWay, Way};
 pub const MAX_MESSAGE_BYTES: usize = 1024;
 /// Bytes of a passive target's name at most.
 pub const MAX_TARGET_BYTES: usize = 64;
+/// Bytes of PADs at most before the HELLO of a fresh connection.
+pub const OPENING_PADDING_BYTES: usize = 1440;
 /// No session works with a smaller window than one of these batches.
 pub const MIN_WINDOW_BYTES: u64 = 64 * 1024;
 
@@ -342,9 +345,7 @@ pub enum HandshakeError {
         got: NodeId,
     },
     /// Padding where there may be none, or more of it than there may be.
-    #[error(
-        "the peer sends more padding than a parked connection may have: close, the peer is faulty"
-    )]
+    #[error("the peer sends more padding than this connection may have: close, the peer is faulty")]
     TooMuchPadding,
     /// The caller asked for a step that is not due.
     #[error("this step of the handshake is not due: close, this is a fault of the caller")]

@@ -562,7 +562,7 @@ fn an_answer_that_a_man_in_the_middle_made_another_ends_in_no_lane() {
 }
 
 #[test]
-fn padding_comes_before_a_parked_hello_alone_and_only_so_much_of_it() {
+fn padding_comes_before_a_hello_alone_and_only_so_much_of_it() {
     let node = NodeId::of_name("destination");
     let proof = || Proof::Node(Psk(KEY));
     let (_, hello) = Initiator::new(config(KEY), [1; 32]);
@@ -580,6 +580,10 @@ fn padding_comes_before_a_parked_hello_alone_and_only_so_much_of_it() {
         parked.feed(&piece).unwrap_err(),
         HandshakeError::TooMuchPadding
     );
-    let stranger = Acceptor::new(proof(), node).feed(&piece).unwrap_err();
-    assert_eq!(stranger, HandshakeError::TooMuchPadding);
+    let mut fresh = Acceptor::new(proof(), node);
+    for _ in 0..OPENING_PADDING_BYTES / 160 {
+        assert!(matches!(fresh.feed(&piece), Ok((160, None))));
+    }
+    let too_much = fresh.feed(&piece).unwrap_err();
+    assert_eq!(too_much, HandshakeError::TooMuchPadding);
 }
