@@ -38,6 +38,8 @@ const BUFFERS_MIN: usize = 2;
 /// What takes longer to squeeze than this is left to an idle core: until it is done the worker would answer
 /// nobody, neither its peer nor whoever throws the kill switch.
 const ENCODE_HERE_NS_MAX: u64 = 500_000;
+/// Of the large batches that the far end has room for, so many are not on the way, but there and not yet taken.
+const TAKEN_PERCENT: usize = 25;
 /// On a far path frames need not be smaller than this to be through their lanes soon.
 const FAR_FRAME_BYTES_MIN: u64 = 64 << 10;
 
@@ -201,7 +203,8 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
         if self.in_postcopy && self.link.outbound.window_bytes() <= SMALL_WINDOW_BYTES {
             return SMALL_BATCH_BYTES;
         }
-        let Some(frame) = self.link.outbound.far_frame_bytes() else {
+        let on_the_way_max = self.link.large_batches_max * (100 - TAKEN_PERCENT) / 100;
+        let Some(frame) = self.link.outbound.far_frame_bytes(on_the_way_max) else {
             return SENT_BATCH_RAW_BYTES;
         };
         let frame = frame.max(FAR_FRAME_BYTES_MIN) as f64;

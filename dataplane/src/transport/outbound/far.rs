@@ -188,16 +188,18 @@ impl FarPath {
         self.is_lean = is_lean;
     }
 
-    /// Wire bytes that a frame should have at most, where `lanes` share the path.
+    /// Wire bytes that a frame should have at most, where `lanes` share the path and the far end has room for
+    /// `frames_max`: with smaller ones that room would be full before the path is.
     #[must_use]
-    pub fn frame_bytes(&self, lanes: usize) -> u64 {
+    pub fn frame_bytes(&self, lanes: usize, frames_max: usize) -> u64 {
         let rate = if self.is_starting() {
             0
         } else {
             self.wire.delivery_rate_bytes_s()
         };
         let bytes = u128::from(rate) * u128::from(FRAME_NS) / 1_000_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX) / lanes.max(1) as u64
+        let soon = u64::try_from(bytes).unwrap_or(u64::MAX) / lanes.max(1) as u64;
+        soon.max(self.wire_limit_bytes() / frames_max.max(1) as u64)
     }
 
     /// A lane took a frame of so many bytes, for the first time.
@@ -236,8 +238,8 @@ impl FarPath {
 
     /// What may be held between the hypervisors on a far path, raw bytes: up to `limit_bytes` while the one
     /// there keeps up, which takes `rate_bytes_per_s` at best. While it does not, as much as it takes in the time
-    /// that bytes need to come to it, and the slack: to stop until it has caught up would leave the path empty
-    /// for one more round trip each time.
+    /// that bytes need to come to it, and what it may be behind: with less, reading would stop until it has caught
+    /// up, and leave the path empty for one more round trip each time.
     #[must_use]
     pub fn held_limit_bytes(&self, rate_bytes_per_s: u64, limit_bytes: u64) -> u64 {
         let taken_in = |ns: u64| {
@@ -247,11 +249,11 @@ impl FarPath {
         let behind = self.confirmed_bytes.saturating_sub(self.delivered_bytes);
         // At the beginning nobody knows yet what it takes at best.
         let unseen = self.floor_bytes.max(limit_bytes / BEHIND_PART);
-        if behind <= taken_in(SLACK_NS).max(unseen) {
+        let slack = taken_in(SLACK_NS).max(unseen);
+        if behind <= slack {
             return limit_bytes;
         }
-        let on_its_way = taken_in(self.delay_ns + SLACK_NS);
-        on_its_way.max(self.floor_bytes).min(limit_bytes)
+        (taken_in(self.delay_ns) + slack).min(limit_bytes)
     }
 
     /// Wire bytes a second at best, and whether the path may carry more than was seen.
@@ -375,11 +377,28 @@ mod tests {
         path.on_ack(FLOOR, Nanos(MS));
         assert_eq!(path.held_limit_bytes(0, LIMIT), LIMIT);
         path.on_confirmed(1);
-        assert_eq!(path.held_limit_bytes(0, LIMIT), FLOOR);
-        // What it takes while bytes come to it, and the slack.
-        assert_eq!(path.held_limit_bytes(100_000_000, LIMIT), 13_000_000);
+        // One that takes nothing may be as far behind and no further.
+        assert_eq!(path.held_limit_bytes(0, LIMIT), LIMIT / BEHIND_PART);
+        // What it takes while bytes come to it, and as much as it may be behind.
+        let coming = 8_000_000;
+        let held = path.held_limit_bytes(100_000_000, LIMIT);
+        assert_eq!(held, coming + LIMIT / BEHIND_PART);
         // One that takes 400 MB a second may be 20 MB behind.
         assert_eq!(path.held_limit_bytes(400_000_000, LIMIT), LIMIT);
+    }
+
+    #[test]
+    fn frames_are_through_their_lanes_soon_unless_the_far_end_would_run_out_of_room_for_them() {
+        let (rate, delay_ns) = (31_000_000, 150 * MS);
+        let mut path = far(delay_ns);
+        run(&mut path, 0, 4_000, rate, delay_ns);
+        let soon = path.frame_bytes(16, usize::MAX);
+        assert!((50_000..=65_000).contains(&soon), "{soon}");
+        assert_eq!(path.frame_bytes(16, 200), soon);
+        assert!(path.frame_bytes(16, 60) * 61 > path.window_bytes());
+        // Also while the rate is being found out.
+        let beginning = far(delay_ns);
+        assert!(beginning.frame_bytes(16, 60) * 61 > beginning.window_bytes());
     }
 
     #[test]

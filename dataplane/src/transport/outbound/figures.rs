@@ -52,12 +52,12 @@ impl<F: FrameHandle> Outbound<F> {
     }
 
     /// Wire bytes that a frame should have at most on a far path, so that none holds the sequence up for
-    /// long; `None` on a near path.
+    /// long, where the far end has room for `frames_max`; `None` on a near path.
     #[must_use]
-    pub fn far_frame_bytes(&self) -> Option<u64> {
+    pub fn far_frame_bytes(&self, frames_max: usize) -> Option<u64> {
         self.far
             .is_far()
-            .then(|| self.far.frame_bytes(self.lanes.count_up()))
+            .then(|| self.far.frame_bytes(self.lanes.count_up(), frames_max))
     }
 
     /// What a far path carried at best, wire bytes a second, and whether it may carry more than was seen;
