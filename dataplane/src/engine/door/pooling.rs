@@ -37,6 +37,8 @@ const ANSWER_NS: u64 = 500_000_000;
 const LOOK_EVERY_NS: u64 = 20_000_000;
 /// Below this round trip a window is wide soon enough by itself.
 const FAR_RTT_US: u32 = 5_000;
+/// What a packet carries at least, on any path that is of use.
+const PACKET_BYTES: usize = 1200;
 /// Congestion control whose window stays as it is while nothing is sent; others begin anew.
 const KEEPS_ITS_WINDOW: &str = "bbr";
 
@@ -332,10 +334,14 @@ pub(super) fn open_wide(stranger: &mut Stranger) -> Result<(), DoorError> {
     let is_lane = stranger
         .dial()
         .is_some_and(|dial| dial.errand == Errand::Lane);
-    if is_lane && !stranger.was_parked && is_far(&stats(&stranger.fd)?) {
-        send_padding(stranger, OPENING_PADDING_BYTES / PAD_BYTES)?;
+    let told = stats(&stranger.fd)?;
+    if !is_lane || stranger.was_parked || !is_far(&told) {
+        return Ok(());
     }
-    Ok(())
+    // HELLO, and what TLS has yet to say before it, must not wait for a wider window.
+    let said = 1 + stranger.unsent.len().div_ceil(PACKET_BYTES) + told.unacked_segments as usize;
+    let room = (told.cwnd_segments as usize).saturating_sub(said);
+    send_padding(stranger, room.min(OPENING_PADDING_BYTES / PAD_BYTES))
 }
 
 /// Each piece is a packet of its own: the kernel's window counts those.
