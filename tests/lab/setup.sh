@@ -4,6 +4,7 @@
 # kernel and modules of virtual machines. May be run again; when all is there it is done in a second and
 # needs no network.
 set -eu
+. "$(dirname "$0")/../packages.sh"
 
 cache=${DWCP_LAB_CACHE:-/var/cache/dwcp/lab}
 say() { echo "lab setup: $*"; }
@@ -41,19 +42,8 @@ enable_backports() {
     die "no apt source for bookworm found to derive backports from; add bookworm-backports by hand"
 }
 
-installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 
-missing=
-for package in busybox-static cpio zstd iproute2 jq socat mmdebstrap e2fsprogs qemu-utils; do
-    installed $package || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    update
-    say "installing$missing"
-    # shellcheck disable=SC2086
-    apt-get install -y -qq --no-install-recommends $missing >/dev/null \
-        || die "cannot install$missing"
-fi
+need busybox-static cpio zstd iproute2 jq socat mmdebstrap e2fsprogs qemu-utils
 
 if ! qemu-system-x86_64 --version 2>/dev/null | grep -q 'version 10\.'; then
     enable_backports

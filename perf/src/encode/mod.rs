@@ -53,8 +53,8 @@ pub struct Arguments {
     /// Raw bytes of a batch, KiB
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..=1024))]
     batch_kb: u32,
-    /// The page history, MiB
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// The page history, MiB; by default a session's
+    #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     store_mb: u32,
     /// zstd levels among the fixed encodings
     #[arg(long, value_delimiter = ',', default_values_t = [1, 3, 6, 9])]
