@@ -34,7 +34,24 @@ struct Encoder {
 
 /// A worker's way to the threads; see the module.
 #[derive(Clone, Debug, Default)]
-pub struct Encoders(Arc<[Encoder]>);
+pub struct Encoders {
+    threads: Arc<[Encoder]>,
+    /// Sessions that send a guest.
+    senders: Arc<AtomicUsize>,
+    /// Threads that squeeze what these send: without any of them the workers, which else have enough to do.
+    makers: usize,
+}
+
+/// A session sends a guest until this is dropped.
+#[derive(Debug)]
+pub struct Sends(Arc<AtomicUsize>);
+
+impl Drop for Sends {
+    fn drop(&mut self) {
+        // Relaxed: an estimate for the choice of methods, which orders nothing.
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Room for one job at one thread. Given back when it is dropped.
 #[derive(Debug)]
@@ -50,11 +67,15 @@ impl Drop for Room {
 }
 
 impl Encoders {
-    /// Starts `threads` threads, on `cores` if some are named.
+    /// Starts `threads` threads beside so many workers, on `cores` if some are named.
     ///
     /// # Errors
     /// What the system said.
-    pub fn start(threads: usize, cores: &[usize]) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
+    pub fn start(
+        threads: usize,
+        workers: usize,
+        cores: &[usize],
+    ) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
         let mut encoders = Vec::with_capacity(threads);
         let mut handles = Vec::with_capacity(threads);
         for index in 0..threads {
@@ -70,20 +91,40 @@ impl Encoders {
                 })?;
             handles.push(handle);
         }
-        Ok((Self(encoders.into()), handles))
+        let all = Self {
+            threads: encoders.into(),
+            senders: Arc::default(),
+            makers: if threads == 0 { workers } else { threads },
+        };
+        Ok((all, handles))
     }
 
     /// How many threads there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.threads.len()
+    }
+
+    /// A session begins to send a guest.
+    #[must_use]
+    pub fn begin_sending(&self) -> Sends {
+        self.senders.fetch_add(1, Ordering::Relaxed);
+        Sends(Arc::clone(&self.senders))
+    }
+
+    /// Sessions that send a guest for each thread that squeezes what they send, and 1 at least: by so much longer
+    /// than its work takes a session waits for it.
+    #[must_use]
+    pub fn crowd(&self) -> f32 {
+        let senders = self.senders.load(Ordering::Relaxed) as f32;
+        (senders / self.makers.max(1) as f32).max(1.0)
     }
 
     /// How many of them have nothing to do.
     #[must_use]
     pub fn idle(&self) -> usize {
         let idle = |encoder: &&Encoder| encoder.jobs.load(Ordering::Relaxed) == 0;
-        self.0.iter().filter(idle).count()
+        self.threads.iter().filter(idle).count()
     }
 
     /// Gives a job to the thread that has least to do; answers the job when all have enough.
@@ -92,7 +133,7 @@ impl Encoders {
     /// The job itself.
     pub fn give(&self, mut job: Box<Job>) -> Result<(), Box<Job>> {
         let least = |encoder: &&Encoder| encoder.jobs.load(Ordering::Relaxed);
-        let Some(encoder) = self.0.iter().min_by_key(least) else {
+        let Some(encoder) = self.threads.iter().min_by_key(least) else {
             return Err(job);
         };
         let more = |jobs| (jobs < JOBS_EACH_MAX).then_some(jobs + 1);
@@ -111,7 +152,7 @@ impl Encoders {
 
     /// Tells every thread to end when it has done what it has.
     pub fn stop(&self) {
-        for encoder in self.0.iter() {
+        for encoder in self.threads.iter() {
             let _ = encoder.mail.send(ToEncoder::Stop);
         }
     }
@@ -147,4 +188,27 @@ fn run(mail: &Mailbox<ToEncoder>) {
 fn sleep(fd: BorrowedFd<'_>) {
     // A wait that is interrupted is a look too many.
     let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_of_senders_for_each_thread_while_they_send() {
+        for (threads, workers, crowds) in [(2, 4, [1.0, 1.0, 1.5]), (0, 1, [1.0, 2.0, 3.0])] {
+            let (encoders, handles) = Encoders::start(threads, workers, &[]).unwrap();
+            let mut sending = Vec::new();
+            for crowd in crowds {
+                sending.push(encoders.begin_sending());
+                assert_eq!(encoders.crowd().to_bits(), f32::to_bits(crowd));
+            }
+            drop(sending);
+            assert_eq!(encoders.crowd().to_bits(), 1.0_f32.to_bits());
+            encoders.stop();
+            handles
+                .into_iter()
+                .for_each(|handle| handle.join().unwrap());
+        }
+    }
 }

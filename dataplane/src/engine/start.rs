@@ -139,9 +139,12 @@ impl Engine {
             senders.clone(),
         )?;
 
-        let (encoders, encoder_handles) =
-            Encoders::start(config.encoders(cores.len()), &encoder_cores(idle, &cores))
-                .context("threads for encoding")?;
+        let (encoders, encoder_handles) = Encoders::start(
+            config.encoders(cores.len()),
+            cores.len(),
+            &encoder_cores(idle, &cores),
+        )
+        .context("threads for encoding")?;
         let keeper = config.baseline.as_ref().map(Keeper::start);
         let keeper = keeper.transpose().context("the store of baselines")?;
         let mut workers = Vec::new();

@@ -17,7 +17,7 @@ use crate::codec::{
     Classified, CodecConfig, CodecError, CodecVersion, EncodeError, EncodeHint, EncodeStats,
     Encoded, Sections, Strand,
 };
-use crate::engine::encoders::{Encoders, Room};
+use crate::engine::encoders::{Encoders, Room, Sends};
 use crate::engine::mailbox::Sender;
 use crate::engine::messages::ToWorker;
 use crate::intake::HEADROOM;
@@ -115,6 +115,8 @@ pub struct Jobs {
     spare: Vec<Box<Job>>,
     returns: Arc<Returns>,
     count: usize,
+    /// What is squeezed is a guest's.
+    _sends: Option<Sends>,
 }
 
 /// A batch that came back.
@@ -169,6 +171,7 @@ impl Jobs {
             spare,
             returns,
             count,
+            _sends: is_source.then(|| encoders.begin_sending()),
         })
     }
 

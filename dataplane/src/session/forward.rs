@@ -321,6 +321,7 @@ impl<G: LaneGroup> Pump<'_, '_, G> {
             link_bytes_per_s: link.wire_rate.bytes_per_s(),
             backlog_bytes: 0,
             idle_cores_hint: u32::try_from(self.hands.encoders.idle()).unwrap_or(u32::MAX),
+            crowd: self.hands.encoders.crowd(),
             latency_critical: {
                 let facts = channel.intake.facts();
                 facts.ram_end_seen || facts.postcopy_listen_seen

@@ -67,6 +67,7 @@ pub(super) fn replay(
                 let hint = EncodeHint {
                     link_bytes_per_s: Some(bytes_per_s),
                     idle_cores_hint: 0,
+                    crowd: 1.0,
                     accepts_raw_as_is: true,
                     ..EncodeHint::default()
                 };

@@ -116,6 +116,7 @@ fn encoded(version: CodecVersion, raw: &[u8]) -> (u8, u8, Vec<u8>) {
         link_bytes_per_s: Some(1_000_000),
         backlog_bytes: 0,
         idle_cores_hint: 0,
+        crowd: 1.0,
         latency_critical: false,
         accepts_raw_as_is: false,
         ..EncodeHint::default()

@@ -148,7 +148,7 @@ fn send_all(link: &mut Link, allow_v3: bool, arrived: &mut Arrived) {
 #[test]
 fn what_several_threads_made_is_the_stream_whatever_is_ready_first_and_whichever_version_is_allowed()
  {
-    let (encoders, handles) = Encoders::start(2, &[]).unwrap();
+    let (encoders, handles) = Encoders::start(2, 1, &[]).unwrap();
     let (worker, mail) = mailbox(4).unwrap();
     let mut link = link(true, &encoders, &worker);
     let none = Encoders::default();
@@ -219,7 +219,7 @@ fn what_several_threads_made_is_the_stream_whatever_is_ready_first_and_whichever
 
 #[test]
 fn a_session_that_ends_while_batches_are_out_leaves_nothing_behind() {
-    let (encoders, handles) = Encoders::start(1, &[]).unwrap();
+    let (encoders, handles) = Encoders::start(1, 1, &[]).unwrap();
     let (worker, _mail) = mailbox(4).unwrap();
     let mut link = link(true, &encoders, &worker);
     let returns = Arc::downgrade(&link.jobs.returns);
@@ -256,7 +256,7 @@ fn a_session_that_ends_while_batches_are_out_leaves_nothing_behind() {
 
 #[test]
 fn one_slow_batch_is_expected_to_come_again_until_some_were_fast() {
-    let (encoders, handles) = Encoders::start(0, &[]).unwrap();
+    let (encoders, handles) = Encoders::start(0, 1, &[]).unwrap();
     let (worker, _mail) = mailbox(4).unwrap();
     let mut link = link(true, &encoders, &worker);
     let batch =
