@@ -31,7 +31,7 @@ fn default_size(is_source: bool) -> SessionSize {
 
 /// What a link of this size has really taken, the little that has no figure left out.
 fn taken(size: &SessionSize) -> u64 {
-    let (encoders, threads) = Encoders::start(size.encoders, &[]).unwrap();
+    let (encoders, threads) = Encoders::start(size.encoders, 1, &[]).unwrap();
     let (worker, _mail) = mailbox(1).unwrap();
     let mut agreed = agreed();
     agreed.params.page_store_bytes = size.store_bytes;
