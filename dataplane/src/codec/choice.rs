@@ -111,9 +111,10 @@ const PROBE_SPACING: u64 = 16;
 const PROBE_AFTER_MIN: f64 = 48.0;
 const PROBE_AFTER_MAX: f64 = 8192.0;
 /// A probe that takes `k` times as long as the best method waits `k - 1` times this many batches more; the
-/// first one of a method, whose rates are guesses, fewer.
+/// first one of a method, whose rates are guesses, fewer, but so many that a guest of a few hundred batches over a
+/// fast line is not kept waiting for methods that are far too slow for it.
 const PROBE_AFTER_PER_TIME: f64 = 600.0;
-const PROBE_FIRST_PER_TIME: f64 = 60.0;
+const PROBE_FIRST_PER_TIME: f64 = 300.0;
 
 /// zstd levels worth telling apart, with the speed and the share left that are common on guests' pages.
 const ZSTD_LEVELS: [(i32, f64, f64); 5] = [
