@@ -39,7 +39,7 @@ const SHORTER_SAMPLES: u32 = 3;
 /// See [`SHORTER_SAMPLES`].
 const SHORTER_PERCENT: u32 = 50;
 /// See [`SHORTER_SAMPLES`].
-const SETTLED_SAMPLES: u32 = 10;
+const SETTLED_SAMPLES: usize = 10;
 /// Paths shorter than this are learnt in no time.
 const SETTLED_US_MIN: u32 = 10_000;
 
@@ -66,9 +66,10 @@ pub(super) struct PathFloor {
     longer: u32,
     /// Samples in a row that took less than a probe found, and the most of them.
     lower: (u32, u32),
-    /// The least of the samples since the path was last another one, and how many there were.
-    settled_us: u32,
-    settled: u32,
+    /// The latest samples, newest first, and how many of them are of the path as it is now. Older ones do not count:
+    /// while a path becomes longer the network below smooths its figure, and what lies in between was never its own.
+    lately_us: [u32; SETTLED_SAMPLES],
+    settled: usize,
     shorter: u32,
     probe: Probe,
     /// No probe before.
@@ -83,7 +84,7 @@ impl PathFloor {
             probed_us: None,
             longer: 0,
             lower: (0, 0),
-            settled_us: u32::MAX,
+            lately_us: [0; SETTLED_SAMPLES],
             settled: 0,
             shorter: 0,
             probe: Probe::None,
@@ -154,25 +155,21 @@ impl PathFloor {
     }
 
     fn is_another(&mut self, rtt_us: u32) -> bool {
-        let was_us = self.settled_us;
+        let was_us = self.lately_us.iter().copied().min().unwrap_or(0);
         let known = self.settled >= SETTLED_SAMPLES && was_us >= SETTLED_US_MIN;
         if known && rtt_us < was_us / 100 * SHORTER_PERCENT {
             self.shorter += 1;
             if self.shorter < SHORTER_SAMPLES {
                 return false;
             }
-            (self.settled_us, self.settled, self.shorter) = (rtt_us, 1, 0);
-            return true;
+            self.settled = 0;
         }
+        let is_another = self.shorter >= SHORTER_SAMPLES;
         self.shorter = 0;
-        if rtt_us / 2 > was_us {
-            // Longer, by a queue or for good.
-            (self.settled_us, self.settled) = (rtt_us, 1);
-        } else {
-            self.settled_us = was_us.min(rtt_us);
-            self.settled += 1;
-        }
-        false
+        self.lately_us.rotate_right(1);
+        self.lately_us[0] = rtt_us;
+        self.settled += 1;
+        is_another
     }
 
     /// Is bulk to wait now?
@@ -318,6 +315,19 @@ mod tests {
         assert_eq!(told(82, 20, 20_000), 1);
         assert_eq!(told(102, 20, 300), 1);
         assert_eq!(told(122, 20, 100), 0, "near all the time");
+    }
+
+    #[test]
+    fn what_is_seen_while_a_path_becomes_longer_is_forgotten() {
+        let mut floor = near();
+        let samples = [300; 20]
+            .into_iter()
+            .chain([12_000, 30_000, 45_000, 60_000]);
+        let mut told = 0;
+        for (at, rtt_us) in (0..).zip(samples.chain([80_000; 12]).chain([25_000; 3])) {
+            told += u32::from(floor.sample(rtt_us, false, at * 100 * MS));
+        }
+        assert_eq!(told, 1);
     }
 
     #[test]
