@@ -33,8 +33,9 @@ const ANSWER_NS: u64 = 2_000_000_000;
 /// A path with more of a round trip is not probed: to empty it would cost more than to be wrong about it.
 const PROBED_US_MAX: u32 = 1_000_000;
 
-/// A path became another one when so many samples in a row took less than [`SHORTER_PERCENT`] of the least of
-/// [`SETTLED_SAMPLES`] before.
+/// A path became another one when so many samples in a row took less than [`SHORTER_PERCENT`] of the median of
+/// [`SETTLED_SAMPLES`] before: the network below smooths its figure, so that a few samples lie between the old path
+/// and the new one.
 const SHORTER_SAMPLES: u32 = 3;
 /// See [`SHORTER_SAMPLES`].
 const SHORTER_PERCENT: u32 = 50;
@@ -66,8 +67,7 @@ pub(super) struct PathFloor {
     longer: u32,
     /// Samples in a row that took less than a probe found, and the most of them.
     lower: (u32, u32),
-    /// The latest samples, newest first, and how many of them are of the path as it is now. Older ones do not count:
-    /// while a path becomes longer the network below smooths its figure, and what lies in between was never its own.
+    /// The latest samples, newest first, and how many of them are of the path as it is now.
     lately_us: [u32; SETTLED_SAMPLES],
     settled: usize,
     shorter: u32,
@@ -155,7 +155,9 @@ impl PathFloor {
     }
 
     fn is_another(&mut self, rtt_us: u32) -> bool {
-        let was_us = self.lately_us.iter().copied().min().unwrap_or(0);
+        let mut lately_us = self.lately_us;
+        let (_, was_us, _) = lately_us.select_nth_unstable(SETTLED_SAMPLES / 2);
+        let was_us = *was_us;
         let known = self.settled >= SETTLED_SAMPLES && was_us >= SETTLED_US_MIN;
         if known && rtt_us < was_us / 100 * SHORTER_PERCENT {
             self.shorter += 1;
@@ -318,16 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_while_a_path_becomes_longer_is_forgotten() {
+    fn what_is_seen_while_a_path_changes_is_neither_the_old_one_nor_the_new() {
         let mut floor = near();
-        let samples = [300; 20]
-            .into_iter()
-            .chain([12_000, 30_000, 45_000, 60_000]);
-        let mut told = 0;
-        for (at, rtt_us) in (0..).zip(samples.chain([80_000; 12]).chain([25_000; 3])) {
-            told += u32::from(floor.sample(rtt_us, false, at * 100 * MS));
-        }
-        assert_eq!(told, 1);
+        let longer = [12_000, 30_000, 45_000, 60_000].into_iter();
+        let samples = [300; 20].into_iter().chain(longer).chain([80_000; 12]);
+        let shorter = [47_700, 27_600, 26_300, 25_400];
+        let told: Vec<usize> = samples
+            .chain(shorter)
+            .enumerate()
+            .filter_map(|(at, rtt_us)| {
+                let now_ns = at as u64 * 100 * MS;
+                floor.sample(rtt_us, false, now_ns).then_some(at)
+            })
+            .collect();
+        assert_eq!(told, [39]);
     }
 
     #[test]
