@@ -6,10 +6,12 @@
 
 use std::net::SocketAddr;
 
+use arrayvec::ArrayVec;
 use dwcp_api::{Failure, Mode, SessionState, Version as ApiVersion};
 use dwcp_drivers::lane::LaneGroup;
 
 use super::bundle::{Bundle, Slot};
+use super::path::PACED;
 use super::{Fault, Hands, Session};
 use crate::engine::messages::{Dial, Errand, ToDoor};
 use crate::transport::LaneIx;
@@ -20,6 +22,14 @@ use crate::transport::streams::{Load, PathKind};
 const DIAL_LIMIT_NS: u64 = 2_500_000_000;
 /// A lane that was not needed for this long is closed.
 const RETIRE_NS: u64 = 5_000_000_000;
+/// Lanes are renewed on a path of at least this.
+const RENEWED_US_MIN: u32 = 5_000;
+/// When they take it for one of less than this part.
+const STALE_PART: u32 = 4;
+/// So many of them at once at most, so that the others carry on.
+const RENEWED_MAX: usize = 16;
+/// And no more than this part of them.
+const RENEWED_PART: usize = 4;
 
 impl Bundle {
     /// Has places for so many lanes at least.
@@ -182,6 +192,41 @@ impl Session {
             }
         }
         self.bundle.truncate(used);
+    }
+
+    /// Dials some of those lanes anew whose connection takes the path for a fraction of what it is, `own_us`.
+    ///
+    /// The kernel remembers the least round trip of a connection for minutes, and BBR opens no window wider than what
+    /// the path holds: on one that became longer that is a few packets. A fresh connection knows no better time.
+    pub(super) fn renew_lanes<G: LaneGroup>(&mut self, own_us: u32, hands: &mut Hands<'_, G>) {
+        if own_us < RENEWED_US_MIN || !self.is_source() {
+            return;
+        }
+        let most = (self.bundle.count_up() / RENEWED_PART).max(1);
+        let stale: ArrayVec<LaneIx, RENEWED_MAX> = self
+            .bundle
+            .slots
+            .iter()
+            .enumerate()
+            .filter_map(|(index, slot)| match slot {
+                Slot::Up(id, _) => Some((index, hands.lanes.stats(*id)?)),
+                _ => None,
+            })
+            .filter(|(_, stats)| {
+                let least_us = stats.rtt_min_us;
+                stats.congestion_name() == PACED && (1..own_us / STALE_PART).contains(&least_us)
+            })
+            .map(|(index, _)| LaneIx(index as u16))
+            .take(most.min(RENEWED_MAX))
+            .collect();
+        if stale.is_empty() {
+            return;
+        }
+        tracing::info!(session = %self.id, lanes = stale.len(), own_us, "lanes take the path for a shorter one");
+        for lane in stale {
+            self.replace_lane(lane, hands);
+        }
+        self.streams.begin_anew();
     }
 
     /// The peer is reached elsewhere from now on: lanes that still stand are left, all are dialled anew.

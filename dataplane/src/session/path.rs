@@ -36,7 +36,7 @@ const QUEUE_US: u32 = 5_000;
 /// that was held up once does not.
 const QUEUE_SAMPLES: usize = 4;
 /// Congestion control that fills a path without a queue.
-const PACED: &str = "bbr";
+pub(super) const PACED: &str = "bbr";
 
 /// One sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,6 +307,9 @@ impl Session {
         picture.path_bytes_per_s = sample.bytes_per_s;
         // Seen before the next one takes its place.
         self.published_ns = 0;
+        if !guest_waits {
+            self.renew_lanes(self.path.floor.us(), hands);
+        }
     }
 }
 

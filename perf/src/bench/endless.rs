@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 
 /// How long anything may take before it is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// More than the hypervisor sends, so that the guest never converges.
+/// More than the hypervisor may send, so that the guest never converges.
 const DIRTY_PAGES_PER_S: u32 = 100_000;
-/// A line without a limit would carry whatever a guest under emulation can write.
-const HYPERVISOR_BYTES_PER_S: u64 = 1_000_000_000;
+/// Less than the guest changes: a line without a limit would carry whatever a guest under emulation can write.
+const HYPERVISOR_BYTES_PER_S: u64 = 150_000_000;
 /// Spread widely, so that no round is short.
 const HOT_PAGES: u32 = 40_000;
 const GUEST_MB: u32 = 256;

@@ -89,8 +89,15 @@ impl FarPath {
     }
 
     /// The path's round trip, as the network below knows it.
-    pub const fn expect_delay(&mut self, delay_ns: u64) {
-        self.is_far = delay_ns >= FAR_NS;
+    pub fn expect_delay(&mut self, delay_ns: u64) {
+        let is_far = delay_ns >= FAR_NS;
+        if is_far && !self.is_far {
+            // What a near one carried says nothing of it.
+            self.wire.begin_anew();
+            self.guess_ends = None;
+            self.guess_over = false;
+        }
+        self.is_far = is_far;
         self.delay_ns = delay_ns;
     }
 

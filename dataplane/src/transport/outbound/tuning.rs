@@ -8,7 +8,7 @@ use crate::transport::FrameHandle;
 
 impl<F: FrameHandle> Outbound<F> {
     /// The path's round trip, as the network below knows it: see [`super::far::FarPath`].
-    pub const fn expect_delay(&mut self, delay_ns: u64) {
+    pub fn expect_delay(&mut self, delay_ns: u64) {
         self.far.expect_delay(delay_ns);
     }
 

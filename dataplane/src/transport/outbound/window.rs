@@ -136,6 +136,19 @@ impl Window {
         }
     }
 
+    /// The path is another one: its rate is found out as at the beginning.
+    pub fn begin_anew(&mut self) {
+        self.phase = Phase::Startup {
+            best_rate: 0,
+            stale_rounds: 0,
+        };
+        self.rate = MaxRate {
+            turned_at: self.rate.turned_at,
+            ..MaxRate::default()
+        };
+        self.samples.clear();
+    }
+
     /// The path's delay is known from elsewhere: it is not looked for here for a while.
     pub const fn set_delay(&mut self, delay_ns: u64, now: Nanos) {
         self.delay_ns = Some(delay_ns);
