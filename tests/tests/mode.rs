@@ -1,6 +1,7 @@
 //! The mode of a session follows its path while a guest moves, and an operator's word before that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use dwcp_lab::guest::UNLIMITED_BANDWIDTH;
 use dwcp_lab::link::Shape;
 use dwcp_lab::watchdog::poll_until;
 use dwcp_tests::scene::{PATIENCE, Scene, SceneConfig};
@@ -11,7 +12,11 @@ fn datacenter() -> Shape {
     Shape::new(0.0, 0.1, 0.0)
 }
 
-/// A guest that changes faster than any line here carries, so that its migration goes on until it is let end.
+/// Less than the guest of [`endless`] changes, bytes a second.
+const HYPERVISOR_BYTES_PER_S: u64 = 150_000_000;
+
+/// A guest that changes faster than its hypervisor may send, so that its migration goes on until it is let end: see
+/// [`keep_changing`].
 fn endless() -> SceneConfig {
     SceneConfig {
         shape: datacenter(),
@@ -28,6 +33,16 @@ fn peer(scene: &Scene<'_>) -> Value {
     scene.a.api("GET", &path, None).unwrap().1
 }
 
+/// Has the guest change more than is sent, and widely, so that no round is short.
+fn keep_changing(scene: &mut Scene<'_>) {
+    scene.source.set_hot_pages(40_000).unwrap();
+    let limit = json!({ "max-bandwidth": HYPERVISOR_BYTES_PER_S });
+    scene
+        .source
+        .execute("migrate-set-parameters", limit)
+        .unwrap();
+}
+
 /// Waits until the session is in this mode.
 fn wait_mode(scene: &Scene<'_>, mode: &str) -> Value {
     let mut last = Value::Null;
@@ -41,7 +56,7 @@ fn wait_mode(scene: &Scene<'_>, mode: &str) -> Value {
 /// Lets the guest come to rest and arrive.
 fn arrive(scene: &mut Scene<'_>, id: &str) -> Value {
     scene.source.set_rate(0).unwrap();
-    let limit = json!({ "downtime-limit": 2_000 });
+    let limit = json!({ "downtime-limit": 2_000, "max-bandwidth": UNLIMITED_BANDWIDTH });
     scene
         .source
         .execute("migrate-set-parameters", limit)
@@ -52,7 +67,7 @@ fn arrive(scene: &mut Scene<'_>, id: &str) -> Value {
 #[test]
 fn the_mode_follows_a_line_that_changes_under_a_migration_and_nothing_is_lost() {
     Scene::migrating(endless(), |scene, id| {
-        scene.source.set_hot_pages(40_000).unwrap();
+        keep_changing(scene);
         for (shape, mode) in [
             (datacenter(), "datacenter"),
             (Shape::new(200.0, 40.0, 0.0), "internet"),
@@ -73,6 +88,12 @@ fn the_mode_follows_a_line_that_changes_under_a_migration_and_nothing_is_lost() 
             scene.wait(id, mode, |view| {
                 view["mode"] == mode && view["state"] == "active"
             });
+            if mode == "internet" {
+                // Lanes that believed the path to be the near one that it was make room for fresh ones.
+                scene.wait(id, "fresh lanes", |view| {
+                    view["lanes"]["replaced"].as_u64() > Some(0)
+                });
+            }
         }
         let view = arrive(scene, id);
         assert_eq!(view["mode"], "datacenter");
@@ -89,7 +110,7 @@ fn the_mode_follows_a_line_that_changes_under_a_migration_and_nothing_is_lost() 
 #[test]
 fn an_operators_word_counts_before_what_is_measured_until_it_is_taken_back() {
     Scene::migrating(endless(), |scene, id| {
-        scene.source.set_hot_pages(40_000).unwrap();
+        keep_changing(scene);
         wait_mode(scene, "datacenter");
         let address = scene.ground.link.b.to_string();
         let run = |arguments: &[&str]| {
