@@ -42,7 +42,6 @@ enable_backports() {
     die "no apt source for bookworm found to derive backports from; add bookworm-backports by hand"
 }
 
-
 need busybox-static cpio zstd iproute2 jq socat mmdebstrap e2fsprogs qemu-utils
 
 if ! qemu-system-x86_64 --version 2>/dev/null | grep -q 'version 10\.'; then

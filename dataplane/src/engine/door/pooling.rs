@@ -334,8 +334,11 @@ pub(super) fn open_wide(stranger: &mut Stranger) -> Result<(), DoorError> {
     let is_lane = stranger
         .dial()
         .is_some_and(|dial| dial.errand == Errand::Lane);
+    if !is_lane || stranger.was_parked {
+        return Ok(());
+    }
     let told = stats(&stranger.fd)?;
-    if !is_lane || stranger.was_parked || !is_far(&told) {
+    if !is_far(&told) {
         return Ok(());
     }
     // HELLO, and what TLS has yet to say before it, must not wait for a wider window.
