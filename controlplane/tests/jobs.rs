@@ -11,7 +11,7 @@ use dwcp_api::text::Text;
 use dwcp_api::{SessionId, Version};
 use dwcp_controlplane::host::Host;
 use dwcp_controlplane::jobs::request::MigrationOptions;
-use dwcp_controlplane::jobs::settings::{End, capabilities, parameters, verify};
+use dwcp_controlplane::jobs::settings::{Agreed, End, capabilities, parameters, verify};
 use dwcp_controlplane::jobs::view::{GuestSide, MigrationState};
 use dwcp_controlplane::qmp::{MigrationPhase, QmpCommand, QmpError};
 use jobs_kit::{COMPLETED, ControlPlane, DataPlane, Qemu, Scene, call, releases};
@@ -33,9 +33,10 @@ async fn qmp_drives_a_direct_migration() {
             Qemu::start(&release, dir.path(), "a", false),
             Qemu::start(&release, dir.path(), "b", true),
         ];
-        let options = MigrationOptions {
+        let options = MigrationOptions::default();
+        let agreed = Agreed {
             multifd_channels: 3,
-            ..MigrationOptions::default()
+            postcopy_preempt: false,
         };
         let mut monitors = vec![];
         for (qemu, end) in ends.iter().zip([End::Source, End::Destination]) {
@@ -44,7 +45,7 @@ async fn qmp_drives_a_direct_migration() {
                 .execute(QmpCommand::QueryMigrateCapabilities)
                 .await
                 .unwrap();
-            let switch = capabilities(&listed, &options, false).unwrap();
+            let switch = capabilities(&listed, &options, agreed).unwrap();
             assert!(switch.contains(&("return-path", true)) && switch.contains(&("multifd", true)));
             qmp.execute(QmpCommand::MigrateSetCapabilities(switch))
                 .await
@@ -53,12 +54,12 @@ async fn qmp_drives_a_direct_migration() {
                 .execute(QmpCommand::QueryMigrateCapabilities)
                 .await
                 .unwrap();
-            assert_eq!(capabilities(&listed, &options, false), Ok(vec![]));
+            assert_eq!(capabilities(&listed, &options, agreed), Ok(vec![]));
             let listed = qmp
                 .execute(QmpCommand::QueryMigrateParameters)
                 .await
                 .unwrap();
-            let set = parameters(&listed, &options, end);
+            let set = parameters(&listed, &options, agreed, end);
             qmp.execute(QmpCommand::MigrateSetParameters(set.clone()))
                 .await
                 .unwrap();

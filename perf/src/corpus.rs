@@ -87,7 +87,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let (first, back) = (wanted("first"), wanted("back"));
         if first.is_some() || back.is_some() {
-            let mut running = saved.restored(None)?;
+            let mut running = saved.restored(None, false)?;
             std::thread::sleep(WORKS);
             saved.works(&running, Side::Source, 0)?;
             let first = first.unwrap_or_else(|| file(&folder, guest, "first"));
@@ -105,7 +105,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 let Some(path) = wanted(&format!("similar{nth}")) else {
                     continue;
                 };
-                let mut running = saved.restored(None)?;
+                let mut running = saved.restored(None, false)?;
                 std::thread::sleep(WORKS + APART * nth);
                 saved.works(&running, Side::Source, 0)?;
                 record(&mut running, &path, arguments.mb_per_s)?;

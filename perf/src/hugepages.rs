@@ -7,6 +7,8 @@ use dwcp_hugepages::arena::{Arena, ArenaConfig, BackingPolicy};
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 const PAGE_MB: u32 = 2;
+/// What two data planes take for one session: page history, buffers.
+pub(crate) const PLANES_MB: u32 = 1024;
 
 /// Hugepages that this process asked for; as many as before once it is dropped.
 pub(crate) struct Reserved {

@@ -19,7 +19,7 @@ use dwcp_lab::watchdog::poll_until;
 use serde_json::json;
 
 use crate::cores::own_core;
-use crate::hugepages::Reserved;
+use crate::hugepages::{PLANES_MB, Reserved};
 use crate::processes::cpu_ms;
 use crate::row::Row;
 
@@ -32,8 +32,6 @@ const PORT: u16 = 4444;
 const GUEST_MB: u32 = 1024;
 /// Lines of each log that a failure shows.
 const LOG_LINES: usize = 20;
-/// What two data planes take for one session: page history, buffers.
-const PLANES_MB: u32 = 1024;
 const GUEST_MB_VARIABLE: &str = "DWCP_PERF_GUEST_MB";
 
 struct Ground<'h> {

@@ -41,7 +41,7 @@ const AFTER: Duration = Duration::from_millis(1_500);
 const STEP: Duration = Duration::from_millis(10);
 const PORT: u16 = 4444;
 /// Of the lab's own guest.
-const LOAD_MEMORY_MB: u32 = 512;
+pub(super) const LOAD_MEMORY_MB: u32 = 512;
 const LOAD_PAGES_PER_S: u32 = 500;
 
 /// A saved guest.
@@ -85,15 +85,19 @@ enum Mover<'h> {
 }
 
 impl Saved {
-    /// A running copy.
-    pub(crate) fn restored(&self, host: Option<&Host>) -> anyhow::Result<Guest> {
+    /// A running copy, its memory on hugepages that are free or on ordinary pages.
+    pub(crate) fn restored(&self, host: Option<&Host>, hugepages: bool) -> anyhow::Result<Guest> {
         match self {
             Self::Load => {
-                let guest = Guest::saved(host, GuestConfig::sized(LOAD_MEMORY_MB))?;
+                let config = GuestConfig {
+                    hugepages,
+                    ..GuestConfig::sized(LOAD_MEMORY_MB)
+                };
+                let guest = Guest::saved(host, config)?;
                 guest.set_rate(LOAD_PAGES_PER_S)?;
                 Ok(guest)
             }
-            Self::Debian(saved) => Ok(saved.restored(host)?),
+            Self::Debian(saved) => Ok(saved.restored(host, hugepages)?),
         }
     }
 
@@ -128,7 +132,7 @@ pub(super) fn once_then(
     let line = Line::lay(link, &a, &b)?;
     let management = Cable::management(&a, &b, 1)?;
     let mut mover = mover(config, [&a, &b], &line, &management, shelves)?;
-    let mut source = saved.restored(Some(&a))?;
+    let mut source = saved.restored(Some(&a), true)?;
     let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
     if !config.is_ours() {
         prepare(config, &mut source, &mut destination)?;
@@ -254,7 +258,7 @@ impl Mover<'_> {
                 let body = json!({
                     "vm": { "qmp": source.control_monitor() },
                     "destination": { "api": b.url(), "qmp": destination.control_monitor() },
-                    "options": { "downtime_limit_ms": DOWNTIME_LIMIT_MS },
+                    "options": { "downtime_limit_ms": DOWNTIME_LIMIT_MS, "multifd_channels": std::env::var("MFD").ok().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0) },
                 });
                 let (status, view) = a.api("POST", "/v1/migrations", Some(&body))?;
                 ensure!(status == 201, "the migration was refused: {status} {view}");

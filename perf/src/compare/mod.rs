@@ -3,7 +3,8 @@
 //! In: guests, lines, ways, how often. Out: a [`Comparison`] for each guest and line, as a table, JSON,
 //! Markdown and a page. Promises: every way moves the same saved guest over the same line; in each round all
 //! ways take their turn, the next round beginning one further on, so that what else the machine does meets
-//! all; a run that fails is said, counted and shown.
+//! all; a run that fails is said, counted and shown; the guests' memory, on both hosts, lies on hugepages that
+//! were touched before, for on a machine that is virtual itself a first touch may cost more than all else.
 
 mod baselines;
 mod configs;
@@ -24,9 +25,12 @@ use dwcp_lab::debian::{DebianGuest, Work};
 use baselines::Stores;
 pub use configs::Config;
 pub use links::Link;
+use migrate::LOAD_MEMORY_MB;
 pub(crate) use migrate::Saved;
 pub use summary::{Comparison, ConfigFigures, Figure, Ratio};
 use summary::{Runs, ratio};
+
+use crate::hugepages::{PLANES_MB, Reserved};
 
 /// Runs of each way when nothing is said.
 const RUNS: u32 = 3;
@@ -53,6 +57,11 @@ impl Guest {
     #[must_use]
     pub fn name(self) -> &'static str {
         self.work().map_or("load", Work::name)
+    }
+
+    fn memory_mb(self) -> u32 {
+        self.work()
+            .map_or(LOAD_MEMORY_MB, |work| work.config().memory_mb)
     }
 
     fn work(self) -> Option<Work> {
@@ -144,6 +153,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut comparisons = Vec::new();
     for guest in &arguments.guest.0 {
         let saved = saved(*guest, &cache)?;
+        let _reserved = Reserved::hugepages(2 * guest.memory_mb() + PLANES_MB)?;
         for link in &arguments.link.0 {
             let comparison = compare(arguments, *guest, &saved, *link);
             println!("{}", table::text(&comparison));

@@ -164,22 +164,27 @@ impl DebianGuest {
     }
 
     /// A running copy of the guest, some way into its work.
-    pub fn restored(&self, host: Option<&Host>) -> Result<Guest, DebianError> {
-        self.restore_from(&self.saved, host)
+    /// `hugepages` is where its memory lies; the machine must have them free.
+    pub fn restored(&self, host: Option<&Host>, hugepages: bool) -> Result<Guest, DebianError> {
+        self.restore_from(&self.saved, host, hugepages)
     }
 
-    fn restore_from(&self, folder: &Path, host: Option<&Host>) -> Result<Guest, DebianError> {
+    fn restore_from(
+        &self,
+        folder: &Path,
+        host: Option<&Host>,
+        hugepages: bool,
+    ) -> Result<Guest, DebianError> {
         let scratch = LabDir::new("disk").map_err(cache_error(Path::new("/tmp")))?;
         let disk = scratch.file("run.qcow2");
         layer(&folder.join("disk.qcow2"), Format::Qcow2, &disk)?;
         let root = self.root(disk, Some(Arc::new(scratch)));
         let state = folder.join("state");
-        Ok(Guest::restored(
-            host,
-            self.work.config(),
-            Some(root),
-            state,
-        )?)
+        let config = GuestConfig {
+            hugepages,
+            ..self.work.config()
+        };
+        Ok(Guest::restored(host, config, Some(root), state)?)
     }
 
     fn root(&self, disk: PathBuf, scratch: Option<Arc<LabDir>>) -> DiskRoot {
@@ -203,7 +208,7 @@ impl DebianGuest {
         goes_on(guest.ticks(), Side::Source, 0, WORK_LIMIT)?;
         guest.save_into(&folder.join("state"))?;
         say(&format!("trying a copy of the saved guest {name}"));
-        let copy = self.restore_from(folder, None)?;
+        let copy = self.restore_from(folder, None, false)?;
         goes_on(copy.ticks(), Side::Source, 0, WORK_LIMIT)?;
         let verdict = copy.verify()?;
         if !verdict.ok {
