@@ -94,7 +94,7 @@ impl Connection {
         inbox: Inbox,
         limits: QueueLimits,
         zc_mode: SendMode,
-        same_host: bool,
+        copy_pays: bool,
     ) -> Self {
         Self {
             id,
@@ -109,8 +109,7 @@ impl Connection {
             refused: false,
             zc: match zc_mode {
                 SendMode::Copy => false,
-                // The kernel would copy on the way anyhow.
-                SendMode::Auto => !same_host,
+                SendMode::Auto => !copy_pays,
                 SendMode::ZeroCopy => true,
             },
             zc_mode,

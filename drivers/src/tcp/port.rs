@@ -34,7 +34,10 @@ pub enum RecvMode {
 /// How a lane sends its long frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendMode {
-    /// From registered memory without a copy, until the kernel says that it copied anyway.
+    /// From registered memory without a copy, until the kernel says that it copied anyway; but with a copy on one
+    /// host, where the kernel would make it later, and on a far path. There a window is on the way, and the kernel
+    /// counts a piece of a hugepage that it does not copy as all of that page up to it, on average as 1 MiB for
+    /// 64 KiB (Linux 6.18, `io_sg_from_iter`): the send buffer is full with a twentieth of its bytes.
     Auto,
     /// Always with a copy; frame memory is not registered.
     Copy,

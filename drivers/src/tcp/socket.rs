@@ -194,19 +194,20 @@ const FAR_UNSENT_BYTES: u32 = 1 << 20;
 const FAR_RECV_BYTES: usize = 1 << 20;
 
 /// Lets the kernel take more ahead where the path is a far one, in both directions. What lies there is bounded
-/// by whoever counts the bytes on the way.
+/// by whoever counts the bytes on the way. Answers whether it is one.
 ///
 /// # Errors
 /// What the kernel refused, as a rule because this is not a TCP socket.
-pub fn deepen_if_far(fd: BorrowedFd<'_>) -> io::Result<()> {
+pub fn deepen_if_far(fd: BorrowedFd<'_>) -> io::Result<bool> {
     if stats(fd)?.rtt_min_us < FAR_RTT_US {
-        return Ok(());
+        return Ok(false);
     }
     let tcp = libc::IPPROTO_TCP;
     set_raw(fd, tcp, libc::TCP_NOTSENT_LOWAT, &FAR_UNSENT_BYTES)?;
     // The room stays when less is waited for again, unlike a fixed buffer, which would not grow either.
     readable_at(fd, FAR_RECV_BYTES)?;
-    readable_at(fd, 1)
+    readable_at(fd, 1)?;
+    Ok(true)
 }
 
 /// Where `tcpi_delivery_rate_app_limited` lies, as bit 0 (`linux/tcp.h`).
