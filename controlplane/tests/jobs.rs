@@ -131,6 +131,59 @@ async fn a_guest_moves_and_nothing_is_left() {
     }
 }
 
+/// Moves a guest and answers how many extra connections its hypervisors used.
+async fn connections(scene: &Scene, request: Value) -> Option<u32> {
+    let url = format!("{}/v1/migrations", scene.controls[0].api);
+    let (status, view) = call(reqwest::Method::POST, &url, Some(request)).await;
+    assert_eq!(status, 201, "{view}");
+    let view = scene.controls[0].ended(view["id"].as_str().unwrap()).await;
+    assert_eq!(
+        (view.state, view.guest),
+        (COMPLETED, GuestSide::Destination),
+        "{view:#?}"
+    );
+    let mut set = Vec::new();
+    for hypervisor in [&scene.source, &scene.destination] {
+        let qmp = hypervisor.qmp().await;
+        let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await;
+        let listed = listed.unwrap();
+        let mut entries = listed.as_array().unwrap().iter();
+        let multifd = entries.find(|entry| entry["capability"] == "multifd");
+        set.push(multifd.unwrap()["state"] == true);
+    }
+    let used = view.options.multifd_channels;
+    assert_eq!(set, [used != Some(0); 2], "{view:#?}");
+    used
+}
+
+#[tokio::test]
+async fn extra_connections_are_used_where_both_hypervisors_are_of_one_release() {
+    let releases = releases();
+    for from in &releases {
+        for to in &releases {
+            let scene = Scene::between(from, to).await;
+            let suits = std::ptr::eq(from, to);
+            let used = connections(&scene, scene.request(&json!({}))).await;
+            assert_eq!(used, Some(if suits { 2 } else { 0 }));
+        }
+    }
+    // What the user said counts.
+    for said in [0, 3] {
+        let scene = Scene::new(&releases[0]).await;
+        let request = scene.request(&json!({ "multifd_channels": said }));
+        assert_eq!(connections(&scene, request).await, Some(said));
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_knows_of_no_offer_gets_the_single_stream() {
+    let scene = Scene::new(&releases()[0]).await;
+    let mut request = scene.request(&json!({}));
+    let peer = older(scene.controls[1].api.clone(), "multifd_offer").await;
+    request["destination"]["api"] = peer.into();
+    assert_eq!(connections(&scene, request).await, Some(0));
+}
+
 #[tokio::test]
 async fn the_same_guest_is_not_moved_twice_at_once() {
     let release = &releases()[0];

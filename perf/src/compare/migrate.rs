@@ -258,7 +258,7 @@ impl Mover<'_> {
                 let body = json!({
                     "vm": { "qmp": source.control_monitor() },
                     "destination": { "api": b.url(), "qmp": destination.control_monitor() },
-                    "options": { "downtime_limit_ms": DOWNTIME_LIMIT_MS, "multifd_channels": std::env::var("MFD").ok().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0) },
+                    "options": { "downtime_limit_ms": DOWNTIME_LIMIT_MS },
                 });
                 let (status, view) = a.api("POST", "/v1/migrations", Some(&body))?;
                 ensure!(status == 201, "the migration was refused: {status} {view}");

@@ -3,7 +3,8 @@
 //! In: guests whose streams `dwcp-perf corpus` recorded, lines. Out: rows: how much is left of the bytes of
 //! pages that are not zero, and how fast a core encodes and decodes, by every fixed encoding; and on each
 //! line the time that the encoder's own choice takes, beside the best fixed encoding and the best choice in
-//! hindsight. Promise: what was encoded was decoded and compared, every time.
+//! hindsight. Promise: what was encoded was decoded and compared, every time; both histories lie on hugepages that
+//! were touched before.
 
 pub(crate) mod batches;
 mod known;
@@ -19,12 +20,15 @@ use dwcp_dataplane::codec::{Choice, ChoiceReason, Method};
 use crate::bench::codec;
 use crate::compare::{Guest, Several, several};
 use crate::corpus;
+use crate::hugepages::Reserved;
 use crate::row::{self, Row};
 use batches::Stream;
 use known::Known;
 use line::Line;
 use replay::{Cost, Way, replay};
 
+/// What two histories may need beside their pages.
+const SPARE_MB: u32 = 16;
 /// Weights of encode time tried for the best choice in hindsight.
 const WEIGHTS: u32 = 40;
 
@@ -79,6 +83,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(folder) => folder.clone(),
         None => corpus::default_folder()?,
     };
+    // A history's first touch of each page is the machine's affair, not the codec's.
+    let _reserved = Reserved::hugepages(2 * arguments.store_mb + SPARE_MB)?;
     let mut rows = Vec::new();
     for guest in arguments.guest.iter() {
         let path = corpus::file(&folder, guest, &arguments.state);
