@@ -14,9 +14,9 @@ use dwcp_controlplane::jobs::request::MigrationOptions;
 use dwcp_controlplane::jobs::settings::{Agreed, End, capabilities, parameters, verify};
 use dwcp_controlplane::jobs::view::{GuestSide, MigrationState};
 use dwcp_controlplane::qmp::{MigrationPhase, QmpCommand, QmpError};
-use jobs_kit::{COMPLETED, ControlPlane, DataPlane, Qemu, Scene, call, releases};
+use jobs_kit::{COMPLETED, ControlPlane, DataPlane, Qemu, Scene, call, older, releases};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Not a test: the way into the process that stands in for the data plane.
 #[test]

@@ -68,7 +68,9 @@ pub(super) async fn offer(
     qmp: &Qmp,
     options: &MigrationOptions,
 ) -> Result<Option<MultifdOffer>, JobError> {
-    if options.multifd_channels.is_some() || !options.postcopy.is_never() || !has_multifd(qmp).await?
+    if options.multifd_channels.is_some()
+        || !options.postcopy.is_never()
+        || !has_multifd(qmp).await?
     {
         return Ok(None);
     }

@@ -194,7 +194,10 @@ mod tests {
     fn what_is_needed_and_missing_is_named() {
         let plain = MigrationOptions::default();
         let none = listed(&[("events", true), ("return-path", true)]);
-        assert_eq!(capabilities(&none, &plain, agreed(2, false)), Err("multifd"));
+        assert_eq!(
+            capabilities(&none, &plain, agreed(2, false)),
+            Err("multifd")
+        );
         assert_eq!(
             capabilities(&json!({}), &plain, agreed(0, false)),
             Err("return-path")
@@ -203,7 +206,10 @@ mod tests {
             postcopy: Postcopy::AfterFirstPass,
             ..MigrationOptions::default()
         };
-        assert_eq!(capabilities(&none, &postcopy, agreed(0, true)), Err("postcopy-ram"));
+        assert_eq!(
+            capabilities(&none, &postcopy, agreed(0, true)),
+            Err("postcopy-ram")
+        );
         let able = listed(&[
             ("events", true),
             ("return-path", true),
@@ -212,8 +218,14 @@ mod tests {
         ]);
         assert!(lists(&able, "postcopy-preempt") && !lists(&none, "postcopy-preempt"));
         let (ram, preempt) = (("postcopy-ram", true), ("postcopy-preempt", true));
-        assert_eq!(capabilities(&able, &postcopy, agreed(0, true)), Ok(vec![ram, preempt]));
-        assert_eq!(capabilities(&able, &postcopy, agreed(0, false)), Ok(vec![ram]));
+        assert_eq!(
+            capabilities(&able, &postcopy, agreed(0, true)),
+            Ok(vec![ram, preempt])
+        );
+        assert_eq!(
+            capabilities(&able, &postcopy, agreed(0, false)),
+            Ok(vec![ram])
+        );
         assert_eq!(capabilities(&able, &plain, agreed(0, true)), Ok(vec![]));
     }
 

@@ -428,7 +428,9 @@ async fn open(
     let offered = incoming.multifd_offer.is_some();
     let there = match peer.open(&incoming).await {
         // A control plane of an earlier release does not know of offers.
-        Err(PeerError::Refused { status: 400 | 422, .. }) if offered => {
+        Err(PeerError::Refused {
+            status: 400 | 422, ..
+        }) if offered => {
             incoming.multifd_offer = None;
             peer.open(&incoming).await?
         }

@@ -404,7 +404,8 @@ pub async fn older(api: String, field: &'static str) -> String {
         async move {
             let body: Option<Value> = serde_json::from_str(&body).ok();
             if body.as_ref().is_some_and(|body| body.get(field).is_some()) {
-                let error = json!({ "error": { "code": "bad_request", "message": "unknown field" } });
+                let error =
+                    json!({ "error": { "code": "bad_request", "message": "unknown field" } });
                 return (StatusCode::UNPROCESSABLE_ENTITY, Json(error));
             }
             let (status, answer) = call(method, &url, body).await;

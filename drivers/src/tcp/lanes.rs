@@ -224,11 +224,10 @@ impl LaneGroup for TcpLanes {
             .map_err(kernel("getpeername: connect it first"))?
             .and_then(ip_of);
         let own = rustix::net::getsockname(&endpoint).ok().and_then(ip_of);
-        let is_far =
-            socket::deepen_if_far(endpoint.as_fd()).map_err(|cause| AddError::Kernel {
-                step: "let it take more ahead",
-                cause,
-            })?;
+        let is_far = socket::deepen_if_far(endpoint.as_fd()).map_err(|cause| AddError::Kernel {
+            step: "let it take more ahead",
+            cause,
+        })?;
         let id = self.slots.next_id()?;
         let slot = slot_of(id);
         // SAFETY: needed to give each slot its part of the arena, which is `INBOX_BYTES` per slot.
