@@ -67,6 +67,7 @@ fn v1_and_v3_nodes_work_together() {
     for (versions, expected) in [((1, 1), "v1"), ((1, 3), "v1"), ((3, 1), "v1")] {
         let view = moves(SceneConfig {
             versions,
+            multifd: None,
             ..SceneConfig::default()
         });
         assert_eq!(view["negotiated_version"], expected, "{versions:?}");
