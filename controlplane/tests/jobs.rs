@@ -11,12 +11,12 @@ use dwcp_api::text::Text;
 use dwcp_api::{SessionId, Version};
 use dwcp_controlplane::host::Host;
 use dwcp_controlplane::jobs::request::MigrationOptions;
-use dwcp_controlplane::jobs::settings::{Agreed, End, capabilities, parameters, verify};
+use dwcp_controlplane::jobs::settings::{End, capabilities, parameters, verify};
 use dwcp_controlplane::jobs::view::{GuestSide, MigrationState};
 use dwcp_controlplane::qmp::{MigrationPhase, QmpCommand, QmpError};
-use jobs_kit::{COMPLETED, ControlPlane, DataPlane, Qemu, Scene, call, older, releases};
+use jobs_kit::{COMPLETED, ControlPlane, DataPlane, Qemu, Scene, call, releases};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Not a test: the way into the process that stands in for the data plane.
 #[test]
@@ -33,10 +33,9 @@ async fn qmp_drives_a_direct_migration() {
             Qemu::start(&release, dir.path(), "a", false),
             Qemu::start(&release, dir.path(), "b", true),
         ];
-        let options = MigrationOptions::default();
-        let agreed = Agreed {
+        let options = MigrationOptions {
             multifd_channels: 3,
-            postcopy_preempt: false,
+            ..MigrationOptions::default()
         };
         let mut monitors = vec![];
         for (qemu, end) in ends.iter().zip([End::Source, End::Destination]) {
@@ -45,7 +44,7 @@ async fn qmp_drives_a_direct_migration() {
                 .execute(QmpCommand::QueryMigrateCapabilities)
                 .await
                 .unwrap();
-            let switch = capabilities(&listed, &options, agreed).unwrap();
+            let switch = capabilities(&listed, &options, false).unwrap();
             assert!(switch.contains(&("return-path", true)) && switch.contains(&("multifd", true)));
             qmp.execute(QmpCommand::MigrateSetCapabilities(switch))
                 .await
@@ -54,12 +53,12 @@ async fn qmp_drives_a_direct_migration() {
                 .execute(QmpCommand::QueryMigrateCapabilities)
                 .await
                 .unwrap();
-            assert_eq!(capabilities(&listed, &options, agreed), Ok(vec![]));
+            assert_eq!(capabilities(&listed, &options, false), Ok(vec![]));
             let listed = qmp
                 .execute(QmpCommand::QueryMigrateParameters)
                 .await
                 .unwrap();
-            let set = parameters(&listed, &options, agreed, end);
+            let set = parameters(&listed, &options, end);
             qmp.execute(QmpCommand::MigrateSetParameters(set.clone()))
                 .await
                 .unwrap();
@@ -129,59 +128,6 @@ async fn a_guest_moves_and_nothing_is_left() {
             scene.is_clean().await;
         }
     }
-}
-
-/// Moves a guest and answers how many extra connections its hypervisors used.
-async fn connections(scene: &Scene, request: Value) -> Option<u32> {
-    let url = format!("{}/v1/migrations", scene.controls[0].api);
-    let (status, view) = call(reqwest::Method::POST, &url, Some(request)).await;
-    assert_eq!(status, 201, "{view}");
-    let view = scene.controls[0].ended(view["id"].as_str().unwrap()).await;
-    assert_eq!(
-        (view.state, view.guest),
-        (COMPLETED, GuestSide::Destination),
-        "{view:#?}"
-    );
-    let mut set = Vec::new();
-    for hypervisor in [&scene.source, &scene.destination] {
-        let qmp = hypervisor.qmp().await;
-        let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await;
-        let listed = listed.unwrap();
-        let mut entries = listed.as_array().unwrap().iter();
-        let multifd = entries.find(|entry| entry["capability"] == "multifd");
-        set.push(multifd.unwrap()["state"] == true);
-    }
-    let used = view.options.multifd_channels;
-    assert_eq!(set, [used != Some(0); 2], "{view:#?}");
-    used
-}
-
-#[tokio::test]
-async fn extra_connections_are_used_where_both_hypervisors_are_of_one_release() {
-    let releases = releases();
-    for from in &releases {
-        for to in &releases {
-            let scene = Scene::between(from, to).await;
-            let suits = std::ptr::eq(from, to);
-            let used = connections(&scene, scene.request(&json!({}))).await;
-            assert_eq!(used, Some(if suits { 2 } else { 0 }));
-        }
-    }
-    // What the user said counts.
-    for said in [0, 3] {
-        let scene = Scene::new(&releases[0]).await;
-        let request = scene.request(&json!({ "multifd_channels": said }));
-        assert_eq!(connections(&scene, request).await, Some(said));
-    }
-}
-
-#[tokio::test]
-async fn a_destination_that_knows_of_no_offer_gets_the_single_stream() {
-    let scene = Scene::new(&releases()[0]).await;
-    let mut request = scene.request(&json!({}));
-    let peer = older(scene.controls[1].api.clone(), "multifd_offer").await;
-    request["destination"]["api"] = peer.into();
-    assert_eq!(connections(&scene, request).await, Some(0));
 }
 
 #[tokio::test]

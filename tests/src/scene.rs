@@ -26,8 +26,8 @@ pub struct SceneConfig {
     pub versions: (u32, u32),
     /// Highest version that the migration may use.
     pub max_version: &'static str,
-    /// Extra connections of the hypervisor; none leaves it to the product.
-    pub multifd: Option<u32>,
+    /// Extra connections of the hypervisor.
+    pub multifd: u32,
     /// How the destination begins.
     pub arrival: Arrival,
     /// QEMU at the destination.
@@ -54,7 +54,7 @@ impl Default for SceneConfig {
             dirty_pages_per_s: 300,
             versions: (3, 3),
             max_version: "v3",
-            multifd: Some(0),
+            multifd: 0,
             arrival: Arrival::Run,
             destination_qemu: QemuVersion::V10,
             downtime_limit_ms: 300,
@@ -181,20 +181,18 @@ impl<'g> Scene<'g> {
 
     /// Asks for a migration of another pair of hypervisors.
     pub fn request_for(&self, source: &Guest, destination: &Guest) -> (u16, Value) {
-        let mut body = json!({
+        let body = json!({
             "vm": { "qmp": source.control_monitor() },
             "destination": { "api": self.b.url(), "qmp": destination.control_monitor() },
             "options": {
                 "max_version": self.config.max_version,
+                "multifd_channels": self.config.multifd,
                 "downtime_limit_ms": self.config.downtime_limit_ms,
                 "resume_limit_ms": self.config.resume_limit_ms,
                 "postcopy": self.config.postcopy,
                 "postcopy_auto_recover": self.config.auto_recover,
             },
         });
-        if let Some(channels) = self.config.multifd {
-            body["options"]["multifd_channels"] = json!(channels);
-        }
         self.a
             .api("POST", "/v1/migrations", Some(&body))
             .expect("an answer")

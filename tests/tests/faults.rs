@@ -14,7 +14,6 @@ use serde_json::Value;
 /// A thin and far line, so that each phase lasts long enough to be hit.
 fn far() -> SceneConfig {
     SceneConfig {
-        multifd: None,
         shape: Shape::new(200.0, 40.0, 0.0),
         ..SceneConfig::default()
     }

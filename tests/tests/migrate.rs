@@ -48,16 +48,14 @@ fn both_memories_are_equal_byte_for_byte() {
 
 #[test]
 fn a_guest_moves_over_2_4_and_8_multifd_channels() {
-    for multifd in [None, Some(2), Some(4), Some(8)] {
+    for multifd in [2, 4, 8] {
         let view = moves(SceneConfig {
             multifd,
             ..SceneConfig::default()
         });
-        let used = multifd.unwrap_or(2);
-        assert_eq!(view["options"]["multifd_channels"], used, "{view:#}");
         assert!(
             view["pages"]["total"].as_u64().unwrap() > 10_000,
-            "{multifd:?}: {view:#}"
+            "{multifd}: {view:#}"
         );
     }
 }
@@ -67,7 +65,6 @@ fn v1_and_v3_nodes_work_together() {
     for (versions, expected) in [((1, 1), "v1"), ((1, 3), "v1"), ((3, 1), "v1")] {
         let view = moves(SceneConfig {
             versions,
-            multifd: None,
             ..SceneConfig::default()
         });
         assert_eq!(view["negotiated_version"], expected, "{versions:?}");
@@ -228,7 +225,7 @@ fn a_guest_moves_over_tls_while_its_certificates_are_rotated() {
     // And another, which begins with the new ones.
     moves(SceneConfig {
         dataplane_extra: ["a", "b"].map(|node| authority.table(node)),
-        multifd: Some(2),
+        multifd: 2,
         ..SceneConfig::default()
     });
 }

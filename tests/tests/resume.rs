@@ -13,7 +13,6 @@ use serde_json::json;
 /// Far, thin enough to last, with a guest that goes on writing.
 fn line() -> SceneConfig {
     SceneConfig {
-        multifd: None,
         shape: Shape::new(80.0, 20.0, 0.0),
         dirty_pages_per_s: 800,
         ..SceneConfig::default()

@@ -238,9 +238,9 @@ pub struct Migrate {
     /// A name for the guest
     #[arg(long)]
     pub name: Option<String>,
-    /// Extra migration connections of the hypervisor; 0: the single stream; by default what suits both hypervisors
-    #[arg(long, value_name = "N")]
-    pub multifd: Option<u32>,
+    /// Extra migration connections of the hypervisor; 0: the single stream
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub multifd: u32,
     /// Highest protocol version to use
     #[arg(long, value_enum, default_value_t = MaxVersion::V3)]
     pub max_version: MaxVersion,

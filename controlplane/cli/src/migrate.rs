@@ -29,14 +29,12 @@ pub async fn migrate(api: &Api, args: &Migrate, as_json: bool) -> Result<Exit, A
         "destination": { "api": args.to, "qmp": args.to_qmp },
         "options": {
             "max_version": args.max_version.as_str(),
+            "multifd_channels": args.multifd,
             "downtime_limit_ms": args.downtime_limit_ms,
             "bandwidth_limit_bytes_per_s": args.bandwidth_limit,
         },
     });
     // Only what was asked for is said, so that a control plane of an earlier release understands it.
-    if let Some(channels) = args.multifd {
-        body["options"]["multifd_channels"] = json!(channels);
-    }
     if let Some(node) = &args.to_node {
         body["destination"]["node"] = json!(node);
     }

@@ -23,10 +23,10 @@ use crate::qmp::{
 
 use super::error::JobError;
 use super::part::Part;
-use super::prepare::{can_preempt, check_destination, configure, suits};
+use super::prepare::{can_preempt, check_destination, configure};
 use super::record::{IncomingRecord, failure, failure_cure, unix_ms};
 use super::request::IncomingRequest;
-use super::settings::{Agreed, End};
+use super::settings::End;
 use super::sockets::path_text;
 
 use super::table::{Claim, Entry, IncomingEntry, IncomingOrder, Table, lock};
@@ -171,19 +171,11 @@ impl Incoming {
     async fn prepare(&mut self, request: &IncomingRequest, qmp: &Qmp) -> Result<(), JobError> {
         let record = self.entry.record();
         self.table.write_incoming(&record)?;
-        let options = &request.options;
-        let agreed = Agreed {
-            multifd_channels: match &request.multifd_offer {
-                Some(offer) if suits(qmp, offer).await? => offer.channels,
-                _ => request.multifd_channels,
-            },
-            postcopy_preempt: request.postcopy_preempt && can_preempt(qmp).await?,
-        };
-        configure(qmp, &request.qmp, options, End::Destination, agreed).await?;
-        self.update(|view| {
-            view.multifd_channels = agreed.multifd_channels;
-            view.postcopy_preempt = agreed.postcopy_preempt;
-        });
+        let mut options = request.options.clone();
+        options.multifd_channels = request.multifd_channels;
+        let preempt = request.postcopy_preempt && can_preempt(qmp).await?;
+        configure(qmp, &request.qmp, &options, End::Destination, preempt).await?;
+        self.update(|view| view.postcopy_preempt = preempt);
         let path = self.table.sockets.paths(self.session).into;
         let connect = path_text(&path)?;
         qmp.execute(QmpCommand::MigrateIncoming(path)).await?;

@@ -4,12 +4,8 @@
 use crate::qmp::{MigrationPhase, Qmp, QmpCommand, QmpError};
 
 use super::error::JobError;
-use super::request::{MigrationOptions, MultifdOffer};
-use super::settings::{Agreed, End, capabilities, lists, parameters, verify};
-
-/// Extra connections that suit one worker of the data plane at each end: pages then lie where they are sent from,
-/// and are received where they belong, by other threads than the hypervisors' own. With more, batches become small.
-const MULTIFD_CHANNELS: u32 = 2;
+use super::request::MigrationOptions;
+use super::settings::{End, capabilities, lists, parameters, verify};
 
 /// Is this a hypervisor whose guest can be sent?
 pub(super) async fn check_source(qmp: &Qmp, path: &str) -> Result<(), JobError> {
@@ -62,43 +58,13 @@ pub(super) async fn can_preempt(qmp: &Qmp) -> Result<bool, JobError> {
     Ok(lists(&listed, "postcopy-preempt"))
 }
 
-/// Extra connections that a source of these options offers its destination: none if their number was said, or
-/// where post-copy may follow, which only newer releases have beside them.
-pub(super) async fn offer(
-    qmp: &Qmp,
-    options: &MigrationOptions,
-) -> Result<Option<MultifdOffer>, JobError> {
-    if options.multifd_channels.is_some()
-        || !options.postcopy.is_never()
-        || !has_multifd(qmp).await?
-    {
-        return Ok(None);
-    }
-    let release = qmp.release().await?;
-    Ok(release.map(|release| MultifdOffer {
-        channels: MULTIFD_CHANNELS,
-        release,
-    }))
-}
-
-/// Does a source's offer suit this hypervisor? Between different releases the order of what goes over several
-/// connections has not always been the same, so only the release itself will do.
-pub(super) async fn suits(qmp: &Qmp, offer: &MultifdOffer) -> Result<bool, JobError> {
-    Ok(qmp.release().await? == Some(offer.release.clone()) && has_multifd(qmp).await?)
-}
-
-async fn has_multifd(qmp: &Qmp) -> Result<bool, JobError> {
-    let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await?;
-    Ok(lists(&listed, "multifd"))
-}
-
 /// Switches capabilities, sets parameters and reads both back.
 pub(super) async fn configure(
     qmp: &Qmp,
     path: &str,
     options: &MigrationOptions,
     end: End,
-    agreed: Agreed,
+    preempt: bool,
 ) -> Result<(), JobError> {
     let unsupported = |problem: String| JobError::Unsupported {
         qmp: path.to_owned(),
@@ -107,7 +73,7 @@ pub(super) async fn configure(
     let missing = |name: &str| unsupported(format!("has no migration capability {name}"));
 
     let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await?;
-    let switch = capabilities(&listed, options, agreed).map_err(missing)?;
+    let switch = capabilities(&listed, options, preempt).map_err(missing)?;
     if !switch.is_empty() {
         let switched = qmp.execute(QmpCommand::MigrateSetCapabilities(switch));
         switched.await.map_err(|error| match error {
@@ -120,7 +86,7 @@ pub(super) async fn configure(
             error => error.into(),
         })?;
         let listed = qmp.execute(QmpCommand::QueryMigrateCapabilities).await?;
-        let left = capabilities(&listed, options, agreed).map_err(missing)?;
+        let left = capabilities(&listed, options, preempt).map_err(missing)?;
         if let Some((name, on)) = left.first() {
             let wanted = if *on { "on" } else { "off" };
             return Err(unsupported(format!(
@@ -130,7 +96,7 @@ pub(super) async fn configure(
     }
 
     let listed = qmp.execute(QmpCommand::QueryMigrateParameters).await?;
-    let set = parameters(&listed, options, agreed, end);
+    let set = parameters(&listed, options, end);
     qmp.execute(QmpCommand::MigrateSetParameters(set.clone()))
         .await?;
     let read_back = qmp.execute(QmpCommand::QueryMigrateParameters).await?;

@@ -139,7 +139,6 @@ impl IncomingRecord {
             dataplane,
             state: IncomingState::Setup,
             guest: GuestVerdict::Unknown,
-            multifd_channels: 0,
             postcopy_preempt: false,
             hypervisor: None,
             failure: None,

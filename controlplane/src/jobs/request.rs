@@ -105,10 +105,8 @@ impl From<MaxVersion> for Version {
 pub struct MigrationOptions {
     /// Highest protocol version.
     pub max_version: MaxVersion,
-    /// Extra migration connections of the hypervisor (multifd); 0: the single stream; absent: what suits both
-    /// hypervisors.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub multifd_channels: Option<u32>,
+    /// Extra migration connections of the hypervisor (multifd); 0: the single stream.
+    pub multifd_channels: u32,
     /// The hypervisor's downtime limit.
     pub downtime_limit_ms: u64,
     /// Wire bytes a second at most.
@@ -146,7 +144,7 @@ impl Default for MigrationOptions {
     fn default() -> Self {
         Self {
             max_version: MaxVersion::V3,
-            multifd_channels: None,
+            multifd_channels: 0,
             downtime_limit_ms: 300,
             bandwidth_limit_bytes_per_s: 0,
             window_limit_bytes: 0,
@@ -186,7 +184,7 @@ impl MigrationOptions {
         };
         at_most(
             "options.multifd_channels",
-            u64::from(self.multifd_channels.unwrap_or_default()),
+            u64::from(self.multifd_channels),
             u64::from(MULTIFD_CHANNELS_MAX),
         )?;
         at_most(
@@ -264,9 +262,6 @@ pub struct IncomingRequest {
     /// How; the limits count on this host too.
     #[serde(default)]
     pub options: MigrationOptions,
-    /// Extra migration connections that the source would use if they suit this hypervisor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub multifd_offer: Option<MultifdOffer>,
     /// The source's hypervisor can send the pages that the guest waits for over a connection of their own.
     #[serde(default, skip_serializing_if = "is_false")]
     pub postcopy_preempt: bool,
@@ -290,16 +285,6 @@ impl RecoverRequest {
     }
 }
 
-/// Extra migration connections (multifd), from one hypervisor to another of the same release.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MultifdOffer {
-    /// How many.
-    pub channels: u32,
-    /// Release of the sending hypervisor, `major.minor`.
-    pub release: String,
-}
-
 impl IncomingRequest {
     /// Checks every text and number.
     ///
@@ -308,19 +293,14 @@ impl IncomingRequest {
     pub fn check(&self) -> Result<dwcp_api::SessionId, JobError> {
         text("qmp", &self.qmp)?;
         self.options.check()?;
-        let most = |field, found| {
-            if found > MULTIFD_CHANNELS_MAX {
-                return Err(JobError::BadRequest {
-                    field,
-                    problem: format!("{found} is more than {MULTIFD_CHANNELS_MAX}"),
-                });
-            }
-            Ok(())
-        };
-        most("multifd_channels", self.multifd_channels)?;
-        if let Some(offer) = &self.multifd_offer {
-            most("multifd_offer.channels", offer.channels)?;
-            text("multifd_offer.release", &offer.release)?;
+        if self.multifd_channels > MULTIFD_CHANNELS_MAX {
+            return Err(JobError::BadRequest {
+                field: "multifd_channels",
+                problem: format!(
+                    "{} is more than {MULTIFD_CHANNELS_MAX}",
+                    self.multifd_channels
+                ),
+            });
         }
         session("session", &self.session)
     }
@@ -403,7 +383,7 @@ mod tests {
                 .contains("options.tenant")
         );
         let mut bad = good;
-        bad.options.multifd_channels = Some(256);
+        bad.options.multifd_channels = 256;
         assert!(
             bad.check()
                 .unwrap_err()
@@ -418,25 +398,11 @@ mod tests {
             session: "00".repeat(16),
             qmp: "/b".to_owned(),
             multifd_channels: 0,
-            multifd_offer: None,
             options: MigrationOptions::default(),
             postcopy_preempt: false,
         };
         assert!(incoming.check().is_err());
         incoming.session = "0a".repeat(16);
         assert_eq!(incoming.check().unwrap().0, [10; 16]);
-        let offer = |channels, release: &str| {
-            Some(MultifdOffer {
-                channels,
-                release: release.to_owned(),
-            })
-        };
-        incoming.multifd_offer = offer(2, "10.0");
-        assert!(incoming.check().is_ok());
-        for bad in [offer(256, "10.0"), offer(2, ""), offer(2, "1\n0")] {
-            incoming.multifd_offer = bad;
-            let error = incoming.check().unwrap_err().to_string();
-            assert!(error.contains("multifd_offer"), "{error}");
-        }
     }
 }

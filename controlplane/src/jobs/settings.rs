@@ -31,23 +31,15 @@ const OFF: [&str; 14] = [
     "mapped-ram",
 ];
 
-/// What both hypervisors use of what either may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Agreed {
-    /// Extra migration connections (multifd); 0: the single stream.
-    pub multifd_channels: u32,
-    /// In post-copy, pages that the guest waits for go over a connection of their own.
-    pub postcopy_preempt: bool,
-}
-
 /// What to switch, from the answer to `query-migrate-capabilities`. Only what differs from what is.
+/// `preempt`: in post-copy, pages that the guest waits for go over a connection of their own.
 ///
 /// # Errors
 /// The name of a capability that is needed and not there.
 pub fn capabilities(
     listed: &Value,
     options: &MigrationOptions,
-    agreed: Agreed,
+    preempt: bool,
 ) -> Result<Vec<(&'static str, bool)>, &'static str> {
     let now: BTreeMap<&str, bool> = listed
         .as_array()
@@ -60,7 +52,7 @@ pub fn capabilities(
             ))
         })
         .collect();
-    let multifd = agreed.multifd_channels > 0;
+    let multifd = options.multifd_channels > 0;
     for needed in ["return-path", "events"] {
         if !now.contains_key(needed) {
             return Err(needed);
@@ -76,7 +68,7 @@ pub fn capabilities(
     let wanted = OFF.iter().map(|name| (*name, false)).chain([
         ("multifd", multifd),
         ("postcopy-ram", postcopy),
-        ("postcopy-preempt", postcopy && agreed.postcopy_preempt),
+        ("postcopy-preempt", postcopy && preempt),
         ("return-path", true),
         ("events", true),
     ]);
@@ -105,19 +97,14 @@ pub enum End {
 
 /// What to set, from the answer to `query-migrate-parameters`. Only what the hypervisor lists.
 #[must_use]
-pub fn parameters(
-    listed: &Value,
-    options: &MigrationOptions,
-    agreed: Agreed,
-    end: End,
-) -> Map<String, Value> {
+pub fn parameters(listed: &Value, options: &MigrationOptions, end: End) -> Map<String, Value> {
     let mut wanted: Vec<(&str, Value)> = vec![
         ("multifd-compression", "none".into()),
         ("tls-creds", "".into()),
         ("tls-hostname", "".into()),
     ];
-    if agreed.multifd_channels > 0 {
-        wanted.push(("multifd-channels", agreed.multifd_channels.into()));
+    if options.multifd_channels > 0 {
+        wanted.push(("multifd-channels", options.multifd_channels.into()));
     }
     if end == End::Source {
         wanted.push(("max-bandwidth", MAX_BANDWIDTH_BYTES_PER_S.into()));
@@ -163,16 +150,15 @@ mod tests {
             .collect()
     }
 
-    const fn agreed(multifd_channels: u32, postcopy_preempt: bool) -> Agreed {
-        Agreed {
+    fn options(multifd_channels: u32) -> MigrationOptions {
+        MigrationOptions {
             multifd_channels,
-            postcopy_preempt,
+            ..MigrationOptions::default()
         }
     }
 
     #[test]
     fn only_what_exists_and_differs_is_switched() {
-        let plain = MigrationOptions::default();
         let old = listed(&[
             ("xbzrle", true),
             ("compress", false),
@@ -181,35 +167,28 @@ mod tests {
             ("multifd", false),
         ]);
         assert_eq!(
-            capabilities(&old, &plain, agreed(0, false)),
+            capabilities(&old, &options(0), false),
             Ok(vec![("xbzrle", false), ("events", true)])
         );
         assert_eq!(
-            capabilities(&old, &plain, agreed(4, false)),
+            capabilities(&old, &options(4), false),
             Ok(vec![("xbzrle", false), ("multifd", true), ("events", true)])
         );
     }
 
     #[test]
     fn what_is_needed_and_missing_is_named() {
-        let plain = MigrationOptions::default();
         let none = listed(&[("events", true), ("return-path", true)]);
+        assert_eq!(capabilities(&none, &options(2), false), Err("multifd"));
         assert_eq!(
-            capabilities(&none, &plain, agreed(2, false)),
-            Err("multifd")
-        );
-        assert_eq!(
-            capabilities(&json!({}), &plain, agreed(0, false)),
+            capabilities(&json!({}), &options(0), false),
             Err("return-path")
         );
         let postcopy = MigrationOptions {
             postcopy: Postcopy::AfterFirstPass,
-            ..MigrationOptions::default()
+            ..options(0)
         };
-        assert_eq!(
-            capabilities(&none, &postcopy, agreed(0, true)),
-            Err("postcopy-ram")
-        );
+        assert_eq!(capabilities(&none, &postcopy, true), Err("postcopy-ram"));
         let able = listed(&[
             ("events", true),
             ("return-path", true),
@@ -218,26 +197,19 @@ mod tests {
         ]);
         assert!(lists(&able, "postcopy-preempt") && !lists(&none, "postcopy-preempt"));
         let (ram, preempt) = (("postcopy-ram", true), ("postcopy-preempt", true));
-        assert_eq!(
-            capabilities(&able, &postcopy, agreed(0, true)),
-            Ok(vec![ram, preempt])
-        );
-        assert_eq!(
-            capabilities(&able, &postcopy, agreed(0, false)),
-            Ok(vec![ram])
-        );
-        assert_eq!(capabilities(&able, &plain, agreed(0, true)), Ok(vec![]));
+        assert_eq!(capabilities(&able, &postcopy, true), Ok(vec![ram, preempt]));
+        assert_eq!(capabilities(&able, &postcopy, false), Ok(vec![ram]));
+        assert_eq!(capabilities(&able, &options(0), true), Ok(vec![]));
     }
 
     #[test]
     fn both_ends_agree_and_only_the_source_paces() {
-        let plain = MigrationOptions::default();
         let listed = json!({
             "multifd-compression": "zlib", "tls-creds": "", "multifd-channels": 2,
             "max-bandwidth": 1, "downtime-limit": 1
         });
-        let source = parameters(&listed, &plain, agreed(3, false), End::Source);
-        let destination = parameters(&listed, &plain, agreed(3, false), End::Destination);
+        let source = parameters(&listed, &options(3), End::Source);
+        let destination = parameters(&listed, &options(3), End::Destination);
         assert_eq!(source["multifd-channels"], destination["multifd-channels"]);
         assert_eq!(source["max-bandwidth"], json!(MAX_BANDWIDTH_BYTES_PER_S));
         assert!(

@@ -18,13 +18,13 @@ use crate::host::HostError;
 use crate::qmp::{MigrationInfo, MigrationPhase, MonitorPath, Qmp, QmpCommand, QmpError, QmpEvent};
 
 use super::error::JobError;
-use super::peer::{Peer, PeerError};
-use super::prepare::{can_preempt, configure, offer};
+use super::peer::Peer;
+use super::prepare::{can_preempt, configure};
 use super::progress::Progress;
 use super::record::{SourceRecord, Stage, failure, unix_ms};
 use super::recover::Recovery;
-use super::request::{IncomingRequest, MultifdOffer};
-use super::settings::{Agreed, End};
+use super::request::IncomingRequest;
+use super::settings::End;
 use super::sockets::path_text;
 use super::table::{Claim, SourceEntry, SourceOrder, Table, lock};
 use super::view::{FailureView, GuestSide, MigrationState, MigrationView};
@@ -370,7 +370,7 @@ impl Run {
 
 /// Everything up to the point where the hypervisor can be asked to send. The two ends are made ready side by
 /// side: the destination, and with its answer the session, whose lanes are being dialled meanwhile; and the
-/// source's hypervisor, which needs to know of the destination only for post-copy, and where an offer was declined.
+/// source's hypervisor, which needs to know of the destination only for post-copy.
 async fn prepare(
     table: &Table,
     session: SessionId,
@@ -379,76 +379,45 @@ async fn prepare(
     peer: &Peer,
     qmp: &Qmp,
 ) -> Result<(), JobError> {
-    let (options, monitor) = (&record.request.options, &record.request.vm.qmp);
-    let ready = |agreed| configure(qmp, monitor, options, End::Source, agreed);
-    let mut wanted = Agreed {
-        multifd_channels: options.multifd_channels.unwrap_or_default(),
-        postcopy_preempt: false,
-    };
-    if !options.postcopy.is_never() {
-        wanted.postcopy_preempt = can_preempt(qmp).await?;
-        let agreed = open(table, session, entry, record, peer, (wanted, None)).await?;
-        return ready(agreed).await;
+    let request = &record.request;
+    let ready = |preempt| configure(qmp, &request.vm.qmp, &request.options, End::Source, preempt);
+    if request.options.postcopy.is_never() {
+        // Both are waited for, whatever comes of one: a command that a hypervisor was given half is one too many.
+        let (opened, configured) = tokio::join!(
+            open(table, session, entry, record, peer, false),
+            ready(false)
+        );
+        return opened.and(configured);
     }
-    let offer = offer(qmp, options).await?;
-    if let Some(offer) = &offer {
-        wanted.multifd_channels = offer.channels;
-    }
-    // Both are waited for, whatever comes of one: a command that a hypervisor was given half is one too many.
-    let (opened, configured) = tokio::join!(
-        open(table, session, entry, record, peer, (wanted, offer)),
-        ready(wanted)
-    );
-    let agreed = opened?;
-    configured?;
-    if agreed != wanted {
-        ready(agreed).await?;
-    }
-    Ok(())
+    let preempt = can_preempt(qmp).await?;
+    let preempt = open(table, session, entry, record, peer, preempt).await?;
+    ready(preempt).await
 }
 
-/// Has the destination made ready, and opens the session to it. Answers what both hypervisors are to use.
+/// Has the destination made ready, and opens the session to it. Answers whether pages that the guest waits for
+/// have a connection of their own.
 async fn open(
     table: &Table,
     session: SessionId,
     entry: &SourceEntry,
     record: &SourceRecord,
     peer: &Peer,
-    (wanted, offer): (Agreed, Option<MultifdOffer>),
-) -> Result<Agreed, JobError> {
+    preempt: bool,
+) -> Result<bool, JobError> {
     let request = &record.request;
-    let mut incoming = IncomingRequest {
+    let incoming = IncomingRequest {
         session: session.to_string(),
         qmp: request.destination.qmp.clone(),
-        multifd_channels: request.options.multifd_channels.unwrap_or_default(),
-        multifd_offer: offer,
+        multifd_channels: request.options.multifd_channels,
         options: request.options.clone(),
-        postcopy_preempt: wanted.postcopy_preempt,
+        postcopy_preempt: preempt,
     };
-    let offered = incoming.multifd_offer.is_some();
-    let there = match peer.open(&incoming).await {
-        // A control plane of an earlier release does not know of offers.
-        Err(PeerError::Refused {
-            status: 400 | 422, ..
-        }) if offered => {
-            incoming.multifd_offer = None;
-            peer.open(&incoming).await?
-        }
-        answer => answer?,
-    };
-    let agreed = Agreed {
-        multifd_channels: match offered && there.multifd_channels != wanted.multifd_channels {
-            true => 0,
-            false => wanted.multifd_channels,
-        },
-        postcopy_preempt: there.postcopy_preempt,
-    };
+    let there = peer.open(&incoming).await?;
     let instance = table.host.status().instance();
     {
         let mut record = lock(&entry.record);
         record.instance = instance;
         record.view.destination.dataplane = Some(there.dataplane.clone());
-        record.view.options.multifd_channels = Some(agreed.multifd_channels);
         "preparing the source".clone_into(&mut record.view.phase);
     }
     let record = entry.record();
@@ -466,7 +435,7 @@ async fn open(
             limits: request.options.session_limits(),
         })
         .await?;
-    Ok(agreed)
+    Ok(there.postcopy_preempt)
 }
 
 pub(super) fn failed(error: &JobError) -> Outcome {

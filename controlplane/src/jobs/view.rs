@@ -325,9 +325,6 @@ pub struct IncomingView {
     pub state: IncomingState,
     /// Is the guest here? Unknown until it is settled.
     pub guest: GuestVerdict,
-    /// Extra migration connections (multifd) that the hypervisor expects.
-    #[serde(default)]
-    pub multifd_channels: u32,
     /// In post-copy, pages that the guest waits for come over a connection of their own.
     #[serde(default)]
     pub postcopy_preempt: bool,

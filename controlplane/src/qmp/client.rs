@@ -19,7 +19,7 @@ use super::command::QmpCommand;
 use super::error::QmpError;
 use super::line::{Message, parse, read_line};
 use super::path::MonitorPath;
-use super::status::{MigrationInfo, RunState, release};
+use super::status::{MigrationInfo, RunState};
 
 /// How long a monitor may take to greet. One that serves somebody else never does.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
@@ -185,14 +185,6 @@ impl Qmp {
         Ok(RunState::read(
             &self.execute(QmpCommand::QueryStatus).await?,
         ))
-    }
-
-    /// The hypervisor's release, `major.minor`; `query-version`. Absent if it does not say.
-    ///
-    /// # Errors
-    /// As [`Qmp::execute`].
-    pub async fn release(&self) -> Result<Option<String>, QmpError> {
-        Ok(release(&self.execute(QmpCommand::QueryVersion).await?))
     }
 
     /// `query-migrate`.

@@ -18,8 +18,6 @@ pub enum QmpCommand {
     QueryStatus,
     /// How far is the migration?
     QueryMigrate,
-    /// Which release is it?
-    QueryVersion,
     /// What can this hypervisor do, and what is switched on?
     QueryMigrateCapabilities,
     /// The migration's parameters.
@@ -58,7 +56,6 @@ impl QmpCommand {
             Self::Capabilities { .. } => "qmp_capabilities",
             Self::QueryStatus => "query-status",
             Self::QueryMigrate => "query-migrate",
-            Self::QueryVersion => "query-version",
             Self::QueryMigrateCapabilities => "query-migrate-capabilities",
             Self::QueryMigrateParameters => "query-migrate-parameters",
             Self::MigrateSetCapabilities(_) => "migrate-set-capabilities",

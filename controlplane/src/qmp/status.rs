@@ -45,13 +45,6 @@ impl RunState {
     }
 }
 
-/// Its release, `major.minor`, from the answer to `query-version`.
-#[must_use]
-pub fn release(value: &Value) -> Option<String> {
-    let part = |name: &str| value.get("qemu")?.get(name)?.as_u64();
-    Some(format!("{}.{}", part("major")?, part("minor")?))
-}
-
 /// Where the hypervisor sees its migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrationPhase {

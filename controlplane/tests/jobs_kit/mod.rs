@@ -323,10 +323,6 @@ pub struct Scene {
 
 impl Scene {
     pub async fn new(release: &Release) -> Self {
-        Self::between(release, release).await
-    }
-
-    pub async fn between(from: &Release, to: &Release) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hosts = [dir.path().join("a"), dir.path().join("b")];
         for host in &hosts {
@@ -337,8 +333,8 @@ impl Scene {
             .map(|host| DataPlane::start(&host.join("dp.sock")));
         let any = "127.0.0.1:0".parse().unwrap();
         let controls = hosts.each_ref().map(|host| ControlPlane::start(host, any));
-        let source = Qemu::start(from, &hosts[0], "vm", false);
-        let destination = Qemu::start(to, &hosts[1], "vm", true);
+        let source = Qemu::start(release, &hosts[0], "vm", false);
+        let destination = Qemu::start(release, &hosts[1], "vm", true);
         for control in &controls {
             control.attached().await;
         }
@@ -392,29 +388,6 @@ impl Scene {
             }
         }
     }
-}
-
-/// A control plane in front of the one at `api` that does not know of `field`, as one of an earlier release would
-/// not. Answers its address.
-pub async fn older(api: String, field: &'static str) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let forward = move |method: reqwest::Method, uri: axum::http::Uri, body: String| {
-        let url = format!("{api}{uri}");
-        async move {
-            let body: Option<Value> = serde_json::from_str(&body).ok();
-            if body.as_ref().is_some_and(|body| body.get(field).is_some()) {
-                let error =
-                    json!({ "error": { "code": "bad_request", "message": "unknown field" } });
-                return (StatusCode::UNPROCESSABLE_ENTITY, Json(error));
-            }
-            let (status, answer) = call(method, &url, body).await;
-            (StatusCode::from_u16(status).unwrap(), Json(answer))
-        }
-    };
-    let router = Router::new().fallback(forward);
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    format!("http://{address}")
 }
 
 /// One call of the API.

@@ -60,7 +60,7 @@ impl Stores {
     /// What both nodes are told, with all that they are to hold in their stores.
     pub(super) fn shelves(
         &mut self,
-        config: Config,
+        (config, multifd): (Config, u32),
         saved: &Saved,
         link: Link,
     ) -> anyhow::Result<[Shelf; 2]> {
@@ -76,7 +76,7 @@ impl Stores {
                 Config::DwcpAgain => {
                     eprintln!("the migration that this one follows");
                     let arrived = |_: &_| self.wait_kept();
-                    migrate::once_then(saved, link, config, Some(&first), &arrived)?;
+                    migrate::once_then(saved, link, (config, multifd), Some(&first), &arrived)?;
                 }
                 _ => {
                     let Saved::Debian(guest) = saved else {

@@ -75,6 +75,8 @@ pub(super) struct Sample {
 enum Mover<'h> {
     Product {
         nodes: Box<[Node<'h>; 2]>,
+        /// Extra connections of both hypervisors.
+        multifd: u32,
         id: RefCell<String>,
         /// Its files are looked at while the nodes run.
         _authority: Option<Authority>,
@@ -110,11 +112,12 @@ impl Saved {
     }
 }
 
-/// Moves the guest once. `shelves` is what both hosts hold on disk.
+/// Moves the guest once, by the product with so many extra connections of both hypervisors. `shelves` is what both
+/// hosts hold on disk.
 pub(super) fn once(
     saved: &Saved,
     link: Link,
-    config: Config,
+    config: (Config, u32),
     shelves: Option<&[Shelf; 2]>,
 ) -> anyhow::Result<Sample> {
     once_then(saved, link, config, shelves, &|_| Ok(()))
@@ -124,14 +127,14 @@ pub(super) fn once(
 pub(super) fn once_then(
     saved: &Saved,
     link: Link,
-    config: Config,
+    (config, multifd): (Config, u32),
     shelves: Option<&[Shelf; 2]>,
     then: &dyn Fn(&Sample) -> anyhow::Result<()>,
 ) -> anyhow::Result<Sample> {
     let (a, b) = (Host::new("a")?, Host::new("b")?);
     let line = Line::lay(link, &a, &b)?;
     let management = Cable::management(&a, &b, 1)?;
-    let mut mover = mover(config, [&a, &b], &line, &management, shelves)?;
+    let mut mover = mover((config, multifd), [&a, &b], &line, &management, shelves)?;
     let mut source = saved.restored(Some(&a), true)?;
     let mut destination = Guest::start_incoming(Some(&b), &source, QemuVersion::V10, Arrival::Run)?;
     if !config.is_ours() {
@@ -181,7 +184,7 @@ pub(super) fn once_then(
 }
 
 fn mover<'h>(
-    config: Config,
+    (config, multifd): (Config, u32),
     hosts: [&'h Host; 2],
     line: &Line,
     management: &Cable,
@@ -208,6 +211,7 @@ fn mover<'h>(
     };
     Ok(Mover::Product {
         nodes: Box::new([node(0, "a", management.a)?, node(1, "b", management.b)?]),
+        multifd,
         id: RefCell::default(),
         _authority: authority,
     })
@@ -253,12 +257,14 @@ impl Mover<'_> {
                 destination.execute("migrate-incoming", json!({ "uri": uri }))?;
                 source.execute("migrate", json!({ "uri": uri }))?;
             }
-            Self::Product { nodes, id, .. } => {
+            Self::Product {
+                nodes, id, multifd, ..
+            } => {
                 let [a, b] = &**nodes;
                 let body = json!({
                     "vm": { "qmp": source.control_monitor() },
                     "destination": { "api": b.url(), "qmp": destination.control_monitor() },
-                    "options": { "downtime_limit_ms": DOWNTIME_LIMIT_MS },
+                    "options": { "downtime_limit_ms": DOWNTIME_LIMIT_MS, "multifd_channels": multifd },
                 });
                 let (status, view) = a.api("POST", "/v1/migrations", Some(&body))?;
                 ensure!(status == 201, "the migration was refused: {status} {view}");

@@ -126,6 +126,9 @@ pub struct Arguments {
     /// Runs of each way
     #[arg(long, default_value_t = RUNS, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     runs: u32,
+    /// Extra connections (multifd) between both hypervisors and the product; 0: the single stream
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=255))]
+    multifd: u32,
     /// Write the figures to this file: an object for one guest and one line, a list for more
     #[arg(long)]
     json: Option<PathBuf>,
@@ -218,7 +221,7 @@ fn compare(arguments: &Arguments, guest: Guest, saved: &Saved, link: Link) -> Co
                 round + 1,
                 arguments.runs
             );
-            let config = runs.config;
+            let config = (runs.config, arguments.multifd);
             let sample = match &mut stores[at] {
                 Ok(None) => migrate::once(saved, link, config, None),
                 Ok(Some(stores)) => stores

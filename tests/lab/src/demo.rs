@@ -25,9 +25,8 @@ pub struct DemoConfig {
     pub guest_mb: u32,
     /// Pages that the guest changes per second.
     pub dirty_pages_per_s: u32,
-    /// Extra connections of the hypervisor; 0: the single stream; none: what the product chooses, and the single
-    /// stream for the hypervisor alone.
-    pub multifd: Option<u32>,
+    /// Extra connections of the hypervisor; 0: the single stream.
+    pub multifd: u32,
     /// Throw the kill switch half-way.
     pub rollback_midway: bool,
     /// Show the same by the hypervisor alone.
@@ -132,10 +131,7 @@ pub fn run(config: &DemoConfig, say: &dyn Fn(&str)) -> Result<DemoReport, DemoEr
             destination: QemuVersion::V10,
             link: LinkConfig::symmetric(config.shape),
             dirty_pages_per_s: config.dirty_pages_per_s,
-            multifd: config
-                .multifd
-                .and_then(|count| u8::try_from(count).ok())
-                .filter(|count| *count > 0),
+            multifd: u8::try_from(config.multifd).ok().filter(|count| *count > 0),
             downtime_limit_ms: config.downtime_limit_ms,
             arrival: Arrival::Run,
             limit: LIMIT,
@@ -180,24 +176,23 @@ fn through_dwcp(
     source.set_rate(config.dirty_pages_per_s)?;
     let source_qmp = source.control_monitor().display().to_string();
     let target_qmp = destination.control_monitor().display().to_string();
-    let (downtime, url) = (config.downtime_limit_ms.to_string(), node_b.url());
-    let mut arguments = vec![
+    let multifd = config.multifd.to_string();
+    let downtime = config.downtime_limit_ms.to_string();
+    let arguments = [
         "migrate",
         "--vm",
         &source_qmp,
         "--to",
-        &url,
+        &node_b.url(),
         "--to-qmp",
         &target_qmp,
+        "--multifd",
+        &multifd,
         "--downtime-limit-ms",
         &downtime,
         "--name",
         "demo",
     ];
-    let multifd = config.multifd.map(|count| count.to_string());
-    if let Some(count) = &multifd {
-        arguments.extend(["--multifd", count.as_str()]);
-    }
     say(&format!("dwcpctl {}", arguments.join(" ")));
     let mut command = node_a.ctl(&arguments)?;
     let mut ctl = None;

@@ -90,9 +90,9 @@ struct Demo {
     /// Pages the guest changes per second.
     #[arg(long, default_value_t = 500)]
     dirty_pages: u32,
-    /// Multifd channels of the hypervisor; 0: the single stream. By default dwcpctl chooses, and QEMU alone has none.
-    #[arg(long)]
-    multifd: Option<u32>,
+    /// Multifd channels of the hypervisor; 0: the single stream.
+    #[arg(long, default_value_t = 0)]
+    multifd: u32,
     /// QEMU's downtime limit in milliseconds.
     #[arg(long, default_value_t = 300)]
     downtime_ms: u32,
